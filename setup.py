@@ -1,0 +1,52 @@
+"""Package definition; tool settings live in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name='sleep_jax',
+    version='0.1.0',
+    description="A night's sleep for language models, in JAX and Flax.",
+    long_description=(_ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(
+        include=['sleep_jax*', 'experiments*']
+    ),
+    package_data={'sleep_jax': ['assets/*']},
+    install_requires=[
+        'absl-py',
+        'chex',
+        'flax>=0.12',
+        'jax>=0.10',
+        'jaxtyping',
+        'matplotlib',
+        'ml-collections',
+        'numpy',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12',
+        'sentencepiece',
+        'tensorboard',
+        'tensorflow-datasets>=4.9.10',
+        'tqdm',
+    ],
+    extras_require={
+        'gpu': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'hf': ['safetensors', 'tokenizers'],
+        'bench': ['torch', 'transformers', 'rapidfuzz'],
+        'dev': [
+            'beartype',
+            'import-linter',
+            'pre-commit',
+            'pytest',
+            'pytest-xdist',
+            'rapidfuzz',
+            'ruff',
+        ],
+    },
+)

@@ -1,0 +1,211 @@
+"""Typed configs. A frozen dataclass is hashable, so it can key a `jax.jit`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar('_T')
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message names it and the way out."""
+
+
+def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+  """Builds dataclass `cls`, naming any key that it does not have.
+
+  Args:
+    cls: a dataclass of this module.
+    values: its fields; absent ones keep their defaults.
+    where: the config path, for the message (`model.levels[0]`).
+  """
+  known = {f.name for f in dataclasses.fields(cls)}  # pytype: disable=wrong-arg-types
+  if unknown := sorted(set(values) - known):
+    raise ConfigError(
+        f'{where}: unknown setting {unknown[0]!r}; known are '
+        f'{", ".join(sorted(known))}.'
+    )
+  return cls(**values)
+
+
+def choose(value: str, options: Mapping[str, _T], where: str) -> _T:
+  """`options[value]`, or an error that lists the options."""
+  if value not in options:
+    raise ConfigError(
+        f'{where}={value!r} is unknown; choose one of '
+        f'{", ".join(sorted(options))}.'
+    )
+  return options[value]
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelConfig:
+  """One level of the Continuum Memory System (Sleep section 2 and 3)."""
+
+  hidden: int  # Width of the level's dense SwiGLU base.
+  # Eq. 2: tokens (per lane) between two updates; 0 = frozen (frequency 0).
+  chunk: int = 0
+  # Sleep steps are b * C^(l): the level is a sender every b-th update.
+  sleep_every: int = 0
+  optimizer: str = 'adam'  # f(.) of Eq. 2: sgd | momentum | adam.
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.0  # Pulls the fast change back to zero.
+  clip: float = 1.0  # Global-norm clip of the chunk's gradient.
+  slots: int = 0  # Pre-allocated low-rank experts.
+  rank: int = 0  # Width d_low of one expert.
+  top_k: int = 1  # Active experts a token may use; null is always a choice.
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer."""
+
+  vocab: int
+  dim: int
+  layers: int
+  heads: int
+  levels: tuple[LevelConfig, ...]  # Fast to slow.
+  kv_heads: int = 0  # 0: as many as `heads`.
+  head_dim: int = 0  # 0: dim / heads.
+  max_len: int = 2048
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  tie_embeddings: bool = True
+  unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
+  remat: bool = False
+  dtype: str = 'float32'  # Of the computation; parameters stay float32.
+
+  def __post_init__(self):
+    if not self.levels:
+      raise ConfigError('model.levels is empty; a Transformer has one level.')
+    if self.dim % self.heads and not self.head_dim:
+      raise ConfigError(
+          f'model.dim={self.dim} is not divisible by model.heads='
+          f'{self.heads}; set model.head_dim or change one of them.'
+      )
+    if self.heads % self.num_kv_heads:
+      raise ConfigError(
+          f'model.heads={self.heads} is not a multiple of model.kv_heads='
+          f'{self.num_kv_heads}.'
+      )
+    _check_clocks(self.levels)
+
+  @property
+  def num_kv_heads(self) -> int:
+    return self.kv_heads or self.heads
+
+  @property
+  def size_of_head(self) -> int:
+    return self.head_dim or self.dim // self.heads
+
+  @classmethod
+  def of(cls, values: Mapping[str, Any]) -> 'ModelConfig':
+    """From a nested mapping such as a ConfigDict's `model`."""
+    values = dict(values)
+    values['levels'] = tuple(
+        from_mapping(LevelConfig, level, f'model.levels[{i}]')
+        for i, level in enumerate(values.get('levels', ()))
+    )
+    return from_mapping(cls, values, 'model')
+
+
+def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
+  """Chunk sizes must nest, and a sender needs a receiver with slots."""
+  moving = [(i, l) for i, l in enumerate(levels, 1) if l.chunk]
+  for (i, fast), (j, slow) in zip(moving, moving[1:]):
+    if slow.chunk % fast.chunk:
+      raise ConfigError(
+          f'model.levels: chunk sizes must divide: level {j} updates every '
+          f'{slow.chunk} tokens, which is not a multiple of level {i}\'s '
+          f'{fast.chunk} (Sleep Eq. 2).'
+      )
+  for i, level in enumerate(levels, 1):
+    if level.sleep_every and not level.chunk:
+      raise ConfigError(
+          f'model.levels: level {i} has sleep_every={level.sleep_every} but '
+          'chunk=0, so it never updates and has nothing to send.'
+      )
+    if level.sleep_every and i == len(levels):
+      raise ConfigError(
+          f'model.levels: level {i} is the slowest; there is no level above '
+          'to consolidate it into. Set its sleep_every=0 or add a level.'
+      )
+    if level.sleep_every and not (levels[i].slots and levels[i].rank):
+      raise ConfigError(
+          f'model.levels: level {i} sends to level {i + 1}, which has '
+          f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class WakeConfig:
+  """How a life reads its day."""
+
+  lanes: int = 8  # Rows read side by side; one update averages over them.
+  persistent: bool = True  # False: fast memory is per row, and ends with it.
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedingConfig:
+  """Knowledge Seeding (Sleep section 4).
+
+  The paper gives no number for alpha, gamma, lambda, z_0 or beta, nor for the
+  amount of dreams; these are ours, and the ablations show what they do.
+  """
+
+  teachers: str = 'awake+old_self'  # or 'awake', the paper's letter.
+  sender_reset: str = 'restart'  # or 'carry': see consolidation.Compute.
+  slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
+  # Dreams: the data set D, sampled from the teachers.
+  dreams: int = 1024  # Rows.
+  dream_length: int = 64  # Tokens of a row, the leading BOS included.
+  temperature: float = 1.0
+  old_share: float = 0.5  # Least share of old-self segments; grows by night.
+  splice: bool = True  # Interleave segments of both selves in one row.
+  # Distillation.
+  steps: int = 200
+  batch: int = 32
+  learning_rate: float = 3e-3
+  divergence: str = 'forward_kl'  # or reverse_kl | jsd.
+  beta: float = 0.5  # Of jsd; must stay away from 0 and 1.
+  lam: float = 0.25  # lambda: share of the student's own rollouts.
+  alpha: float = 0.9  # 1 = imitation (LTI) off.
+  # Routing of the new expert.
+  router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
+  router_margin: float = 0.1  # Nats of disagreement that make a token new.
+  train_expert: bool = True  # False: a random expert, the control.
+  # Learning to imitate.
+  prefixes: int = 16  # Dreams cut and continued per rollout round.
+  group: int = 4  # Continuations of each: the group-relative baseline.
+  rollout_groups: int = 4  # Groups of rollouts in one step's batch.
+  rollout_every: int = 20  # Steps between rollout rounds.
+  continuation: int = 24  # Tokens.
+  gamma: float = 0.5  # Weight of r_sem in Eq. 3.
+  z0: float = 0.5  # Eq. 4's cut, as a share of the longer sequence.
+  semantic: str = 'teacher_embedding'  # or exact.
+  semantic_threshold: float = 0.9
+  # A sleep whose final KL is above this share of the first has failed.
+  max_kl_share: float = 0.8
+
+  def __post_init__(self):
+    choose(
+        self.teachers,
+        {'awake': 0, 'awake+old_self': 0},
+        'sleep.teachers',
+    )
+    choose(self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset')
+    choose(
+        self.slot_policy,
+        {'error': 0, 'merge': 0, 'recycle': 0},
+        'sleep.slot_policy',
+    )
+    for name in ('lam', 'alpha', 'gamma', 'old_share'):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise ConfigError(
+            f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
+        )
+    if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
+      raise ConfigError(
+          f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
+          ' use divergence=forward_kl or reverse_kl there.'
+      )

@@ -1,0 +1,1 @@
+"""Tokenizers and the raw files that real tasks read."""

@@ -1,0 +1,1 @@
+"""A life: its state, its clocks, its days and its nights."""

@@ -1,0 +1,203 @@
+"""Memory consolidation: Compute, Consolidate, Update (Sleep section 4).
+
+Knowledge moves from a fast level (the sender) into one new low-rank expert of
+the next slower level (the receiver), with no outside data, just before the
+sender would be updated.
+"""
+
+import dataclasses
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax import config
+from sleep_jax import typing as t
+from sleep_jax.data import tokenizers
+from sleep_jax.lifecycle import dreams
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle import schedule
+from sleep_jax.lifecycle import seeding
+from sleep_jax.lifecycle import wake
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.runtime import accounts
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What one transfer did.
+
+  kl_first, kl_last: KL(teacher || student) on dreams, nats per token, averaged
+    over the first and the last tenth of the steps.
+  transferred: whether it counted; if not, the old life was kept.
+  curves: every step's measurements, see `seeding.Marks`.
+  """
+
+  transfer: schedule.Transfer
+  slot: int
+  kl_first: float
+  kl_last: float
+  transferred: bool
+  curves: dict[str, np.ndarray]
+
+
+def compute(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    memory: memory_lib.Memory,
+    sender: int,
+) -> memory_lib.Memory:
+  """Compute: the prospective self, theta_new of the sender, not yet applied.
+
+  The sender's pending update (Eq. 2) goes on top of its old weights (`carry`,
+  the paper's letter) or of the weights it was born with (`restart`: a faster
+  level begins anew whenever the next slower one has ticked, NL Eq. 72). Its
+  old experts are reset either way: synaptic pruning.
+  """
+  level = memory.levels[sender]
+  fast = level.fast
+  if how.sender_reset == 'restart':
+    fresh = memory_lib.fresh_fast(cfg, cfg.levels[sender])
+    fast = fresh.replace(grads=fast.grads, chunks=fast.chunks)
+  fast = jax.lax.cond(
+      fast.chunks > 0,
+      lambda f: wake.apply_update(cfg.levels[sender], f),
+      lambda f: f,
+      fast,
+  )
+  bank = level.bank.prune() if level.bank else None
+  return memory.with_level(sender, fast=fast, bank=bank)
+
+
+def free_slot(bank: memory_lib.Bank) -> int | None:
+  """The first locked slot, or None if the bank is full."""
+  locked = np.flatnonzero(np.asarray(bank.status) == memory_lib.LOCKED)
+  return int(locked[0]) if len(locked) else None
+
+
+def consolidate(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    life: life_lib.Life,
+    transfer: schedule.Transfer,
+    tokenizer: tokenizers.Tokenizer,
+    rng: t.Key,
+    ledger: accounts.Ledger,
+) -> tuple[life_lib.Life, Report]:
+  """One transfer. A sleep that fails leaves the life as it was, and says so.
+
+  Raises:
+    ConfigError: if the receiver's bank is full and the policy is `error`.
+  """
+  slot_key, seed_key, room_key = jax.random.split(rng, 3)
+  nights = int(life.clock.nights)
+  life = make_room(
+      cfg, how, life, transfer.receiver, tokenizer, room_key, ledger
+  )
+
+  # Compute. The teacher is the running self, the sender's old weights and
+  # experts included; the student is the self that the sender's update leaves.
+  selves = dreams.Selves(
+      awake=life.memory,
+      old=life.old_self() if how.teachers == 'awake+old_self' else None,
+  )
+  prospective = compute(cfg, how, life.memory, transfer.sender)
+
+  # Consolidate. One new expert learns what the update is about to take away.
+  bank = prospective.levels[transfer.receiver].bank
+  slot = free_slot(bank)
+  bank = bank.unlock(slot, life.clock.nights, slot_key)
+  student = prospective.with_level(transfer.receiver, bank=bank)
+  student, curves = seeding.seed(
+      cfg, how, life.params, selves, student, transfer.receiver, slot,
+      tokenizer, nights, seed_key, ledger,
+  )
+  report = _report(how, transfer, slot, curves)
+  if not report.transferred:
+    logging.warning(
+        'Night %d: sleep could not transfer level %d to %d: KL went from %.4f '
+        'to %.4f, above %.0f%% of the first; the old life is kept. Raise '
+        'sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
+        nights, transfer.sender + 1, transfer.receiver + 1, report.kl_first,
+        report.kl_last, 100 * how.max_kl_share, transfer.receiver,
+    )
+    return life, report
+
+  # Update. The sender's new weights and the new expert come into force.
+  bank = student.levels[transfer.receiver].bank.mark(slot, memory_lib.ACTIVE)
+  memory = student.with_level(transfer.receiver, bank=bank)
+  return life.replace(memory=memory), report
+
+
+def _report(
+    how: config.SeedingConfig,
+    transfer: schedule.Transfer,
+    slot: int,
+    curves: dict[str, np.ndarray],
+) -> Report:
+  tenth = max(1, how.steps // 10)
+  first = float(curves['kl'][0])
+  last = float(curves['kl'][-tenth:].mean())
+  done = np.isfinite(last) and last <= how.max_kl_share * first
+  return Report(
+      transfer, slot, first, last, bool(done or not how.train_expert), curves
+  )
+
+
+def make_room(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    life: life_lib.Life,
+    level: int,
+    tokenizer: tokenizers.Tokenizer,
+    rng: t.Key,
+    ledger: accounts.Ledger,
+) -> life_lib.Life:
+  """Frees a slot of a full bank as the policy says; never silently.
+
+  `recycle` forgets the oldest expert. `merge` first teaches the next oldest
+  what the oldest knows, on dreams of the self that still has both.
+  """
+  bank = life.memory.levels[level].bank
+  if free_slot(bank) is not None:
+    return life
+  oldest, heir = (int(i) for i in np.argsort(np.asarray(bank.birth))[:2])
+  if how.slot_policy == 'error':
+    raise config.ConfigError(
+        f'night {int(life.clock.nights)}: all {len(bank.status)} slots of '
+        f'level {level + 1} are in use; raise model.levels[{level}].slots, or '
+        'set sleep.slot_policy=merge or recycle.'
+    )
+  logging.warning(
+      'Night %d: level %d is full; slot %d is %sd.',
+      int(life.clock.nights), level + 1, oldest, how.slot_policy,
+  )
+  without = bank.with_expert(
+      oldest, jax.tree.map(jnp.zeros_like, bank.expert(oldest))
+  ).mark(oldest, memory_lib.LOCKED)
+  memory = life.memory.with_level(level, bank=without)
+  if how.slot_policy == 'merge':
+    # The rested self teaches: what today brought is not the heir's business.
+    rested = dreams.Selves(awake=life.old_self(), old=None)
+    student = memory.with_deltas(life.rested).with_level(
+        level, bank=without.mark(heir, memory_lib.SEEDING)
+    )
+    student, _ = seeding.seed(
+        cfg,
+        dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0),
+        life.params, rested, student, level, heir, tokenizer, 0, rng, ledger,
+    )
+    merged = student.levels[level].bank.mark(heir, memory_lib.ACTIVE)
+    memory = memory.with_level(level, bank=merged)
+  return life.replace(memory=memory)
+
+
+def awaken(life: life_lib.Life) -> life_lib.Life:
+  """The night is over: today's self is tomorrow's old self."""
+  return life.replace(
+      rested=jax.tree.map(jnp.copy, life.memory.deltas()),
+      clock=life.clock.replace(
+          rested=life.clock.tokens, nights=life.clock.nights + 1
+      ),
+  )

@@ -1,0 +1,247 @@
+"""D of Sleep section 4: the data that a night samples from its own selves.
+
+No outside data enters. The *awake* self tells what this day taught; the *old
+self*, the same life before this day, tells what must not be lost. Splicing
+interleaves segments of both, so that new and old are rehearsed in one context,
+and every token is judged by the self that owns it.
+"""
+
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax import config
+from sleep_jax import sampling
+from sleep_jax import typing as t
+from sleep_jax.data import tokenizers
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+from sleep_jax.objectives import divergences
+
+_JUDGE_BATCH = 64  # Rows judged at a time; bounds the memory of a pass.
+
+
+@struct.dataclass
+class Selves:
+  """The teachers S_1..S_k of Knowledge Seeding."""
+
+  awake: memory_lib.Memory
+  old: memory_lib.Memory | None  # None: `teachers = awake`.
+
+
+@struct.dataclass
+class Judged:
+  """Token rows with their teacher's verdicts.
+
+  Column t holds what concerns the prediction of token t+1.
+  """
+
+  tokens: t.Int[jax.Array, 'N T']
+  positions: t.Int[jax.Array, 'N T']
+  weight: t.Float[jax.Array, 'N T']  # Weight of the prediction; 0 = padding.
+  teacher: t.Float[jax.Array, 'N T V']  # Logits of the owner.
+  gate: t.Float[jax.Array, 'N T']  # Where the new expert belongs: 1 or 0,
+  gate_weight: t.Float[jax.Array, 'N T']  # and how much that is known.
+
+  def rows(self, index: jax.Array) -> 'Judged':
+    """The rows at `index`."""
+    return jax.tree.map(lambda x: x[index], self)
+
+
+def sample(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    params: t.Params,
+    memory: memory_lib.Memory,
+    tokenizer: tokenizers.Tokenizer,
+    rows: int,
+    rng: t.Key,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Documents a self makes up from BOS alone: tokens `[rows, T]`, lengths."""
+  out = sampling.generate(
+      cfg,
+      params,
+      memory,
+      jnp.full((rows, 1), tokenizer.bos),
+      jnp.ones((rows,), jnp.int32),
+      rng,
+      sampling.Sampling(
+          max_new=how.dream_length - 1,
+          temperature=how.temperature,
+          stop=tokenizer.stop,
+          pad=tokenizer.pad,
+      ),
+  )
+  bos = np.full((rows, 1), tokenizer.bos, np.int32)
+  return np.concatenate([bos, out.tokens], 1), np.asarray(out.lengths) + 1
+
+
+def segments(
+    tokens: np.ndarray, lengths: np.ndarray, separator: int
+) -> list[np.ndarray]:
+  """The whole segments of all rows, each ending with `separator`, BOS cut."""
+  found = []
+  for row, length in zip(tokens, lengths, strict=True):
+    ends = np.flatnonzero(row[:length] == separator) + 1
+    found += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
+  return found
+
+
+def splice(
+    awake: list[np.ndarray],
+    old: list[np.ndarray],
+    rows: int,
+    length: int,
+    old_share: float,
+    bos: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows that interleave segments of two selves.
+
+  Returns:
+    Tokens `[rows, length]` and, per token, how much of it the awake self owns:
+    1 or 0 within a segment; its first token is a toss between both.
+  """
+  pools = [[s for s in pool] for pool in (old, awake)]
+  for pool in pools:
+    rng.shuffle(pool)
+  taken = [0, 0]
+  tokens = np.zeros((rows, length), np.int32)
+  owner = np.zeros((rows, length), np.float32)
+  for row in range(rows):
+    tokens[row, 0], end = bos, 1
+    while end < length:
+      who = int(rng.random() >= old_share)
+      segment = pools[who][taken[who] % len(pools[who])][: length - end]
+      taken[who] += 1
+      tokens[row, end : end + len(segment)] = segment
+      owner[row, end : end + len(segment)] = who
+      owner[row, end] = 1.0 - old_share
+      end += len(segment)
+  return tokens, owner
+
+
+def dream(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    params: t.Params,
+    selves: Selves,
+    tokenizer: tokenizers.Tokenizer,
+    nights: int,
+    rng: t.Key,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Samples D.
+
+  The old self speaks for all nights so far, the awake self for one, so the
+  share of the old self grows with the nights: otherwise each night would halve
+  how often the first is dreamt of.
+
+  Returns:
+    Tokens `[N, T]`, lengths `[N]`, and the awake self's share in each token.
+  """
+  awake_key, old_key, mix_key = jax.random.split(rng, 3)
+  draw = functools.partial(sample, cfg, how, params, tokenizer=tokenizer)
+  if selves.old is None:
+    tokens, lengths = draw(selves.awake, rows=how.dreams, rng=awake_key)
+    return tokens, lengths, np.ones(tokens.shape, np.float32)
+  old_share = max(how.old_share, nights / (nights + 1))
+  old_rows = round(how.dreams * how.old_share)
+  awake = draw(selves.awake, rows=how.dreams - old_rows, rng=awake_key)
+  old = draw(selves.old, rows=old_rows, rng=old_key)
+  if how.splice:
+    pools = [segments(*x, tokenizer.separator) for x in (awake, old)]
+    if all(pools):
+      seed = np.asarray(jax.random.key_data(mix_key)).tolist()
+      tokens, owner = splice(
+          *pools, how.dreams, how.dream_length, old_share, tokenizer.bos,
+          np.random.default_rng(seed),
+      )
+      return tokens, np.full(how.dreams, how.dream_length), owner
+  tokens, lengths = (np.concatenate(x) for x in zip(awake, old))
+  owner = np.arange(len(tokens))[:, None] < len(awake[0])
+  owner = np.broadcast_to(owner, tokens.shape).astype(np.float32)
+  owner[:, 1] = 1.0 - old_share
+  return tokens, lengths, owner
+
+
+def mixture(
+    share: jax.Array, awake: jax.Array, old: jax.Array
+) -> jax.Array:
+  """Log of share * softmax(awake) + (1 - share) * softmax(old)."""
+  return jnp.logaddexp(
+      jax.nn.log_softmax(awake) + jnp.log(share),
+      jax.nn.log_softmax(old) + jnp.log1p(-share),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def judge(
+    cfg: config.ModelConfig,
+    margin: float,
+    params: t.Params,
+    selves: Selves,
+    tokens: t.Int[jax.Array, 'B T'],
+    positions: t.Int[jax.Array, 'B T'],
+    weight: t.Float[jax.Array, 'B T'],
+    owner: t.Float[jax.Array, 'B T'],
+) -> tuple[Judged, jax.Array]:
+  """Teacher logits of every token, by the self that owns it.
+
+  The new expert belongs where the awake self owns the target and the two
+  selves disagree by more than `margin` nats; it must keep off where the old
+  self owns; elsewhere nothing is known.
+
+  Returns:
+    The verdicts, and the awake self's hidden states `[B, T, D]`.
+  """
+
+  def think(memory: memory_lib.Memory) -> transformer.Output:
+    return transformer.forward(
+        cfg, params, tokens, memory, positions=positions
+    )
+
+  out = think(selves.awake)
+  teacher, gate, known = out.logits, jnp.ones(tokens.shape), owner
+  if selves.old is not None:
+    old = think(selves.old).logits
+    ahead = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)))
+    differs = divergences.forward_kl(out.logits, old) > margin
+    teacher = mixture(ahead[..., None], out.logits, old)
+    gate = ahead
+    known = jnp.where(ahead > 0, differs, 1.0)
+  ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
+  return (
+      Judged(
+          tokens, positions, ahead_weight, teacher, gate, known * ahead_weight
+      ),
+      out.hidden,
+  )
+
+
+def judge_all(
+    cfg: config.ModelConfig,
+    how: config.SeedingConfig,
+    params: t.Params,
+    selves: Selves,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    owner: np.ndarray,
+) -> Judged:
+  """`judge` over all dreams, a batch at a time."""
+  columns = np.arange(tokens.shape[1])
+  inside = (columns < lengths[:, None]).astype(np.float32)
+  positions = np.broadcast_to(columns, tokens.shape)
+  batches = [
+      judge(
+          cfg, how.router_margin, params, selves,
+          tokens[i : i + _JUDGE_BATCH],
+          positions[i : i + _JUDGE_BATCH],
+          inside[i : i + _JUDGE_BATCH],
+          owner[i : i + _JUDGE_BATCH],
+      )[0]
+      for i in range(0, len(tokens), _JUDGE_BATCH)
+  ]
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)

@@ -1,0 +1,68 @@
+"""Clocks: when a level updates, and when it is consolidated (Sleep 2 and 5)."""
+
+from typing import NamedTuple
+
+import jax
+
+from sleep_jax import config
+
+
+class Transfer(NamedTuple):
+  """Consolidation of level `sender` into level `receiver` (0 = fastest)."""
+
+  sender: int
+  receiver: int
+
+
+def base_chunk(cfg: config.ModelConfig, row_length: int) -> int:
+  """Tokens between two looks at the clock: the fastest level's chunk.
+
+  Raises:
+    ConfigError: if a row does not hold a whole number of base chunks.
+  """
+  chunks = [level.chunk for level in cfg.levels if level.chunk]
+  chunk = min(chunks, default=row_length)
+  if row_length % chunk:
+    raise config.ConfigError(
+        f'rows of {row_length} tokens do not hold a whole number of chunks of '
+        f'{chunk} (model.levels[].chunk); change one of them.'
+    )
+  return chunk
+
+
+def sleep_period(level: config.LevelConfig) -> int:
+  """Tokens between two consolidations of a sender: b * C^(l)."""
+  return level.sleep_every * level.chunk
+
+
+def updates_now(
+    level: config.LevelConfig, tokens: jax.Array, *, hold: bool
+) -> jax.Array:
+  """Whether `level` applies its accumulated change at this tick (Eq. 2).
+
+  With `hold`, an update that coincides with the level's own consolidation is
+  left pending: a level must be consolidated before it is updated, and the
+  night itself computes, and then commits, that update.
+  """
+  due = tokens % level.chunk == 0
+  if hold and level.sleep_every:
+    due &= tokens % sleep_period(level) != 0
+  return due
+
+
+def transfers(
+    cfg: config.ModelConfig, rested: int, tokens: int
+) -> list[Transfer]:
+  """What tonight consolidates, slowest pair first.
+
+  A sender is due when the clock has passed a multiple of b * C^(l) since the
+  last awakening. Slowest first, so that nothing is overwritten before it was
+  saved.
+  """
+  due = [
+      Transfer(i, i + 1)
+      for i, level in enumerate(cfg.levels)
+      if level.sleep_every
+      and tokens // sleep_period(level) > rested // sleep_period(level)
+  ]
+  return due[::-1]

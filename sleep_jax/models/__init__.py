@@ -1,0 +1,1 @@
+"""Networks: the decoder, its Continuum Memory System, and their FLOPs."""

@@ -1,0 +1,105 @@
+"""The Continuum Memory System: a chain of MLP levels with grown experts.
+
+`Sleep Eq. 1`: y = MLP^(f_k)( ... MLP^(f_1)(x)), fast to slow, each level with
+its own norm and residual (the paper omits both). One code path serves k = 1,
+which is a Transformer's feed-forward block, to any k.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from sleep_jax import config
+from sleep_jax import typing as t
+from sleep_jax.models import memory as memory_lib
+
+# The null choice. A gate below sigmoid(-4) = 0.018 is exactly off; between it
+# and 1 gates are soft, because where the next fact begins, old and new are
+# both right and the gate is the odds between them.
+_NULL_LOGIT = -4.0
+
+
+@struct.dataclass
+class LevelView:
+  """What one layer sees of one level's memory (no layer axis inside)."""
+
+  delta: t.Tree | None
+  experts: memory_lib.Expert | None
+  status: jax.Array | None  # [S]
+
+
+def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
+  """Memory as the layer scan wants it: every leaf `[L, ...]`."""
+
+  def view(level: memory_lib.LevelMemory) -> LevelView:
+    bank = level.bank
+    return LevelView(
+        delta=level.fast.delta if level.fast else None,
+        experts=bank.experts if bank else None,
+        status=(
+            jnp.broadcast_to(bank.status, (layers, *bank.status.shape))
+            if bank
+            else None
+        ),
+    )
+
+  return tuple(view(level) for level in memory.levels)
+
+
+def route(
+    logits_BxTxS: jax.Array, status_S: jax.Array, top_k: int
+) -> t.Float[jax.Array, 'B T S']:
+  """Gate of every slot for every token; zero means not used.
+
+  An active slot fires when its logit beats the null choice and is among the
+  token's `top_k`. The slot under seeding stays out of the competition and
+  keeps its soft gate: it must be on to get a gradient, and unlocking it must
+  not change what the others do.
+  """
+  active = jnp.where(status_S == memory_lib.ACTIVE, logits_BxTxS, -jnp.inf)
+  fires = active > _NULL_LOGIT
+  if top_k < logits_BxTxS.shape[-1]:
+    bar = jax.lax.top_k(active, top_k)[0][..., -1:]
+    fires &= active >= bar
+  fires |= status_S == memory_lib.SEEDING
+  return jnp.where(fires, jax.nn.sigmoid(logits_BxTxS), 0.0)
+
+
+def apply_experts(
+    view: LevelView, x_BxTxD: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+  """Sum of the gated low-rank experts, and the router's logits `[B, T, S]`."""
+  e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), view.experts)
+  logits = jnp.einsum('btd,sd->bts', x_BxTxD, e.router) + e.bias
+  gate = route(logits, view.status, top_k)
+  h = jax.nn.silu(jnp.einsum('btd,sdr->btsr', x_BxTxD, e.a))
+  return jnp.einsum('btsr,srd->btd', h * gate[..., None], e.b), logits
+
+
+class Level(nn.Module):
+  """One CMS level: a dense SwiGLU base, its fast change, and its experts."""
+
+  cfg: config.ModelConfig
+  level: config.LevelConfig
+
+  @nn.compact
+  def __call__(
+      self, x_BxTxD: jax.Array, view: LevelView | None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    d, f = self.cfg.dim, self.level.hidden
+    init = nn.initializers.lecun_normal()
+    w = {
+        'gate': self.param('gate', init, (d, f)),
+        'up': self.param('up', init, (d, f)),
+        'down': self.param('down', init, (f, d)),
+    }
+    if view is not None and view.delta is not None:
+      w = jax.tree.map(jnp.add, w, view.delta)
+    w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
+    h = jax.nn.silu(x_BxTxD @ w['gate']) * (x_BxTxD @ w['up'])
+    y = h @ w['down']
+    if view is None or view.experts is None:
+      return y, None
+    grown, logits = apply_experts(view, x_BxTxD, self.level.top_k)
+    return y + grown, logits

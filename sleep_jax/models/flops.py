@@ -1,0 +1,37 @@
+"""Analytic FLOPs: 2 per multiply-add; norms, softmax and rotations left out.
+
+XLA's own count sees a scan's body once, so the accounts are kept by formula.
+"""
+
+from sleep_jax import config
+
+
+def forward_flops(cfg: config.ModelConfig, context: float) -> float:
+  """FLOPs of one token's forward pass.
+
+  Args:
+    cfg: the model. Banks are computed for all slots, so all slots count.
+    context: mean number of keys a query sees.
+  """
+  heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.size_of_head
+  attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
+  levels = sum(
+      3 * cfg.dim * level.hidden
+      + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
+      for level in cfg.levels
+  )
+  return 2.0 * (cfg.layers * (attention + levels) + cfg.dim * cfg.vocab)
+
+
+def train_flops(cfg: config.ModelConfig, context: float) -> float:
+  """FLOPs of one token when every weight trains: backward costs twice."""
+  return 3.0 * forward_flops(cfg, context)
+
+
+def partial_train_flops(cfg: config.ModelConfig, context: float) -> float:
+  """FLOPs of one token when only a small part trains.
+
+  The backward pass still runs through all activations (one forward's worth),
+  but computes hardly any weight gradient.
+  """
+  return 2.0 * forward_flops(cfg, context)

@@ -1,0 +1,205 @@
+"""Memory: all that a life changes, as one explicit pytree.
+
+The backbone's weights never change in here. Each level of the Continuum Memory
+System owns a *fast* part (the change that Eq. 2 has made to its weights, with
+the accumulator and optimizer state of the next change) and a *bank* of
+low-rank experts (Sleep section 3), allocated once and masked until unlocked.
+
+Every leaf that belongs to layers is stacked over them, `[L, ...]`. A leading
+axis over independent lives is added by `jax.vmap`, never here.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleep_jax import config
+from sleep_jax import typing as t
+
+LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
+
+# A slot under seeding must be on: a gate at zero would get no gradient.
+_BORN_BIAS = 2.0
+
+
+@struct.dataclass
+class Expert:
+  """Low-rank experts: `silu(x A) B`, gated by `sigmoid(x . router + bias)`.
+
+  Leaves carry the layer axis, and in a bank the slot axis after it.
+  """
+
+  a: t.Float[jax.Array, 'L *S D R']
+  b: t.Float[jax.Array, 'L *S R D']
+  router: t.Float[jax.Array, 'L *S D']
+  bias: t.Float[jax.Array, 'L *S']
+
+
+@struct.dataclass
+class Bank:
+  """The experts of one level."""
+
+  experts: Expert
+  status: t.Int[jax.Array, 'S']
+  birth: t.Int[jax.Array, 'S']  # The night a slot was unlocked; -1 = never.
+
+  def expert(self, slot: jax.Array | int) -> Expert:
+    """The expert in `slot`, leaves `[L, ...]`."""
+    return jax.tree.map(lambda x: x[:, slot], self.experts)
+
+  def with_expert(self, slot: jax.Array | int, expert: Expert) -> 'Bank':
+    """This bank with `expert` in `slot`, every other leaf untouched."""
+    return self.replace(
+        experts=jax.tree.map(
+            lambda x, e: x.at[:, slot].set(e), self.experts, expert
+        )
+    )
+
+  def unlock(self, slot: int, night: jax.Array, rng: t.Key) -> 'Bank':
+    """Draws a fresh expert into `slot` and marks it as under seeding.
+
+    B is zero, so unlocking changes no logit (Sleep section 3, decision D).
+    """
+    a = self.experts.a[:, slot]
+    fresh = Expert(
+        a=jax.random.normal(rng, a.shape) * a.shape[1] ** -0.5,
+        b=jnp.zeros_like(self.experts.b[:, slot]),
+        router=jnp.zeros_like(self.experts.router[:, slot]),
+        bias=jnp.full_like(self.experts.bias[:, slot], _BORN_BIAS),
+    )
+    return self.with_expert(slot, fresh).replace(
+        status=self.status.at[slot].set(SEEDING),
+        birth=self.birth.at[slot].set(night),
+    )
+
+  def mark(self, slot: int, status: int) -> 'Bank':
+    """This bank with the status of one slot changed."""
+    return self.replace(status=self.status.at[slot].set(status))
+
+  def prune(self) -> 'Bank':
+    """Synaptic pruning: every slot locked and empty, its capacity free."""
+    return jax.tree.map(jnp.zeros_like, self).replace(
+        birth=jnp.full_like(self.birth, -1)
+    )
+
+
+@struct.dataclass
+class Fast:
+  """What Eq. 2 has done to one level's weights, and will do next."""
+
+  delta: t.Tree  # Change of {gate, up, down}, stacked over layers.
+  grads: t.Tree  # Sum of the gradients since the last update.
+  chunks: t.Int[jax.Array, '']  # How many base chunks that sum holds.
+  opt_state: Any
+
+
+@struct.dataclass
+class LevelMemory:
+  """One level: `fast` is None when it is frozen, `bank` when it has no slot."""
+
+  fast: Fast | None
+  bank: Bank | None
+
+
+@struct.dataclass
+class Memory:
+  """All fast and grown state of a life; levels run from fast to slow."""
+
+  levels: tuple[LevelMemory, ...]
+
+  def deltas(self) -> tuple[t.Tree | None, ...]:
+    """The fast change of every level."""
+    return tuple(l.fast.delta if l.fast else None for l in self.levels)
+
+  def with_deltas(self, deltas: tuple[t.Tree | None, ...]) -> 'Memory':
+    """The same life with other fast changes; None leaves a level as it is."""
+    return Memory(
+        tuple(
+            l if d is None else l.replace(fast=l.fast.replace(delta=d))
+            for l, d in zip(self.levels, deltas, strict=True)
+        )
+    )
+
+  def with_level(self, index: int, **changes: Any) -> 'Memory':
+    """The same memory with `fast` or `bank` of one level replaced."""
+    levels = list(self.levels)
+    levels[index] = levels[index].replace(**changes)
+    return Memory(tuple(levels))
+
+
+def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
+  """f(.) of Eq. 2 with its learning rate.
+
+  Weight decay acts on the fast change alone, so it pulls a level back to the
+  weights it was born with.
+  """
+  scale = config.choose(
+      level.optimizer,
+      {
+          'sgd': optax.identity(),
+          'momentum': optax.trace(0.9),
+          'adam': optax.scale_by_adam(b2=0.99),
+      },
+      'model.levels[].optimizer',
+  )
+  return optax.chain(
+      optax.clip_by_global_norm(level.clip),
+      scale,
+      optax.add_decayed_weights(level.weight_decay),
+      optax.scale_by_learning_rate(level.learning_rate),
+  )
+
+
+def base_shapes(cfg: config.ModelConfig, level: config.LevelConfig) -> t.Tree:
+  """Shapes of a level's dense weights, stacked over layers."""
+  into = (cfg.layers, cfg.dim, level.hidden)
+  return {
+      'gate': into,
+      'up': into,
+      'down': (cfg.layers, level.hidden, cfg.dim),
+  }
+
+
+def fresh_fast(cfg: config.ModelConfig, level: config.LevelConfig) -> Fast:
+  """A level that has not changed since birth."""
+
+  def zeros() -> t.Tree:  # Called twice: donated buffers must not be shared.
+    return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
+
+  return Fast(
+      delta=zeros(),
+      grads=zeros(),
+      chunks=jnp.zeros((), jnp.int32),
+      opt_state=level_optimizer(level).init(zeros()),
+  )
+
+
+def fresh_bank(cfg: config.ModelConfig, level: config.LevelConfig) -> Bank:
+  """All slots of a level, locked."""
+  l, s, d, r = cfg.layers, level.slots, cfg.dim, level.rank
+  return Bank(
+      experts=Expert(
+          a=jnp.zeros((l, s, d, r)),
+          b=jnp.zeros((l, s, r, d)),
+          router=jnp.zeros((l, s, d)),
+          bias=jnp.zeros((l, s)),
+      ),
+      status=jnp.zeros((s,), jnp.int32),
+      birth=jnp.full((s,), -1, jnp.int32),
+  )
+
+
+def fresh_memory(cfg: config.ModelConfig) -> Memory:
+  """The memory of a newborn: nothing changed, nothing grown."""
+  return Memory(
+      tuple(
+          LevelMemory(
+              fast=fresh_fast(cfg, level) if level.chunk else None,
+              bank=fresh_bank(cfg, level) if level.slots else None,
+          )
+          for level in cfg.levels
+      )
+  )

@@ -1,0 +1,236 @@
+"""A Llama-shaped decoder whose feed-forward part is the CMS.
+
+The module is used as a pure function: `apply(params, tokens, memory, cache)`.
+Nothing is stored inside; memory and cache go in and come out.
+"""
+
+import functools
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from sleep_jax import config
+from sleep_jax import typing as t
+from sleep_jax.models import cms
+from sleep_jax.models import memory as memory_lib
+
+PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
+
+
+@struct.dataclass
+class Cache:
+  """Keys and values of what was read; `next` is the first free column."""
+
+  k: t.Float[jax.Array, 'L B C K E']
+  v: t.Float[jax.Array, 'L B C K E']
+  positions: t.Int[jax.Array, 'B C']
+  next: t.Int[jax.Array, '']
+
+
+@struct.dataclass
+class Output:
+  """What a forward pass tells."""
+
+  logits: t.Float[jax.Array, 'B T V']
+  hidden: t.Float[jax.Array, 'B T D']  # After the final norm.
+  routes: tuple[jax.Array | None, ...]  # Per level, logits [L, B, T, S].
+  cache: Cache | None
+
+
+def fresh_cache(cfg: config.ModelConfig, rows: int, capacity: int) -> Cache:
+  """An empty cache for `rows` rows of up to `capacity` tokens."""
+  shape = (cfg.layers, rows, capacity, cfg.num_kv_heads, cfg.size_of_head)
+  return Cache(
+      k=jnp.zeros(shape, cfg.dtype),
+      v=jnp.zeros(shape, cfg.dtype),
+      positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
+      next=jnp.zeros((), jnp.int32),
+  )
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    y = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+def rotate(
+    x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
+) -> jax.Array:
+  """Rotary position embedding, halves rotated against each other."""
+  half = x_BxTxHxE.shape[-1] // 2
+  freq = theta ** (-jnp.arange(half) / half)
+  angle = positions_BxT[..., None, None] * freq
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return y.astype(x_BxTxHxE.dtype)
+
+
+class Attention(nn.Module):
+  """Causal grouped-query attention over the row and what the cache holds."""
+
+  cfg: config.ModelConfig
+
+  @nn.compact
+  def __call__(
+      self,
+      x_BxTxD: jax.Array,
+      positions: jax.Array,
+      key_positions: jax.Array,
+      past: tuple[jax.Array, jax.Array, jax.Array] | None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    c = self.cfg
+    dense = functools.partial(
+        nn.DenseGeneral, use_bias=False, axis=-1, dtype=x_BxTxD.dtype
+    )
+    q = dense((c.heads, c.size_of_head), name='q')(x_BxTxD)
+    k = dense((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
+    v = dense((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
+    q = rotate(q, positions, c.rope_theta)
+    k = rotate(k, positions, c.rope_theta)
+    kept = None
+    if past is not None:
+      k_old, v_old, start = past
+      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=1)
+      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=1)
+      kept = (k, v)
+    b, q_len = x_BxTxD.shape[:2]
+    groups = c.heads // c.num_kv_heads
+    q = q.reshape(b, q_len, c.num_kv_heads, groups, c.size_of_head)
+    scores = jnp.einsum('btkge,bske->bkgts', q, k) * c.size_of_head**-0.5
+    seen = (key_positions[:, None, :] <= positions[:, :, None]) & (
+        key_positions[:, None, :] != PAD_POSITION
+    )
+    # A padded query sees nothing; a finite floor keeps its softmax finite.
+    scores = jnp.where(
+        seen[:, None, None], scores.astype(jnp.float32), -1e30
+    )
+    p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
+    y = jnp.einsum('bkgts,bske->btkge', p, v)
+    y = y.reshape(b, q_len, c.heads, c.size_of_head)
+    return dense(c.dim, axis=(-2, -1), name='o')(y), kept
+
+
+class Block(nn.Module):
+  """Attention, then the chain of levels from fast to slow (Sleep Eq. 1)."""
+
+  cfg: config.ModelConfig
+
+  @nn.compact
+  def __call__(self, x, scanned, positions, key_positions, start):
+    views, past = scanned
+    past = None if past is None else (*past, start)
+    norm = functools.partial(RMSNorm, self.cfg.norm_eps)
+    y, kept = Attention(self.cfg, name='attention')(
+        norm(name='attention_norm')(x), positions, key_positions, past
+    )
+    x = x + y
+    routes = []
+    for i, level in enumerate(self.cfg.levels, 1):
+      y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
+          norm(name=f'level_{i}_norm')(x),
+          None if views is None else views[i - 1],
+      )
+      x = x + y
+      routes.append(logits)
+    return x, (kept, tuple(routes))
+
+
+class Decoder(nn.Module):
+  """Tokens in, logits out; see `forward`."""
+
+  cfg: config.ModelConfig
+
+  @nn.compact
+  def __call__(self, tokens, memory, positions, cache) -> Output:
+    c = self.cfg
+    embed = nn.Embed(
+        c.vocab, c.dim, dtype=jnp.dtype(c.dtype), name='embed',
+        embedding_init=nn.initializers.normal(0.02),
+    )
+    x = embed(tokens)
+    key_positions, start = positions, None
+    if cache is not None:
+      key_positions = jax.lax.dynamic_update_slice_in_dim(
+          cache.positions, positions, cache.next, axis=1
+      )
+      start = cache.next
+    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    x, (kept, routes) = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=c.layers,
+        unroll=min(c.unroll, c.layers),
+    )(c, name='blocks')(
+        x,
+        (
+            None if memory is None else cms.views(memory, c.layers),
+            None if cache is None else (cache.k, cache.v),
+        ),
+        positions,
+        key_positions,
+        start,
+    )
+    hidden = RMSNorm(c.norm_eps, name='norm')(x)
+    if c.tie_embeddings:
+      logits = embed.attend(hidden)
+    else:
+      logits = nn.Dense(c.vocab, use_bias=False, name='head')(hidden)
+    if cache is not None:
+      cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
+    return Output(logits.astype(jnp.float32), hidden, routes, cache)
+
+
+def forward(
+    cfg: config.ModelConfig,
+    params: t.Params,
+    tokens: jax.Array,
+    memory: memory_lib.Memory | None = None,
+    *,
+    positions: jax.Array | None = None,
+    cache: Cache | None = None,
+) -> Output:
+  """One forward pass.
+
+  Args:
+    cfg: the model.
+    params: backbone weights, as `init` gives them.
+    tokens: `[B, T]`.
+    memory: fast weights and experts; None computes the bare backbone.
+    positions: `[B, T]`, PAD_POSITION where a token is padding; default
+      0..T-1, or continuing after the cache's columns.
+    cache: keys and values of earlier columns; its space must suffice.
+
+  Returns:
+    The `Output`; `cache` holds the new columns if one was given.
+  """
+  if positions is None:
+    first = 0 if cache is None else cache.next
+    positions = jnp.broadcast_to(
+        first + jnp.arange(tokens.shape[1]), tokens.shape
+    )
+  return Decoder(cfg).apply({'params': params}, tokens, memory, positions, cache)
+
+
+def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:
+  """Fresh backbone weights."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  positions = jnp.arange(2)[None]
+  return Decoder(cfg).init(rng, tokens, None, positions, None)['params']
+
+
+def count(params: t.Params) -> int:
+  """Number of weights."""
+  return sum(x.size for x in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""Losses, divergences, rewards and policy gradients: pure functions."""

@@ -1,0 +1,27 @@
+"""Group-relative policy gradients (GRPO)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
+  """(r - mean) / (std + eps) within each group of one prompt's samples."""
+  mean = rewards_PxG.mean(axis=1, keepdims=True)
+  std = rewards_PxG.std(axis=1, keepdims=True)
+  return (rewards_PxG - mean) / (std + eps)
+
+
+def clipped_loss(
+    logp_BxT: jax.Array,
+    old_logp_BxT: jax.Array,
+    advantage_B: jax.Array,
+    mask_BxT: jax.Array,
+    clip: float = 0.2,
+) -> jax.Array:
+  """-min(rho A, clip(rho) A), averaged over each row's tokens, then rows."""
+  ratio = jnp.exp(logp_BxT - old_logp_BxT)
+  a = advantage_B[:, None]
+  gain = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - clip, 1 + clip) * a)
+  mask = mask_BxT.astype(gain.dtype)
+  per_row = (gain * mask).sum(1) / jnp.maximum(mask.sum(1), 1.0)
+  return -per_row.mean()

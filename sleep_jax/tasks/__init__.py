@@ -1,0 +1,1 @@
+"""What life brings: streams of experience, and exams over them."""

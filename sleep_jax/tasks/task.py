@@ -1,0 +1,79 @@
+"""The Task protocol. No task knows a learner."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from sleep_jax.data import tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+  """One episode's stream, in the order in which it is read.
+
+  tokens: `[N, T]` int32 rows, each a document that begins with BOS.
+  weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
+  """
+
+  tokens: np.ndarray
+  weight: np.ndarray
+
+  @property
+  def token_count(self) -> int:
+    """Tokens that are read, padding included: it is computed on as well."""
+    return self.tokens.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """A learner's answers.
+
+  completions: greedy continuations, one list of tokens per prompt.
+  answer_logprob: `[N]` log-probability of the given answers in nats.
+  """
+
+  completions: list[list[int]]
+  answer_logprob: np.ndarray
+
+
+class Respond(Protocol):
+  """How an exam asks: prompts, and the answers to be scored against."""
+
+  def __call__(
+      self, prompts: list[list[int]], answers: list[list[int]]
+  ) -> Response: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+  """Marks after one night.
+
+  by_episode: score in [0, 1] of each episode seen so far, oldest first.
+  metrics: further named figures.
+  """
+
+  by_episode: list[float]
+  metrics: dict[str, float]
+
+
+class Task(Protocol):
+  """A stream of episodes and an exam over those seen so far."""
+
+  tokenizer: tokenizers.Tokenizer
+  episodes: int
+
+  def experience(self, episode: int) -> Experience:
+    """The stream of one episode; a pure function of seed and episode."""
+    ...
+
+  def exam(self, respond: Respond, episode: int) -> Exam:
+    """Closed-book exam over episodes 0..episode."""
+    ...
+
+
+def stream(task: Task) -> Iterator[Experience]:
+  """The whole life's experience, episode by episode."""
+  for episode in range(task.episodes):
+    yield task.experience(episode)
