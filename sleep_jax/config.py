@@ -146,6 +146,18 @@ class WakeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+  """How the baselines that change the backbone's weights train."""
+
+  batch: int = 8  # Rows of a step.
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.0
+  ewc_lambda: float = 1e3  # Pull per unit of normalised Fisher information.
+  ewc_decay: float = 1.0  # gamma of online EWC: F <- gamma F + F_new.
+  fisher_rows: int = 128  # Rows whose gradients make an episode's Fisher.
+
+
+@dataclasses.dataclass(frozen=True)
 class SeedingConfig:
   """Knowledge Seeding (Sleep section 4).
 
@@ -173,7 +185,9 @@ class SeedingConfig:
   # Routing of the new expert.
   router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
   router_margin: float = 0.1  # Nats of disagreement that make a token new.
-  train_expert: bool = True  # False: a random expert, the control.
+  # Controls.
+  train_expert: bool = True  # False: a random, untrained expert.
+  expand: bool = True  # False: every night trains the same one expert.
   # Learning to imitate.
   prefixes: int = 16  # Dreams cut and continued per rollout round.
   group: int = 4  # Continuations of each: the group-relative baseline.

@@ -106,8 +106,10 @@ def consolidate(
 
   # Consolidate. One new expert learns what the update is about to take away.
   bank = prospective.levels[transfer.receiver].bank
-  slot = free_slot(bank)
-  bank = bank.unlock(slot, life.clock.nights, slot_key)
+  slot = free_slot(bank) if how.expand else 0
+  if int(bank.status[slot]) == memory_lib.LOCKED:
+    bank = bank.unlock(slot, life.clock.nights, slot_key)
+  bank = bank.mark(slot, memory_lib.SEEDING)
   student = prospective.with_level(transfer.receiver, bank=bank)
   student, curves = seeding.seed(
       cfg, how, life.params, selves, student, transfer.receiver, slot,
@@ -160,7 +162,7 @@ def make_room(
   what the oldest knows, on dreams of the self that still has both.
   """
   bank = life.memory.levels[level].bank
-  if free_slot(bank) is not None:
+  if free_slot(bank) is not None or not how.expand:
     return life
   oldest, heir = (int(i) for i in np.argsort(np.asarray(bank.birth))[:2])
   if how.slot_policy == 'error':

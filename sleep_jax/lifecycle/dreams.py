@@ -51,6 +51,11 @@ class Judged:
     return jax.tree.map(lambda x: x[index], self)
 
 
+def host_rng(key: t.Key) -> np.random.Generator:
+  """A NumPy generator that follows from a JAX key."""
+  return np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
+
+
 def sample(
     cfg: config.ModelConfig,
     how: config.SeedingConfig,
@@ -154,10 +159,9 @@ def dream(
   if how.splice:
     pools = [segments(*x, tokenizer.separator) for x in (awake, old)]
     if all(pools):
-      seed = np.asarray(jax.random.key_data(mix_key)).tolist()
       tokens, owner = splice(
           *pools, how.dreams, how.dream_length, old_share, tokenizer.bos,
-          np.random.default_rng(seed),
+          host_rng(mix_key),
       )
       return tokens, np.full(how.dreams, how.dream_length), owner
   tokens, lengths = (np.concatenate(x) for x in zip(awake, old))

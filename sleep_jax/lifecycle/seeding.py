@@ -191,9 +191,7 @@ def seed(
 
   expert = jax.tree.map(jnp.copy, student.levels[level].bank.expert(slot))
   opt_state = optimizer(how).init(expert)
-  order = np.random.default_rng(
-      np.asarray(jax.random.key_data(order_key)).tolist()
-  )
+  order = dreams.host_rng(order_key)
   imitates = how.alpha < 1.0 or how.lam > 0.0
   curves, reward_curve = [], []
   for start in range(0, how.steps, how.rollout_every):

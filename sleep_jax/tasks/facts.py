@@ -185,5 +185,4 @@ class Facts:
     ]
     answers = [[int(fact[3])] for fact, _ in probes]
     got = respond(prompts, answers)
-    hit = [g[:1] == a for g, a in zip(got.completions, answers, strict=True)]
-    return np.array(hit, float), np.exp(got.answer_logprob)
+    return got.exact.astype(float), np.exp(got.answer_logprob)

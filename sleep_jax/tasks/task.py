@@ -11,7 +11,7 @@ from sleep_jax.data import tokenizers
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-  """One episode's stream, in the order in which it is read.
+  """One episode's stream, in the order in which it is read, once.
 
   tokens: `[N, T]` int32 rows, each a document that begins with BOS.
   weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
@@ -28,13 +28,13 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """A learner's answers.
+  """A learner's answers to N prompts.
 
-  completions: greedy continuations, one list of tokens per prompt.
-  answer_logprob: `[N]` log-probability of the given answers in nats.
+  exact: `[N]` bool, whether the greedy completion is the answer, to the token.
+  answer_logprob: `[N]` log-probability of the answer in nats.
   """
 
-  completions: list[list[int]]
+  exact: np.ndarray
   answer_logprob: np.ndarray
 
 

@@ -1,0 +1,38 @@
+"""Pretrains the base model of `facts`: its own world, and the form of facts.
+
+Cost: about 4 minutes on 2 CPU cores. Expect: 100% recall of its own 96 facts.
+
+  python -m experiments.pretrain --config=experiments/configs/base_facts.py
+"""
+
+import ml_collections
+
+
+def model() -> ml_collections.ConfigDict:
+  """The backbone of every `facts` experiment."""
+  return ml_collections.ConfigDict(
+      dict(
+          vocab=168,
+          dim=64,
+          layers=2,
+          heads=4,
+          unroll=2,
+          levels=(dict(hidden=128), dict(hidden=128)),
+      )
+  )
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings of the recipe."""
+  c = ml_collections.ConfigDict()
+  c.corpus = 'facts'
+  c.out = 'sleep_jax/assets/base_facts.npz'
+  c.model = model()
+  c.seed = 0
+  c.steps = 2000
+  c.batch = 32
+  c.length = 64
+  c.learning_rate = 3e-3
+  c.weight_decay = 0.01
+  c.data_dir = ''
+  return c

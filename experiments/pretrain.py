@@ -1,0 +1,129 @@
+"""Trains a small base model by its recipe.
+
+  python -m experiments.pretrain --config=experiments/configs/base_facts.py
+"""
+
+from collections.abc import Callable
+import pathlib
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+import optax
+import sentencepiece
+import tqdm
+
+from sleep_jax import config
+from sleep_jax import training
+from sleep_jax.data import sources
+from sleep_jax.data import tokenizers
+from sleep_jax.models import transformer
+from sleep_jax.runtime import weights
+from sleep_jax.tasks import facts
+
+_CONFIG = config_flags.DEFINE_config_file('config')
+_STEPS_PER_CALL = 20
+
+# (random generator, rows) -> tokens [rows, length].
+Corpus = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def facts_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
+  """Documents of the world of `facts`, for training and for validation."""
+  world = facts.World(facts.build_tokenizer())
+  cfg = facts.FactsConfig(length=c.length)
+
+  def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return facts.pretraining_rows(world, cfg, rng, rows)
+
+  return draw, draw
+
+
+def train_tokenizer(text: list[str], path: pathlib.Path, vocab: int) -> None:
+  """A sentencepiece vocabulary with padding 0, BOS 1 and EOS 2."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = [line for book in text for line in book.splitlines() if line.strip()]
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(lines),
+      model_prefix=str(path.with_suffix('')),
+      vocab_size=vocab,
+      model_type='bpe',
+      byte_fallback=True,
+      pad_id=0,
+      bos_id=1,
+      eos_id=2,
+      unk_id=3,
+      input_sentence_size=100_000,
+      shuffle_input_sentence=False,
+      minloglevel=2,
+  )
+  path.with_suffix('.vocab').unlink()
+
+
+def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
+  """Windows of the books, and of the held-out book."""
+  train = sources.books(c.data_dir, held_out=c.held_out)
+  every = sources.books(c.data_dir, held_out=())
+  held_out = [text for name, text in every.items() if name in c.held_out]
+  train_tokenizer(list(train.values()), pathlib.Path(c.tokenizer), c.model.vocab)
+  tokenizer = tokenizers.SentencePieceTokenizer(c.tokenizer)
+
+  def windows(texts: list[str]) -> Corpus:
+    ids = np.concatenate([np.array(tokenizer.encode(x), np.int32) for x in texts])
+
+    def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+      at = rng.integers(0, len(ids) - c.length, rows)[:, None]
+      tokens = ids[at + np.arange(c.length) - 1]
+      tokens[:, 0] = tokenizer.bos
+      return tokens
+
+    return draw
+
+  return windows(list(train.values())), windows(held_out)
+
+
+def main(_) -> None:
+  c = _CONFIG.value
+  cfg = config.ModelConfig.of(c.model.to_dict())
+  corpora = {'facts': facts_corpus, 'text': text_corpus}
+  draw, draw_held_out = config.choose(c.corpus, corpora, 'corpus')(c)
+  params = transformer.init(cfg, jax.random.key(c.seed))
+  warm = min(200, c.steps // 10)
+  optimizer = training.adamw(
+      optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warm, c.steps),
+      c.weight_decay,
+  )
+  opt_state = optimizer.init(params)
+  rng = np.random.default_rng(c.seed)
+  start = time.time()
+  bar = tqdm.trange(0, c.steps, _STEPS_PER_CALL, desc='pretrain', unit='call')
+  for _ in bar:
+    rows = draw(rng, _STEPS_PER_CALL * c.batch)
+    tokens = rows.reshape(_STEPS_PER_CALL, c.batch, c.length)
+    params, opt_state, loss = training.train_steps(
+        cfg, optimizer, params, opt_state, jnp.asarray(tokens),
+        jnp.ones(tokens.shape),
+    )
+    bar.set_postfix(loss=f'{float(loss.mean()):.3f}')
+  held_out = draw_held_out(np.random.default_rng([c.seed, 1]), 20 * c.batch)
+  held_out = jnp.asarray(held_out.reshape(20, c.batch, c.length))
+  frozen = training.adamw(0.0)
+  _, _, loss = training.train_steps(
+      cfg, frozen, jax.tree.map(jnp.copy, params), frozen.init(params),
+      held_out, jnp.ones(held_out.shape),
+  )
+  weights.save(pathlib.Path(c.out), jax.device_get(params), cfg)
+  logging.info(
+      '%s: %d parameters, held-out loss %.4f nats per token, %.0f s',
+      c.out, transformer.count(params), float(loss.mean()), time.time() - start,
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,135 @@
+"""Runs an experiment: every arm of a config, over its seeds.
+
+  python -m experiments.run --config=experiments/configs/quickstart.py
+
+The same command resumes what was interrupted; --workdir names where it lives.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+from experiments import live
+from experiments import plots
+from experiments import report
+from sleep_jax import config
+
+_CONFIG = config_flags.DEFINE_config_file('config')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where lives, tables and pictures go; default runs/NAME.'
+)
+_CACHE = pathlib.Path('~/.cache/sleep_jax/xla').expanduser()
+
+
+def claim(workdir: pathlib.Path, c: live.Settings) -> None:
+  """Makes the work directory this config's own.
+
+  Raises:
+    ConfigError: if it holds a run of another config.
+  """
+  marker = workdir / 'config.json'
+  text = json.dumps(c, indent=2, sort_keys=True)
+  if marker.exists() and marker.read_text(encoding='utf-8') != text:
+    raise config.ConfigError(
+        f'{workdir} holds a run of another config (see {marker}); give '
+        'another --workdir, or delete that one yourself.'
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  marker.write_text(text, encoding='utf-8')
+
+
+def check(c: live.Settings) -> None:
+  """Builds every arm once, so that a bad setting stops before any life."""
+  for arm in c['arms']:
+    live.build(live.settings_of(c, arm), c['seeds'][0])
+
+
+def _start_worker(counter, cores: list[int]) -> None:
+  """Gives a worker process a core of its own, and a line for its bar."""
+  global _worker
+  with counter.get_lock():
+    _worker = counter.value
+    counter.value += 1
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {cores[_worker % len(cores)]})
+  prepare_jax()
+
+
+_worker = 0
+
+
+def prepare_jax() -> None:
+  """Compiled programs are kept between runs."""
+  logging.set_verbosity(logging.WARNING)
+  jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _live(c: live.Settings, arm: str, seed: int, folder: str) -> dict[str, Any]:
+  return live.live(c, arm, seed, pathlib.Path(folder), _worker)
+
+
+def live_all(c: live.Settings, workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Every arm and seed, `c['workers']` lives at a time."""
+  jobs = [
+      (c, arm, seed, str(workdir / 'lives' / f'{arm}_{seed}'))
+      for seed in c['seeds']
+      for arm in c['arms']
+  ]
+  if c['workers'] <= 1:
+    return [_live(*job) for job in jobs]
+  context = multiprocessing.get_context('spawn')
+  cores = (
+      sorted(os.sched_getaffinity(0))
+      if hasattr(os, 'sched_getaffinity')
+      else [0]
+  )
+  with concurrent.futures.ProcessPoolExecutor(
+      c['workers'], context, _start_worker, (context.Value('i', 0), cores)
+  ) as pool:
+    try:
+      return list(pool.map(_live, *zip(*jobs)))
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def run(c: live.Settings, workdir: pathlib.Path) -> str:
+  """Lives, then tells: summary.json, table.md and pictures in `workdir`."""
+  check(c)
+  claim(workdir, c)
+  finished = workdir / 'summary.json'
+  if finished.exists():
+    print(f'{workdir} is finished; nothing is left to run.')
+  lives = live_all(c, workdir)
+  table = report.tables(lives, c['reference'])
+  finished.write_text(json.dumps(lives, indent=1), encoding='utf-8')
+  (workdir / 'table.md').write_text(table, encoding='utf-8')
+  plots.recall_matrices(lives, workdir / 'recall.png')
+  plots.retention(lives, workdir / 'retention.png')
+  return table
+
+
+def main(_) -> None:
+  c = json.loads(_CONFIG.value.to_json())
+  workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
+  prepare_jax()
+  try:
+    table = run(c, workdir)
+  except config.ConfigError as e:
+    sys.exit(f'error: {e}')
+  print(f'\n{table}\nEverything else: {workdir.absolute()}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,120 @@
+"""Raw files: from a local folder, or from their origin, always by checksum.
+
+The project ships no data. A file is looked for, as it is or gzipped, under
+`data_dir` or `$SLEEP_JAX_DATA`; what is not there is downloaded once into
+`~/.cache/sleep_jax`. Either way its content must have the SHA-256 it is listed
+with: a table of results is worth nothing over other data.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import gzip
+import hashlib
+import os
+import pathlib
+import urllib.error
+import urllib.request
+
+from absl import logging
+
+from sleep_jax import config
+
+_CACHE = pathlib.Path('~/.cache/sleep_jax').expanduser()
+_TIMEOUT = 60  # Seconds.
+
+
+class DataError(config.ConfigError):
+  """A raw file is missing, or is not the file it should be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFile:
+  """A file by its path below the data folder, its origin and its SHA-256.
+
+  The hash is of the uncompressed content.
+  """
+
+  path: str
+  url: str
+  sha256: str
+
+
+def data_dir(given: str | None) -> pathlib.Path | None:
+  """The local data folder: `given`, else `$SLEEP_JAX_DATA`, else none."""
+  name = given or os.environ.get('SLEEP_JAX_DATA')
+  if not name:
+    return None
+  path = pathlib.Path(name).expanduser()
+  if not path.is_dir():
+    raise DataError(
+        f'data folder {name!r} does not exist; correct --config.data_dir or '
+        '$SLEEP_JAX_DATA, or leave both empty to download.'
+    )
+  return path
+
+
+def read(file: RawFile, folder: str | None = None) -> bytes:
+  """The content of a raw file.
+
+  Raises:
+    DataError: if it can be found nowhere, or its checksum is wrong.
+  """
+  local = data_dir(folder)
+  for root in filter(None, (local, _CACHE)):
+    for path in (root / file.path, root / f'{file.path}.gz'):
+      if path.exists():
+        return _checked(file, _content(path), str(path))
+  content = _checked(file, _download(file), file.url)
+  target = _CACHE / file.path
+  target.parent.mkdir(parents=True, exist_ok=True)
+  part = target.with_name(f'{target.name}.{os.getpid()}.part')
+  part.write_bytes(content)
+  part.replace(target)  # Atomic: a killed download leaves no torn file.
+  return content
+
+
+def _content(path: pathlib.Path) -> bytes:
+  raw = path.read_bytes()
+  try:
+    return gzip.decompress(raw) if path.suffix == '.gz' else raw
+  except (OSError, EOFError) as e:
+    raise DataError(f'{path} is not a whole gzip file ({e}).') from e
+
+
+def _checked(file: RawFile, content: bytes, where: str) -> bytes:
+  found = hashlib.sha256(content).hexdigest()
+  if found != file.sha256:
+    raise DataError(
+        f'{where}: SHA-256 is {found}, expected {file.sha256}. The file is '
+        'not the one the splits are defined on; remove it to download it anew.'
+    )
+  return content
+
+
+def _download(file: RawFile) -> bytes:
+  logging.info('Downloading %s', file.url)
+  try:
+    with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
+      return response.read()
+  except (urllib.error.URLError, TimeoutError) as e:
+    raise DataError(
+        f'{file.path} is in no local folder and {file.url} cannot be reached '
+        f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
+    ) from e
+
+
+def books(folder: str | None, held_out: Iterable[str]) -> dict[str, str]:
+  """Public-domain books `gutenberg/*.txt[.gz]`, without the held-out ones."""
+  root = data_dir(folder)
+  found = sorted((root / 'gutenberg').glob('*.txt*')) if root else []
+  if not found:
+    raise DataError(
+        'no books: put plain-text books into $SLEEP_JAX_DATA/gutenberg/*.txt '
+        '(Project Gutenberg, headers removed). Only retraining the shipped '
+        'base model needs them.'
+    )
+  return {
+      path.name.split('.')[0]: _content(path).decode('utf-8')
+      for path in found
+      if not any(path.name.startswith(h) for h in held_out)
+  }
