@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 import pathlib
+import re
 import time
 
 from absl import app
@@ -66,6 +67,20 @@ def train_tokenizer(text: list[str], path: pathlib.Path, vocab: int) -> None:
   path.with_suffix('.vocab').unlink()
 
 
+def paragraphs(
+    texts: list[str], tokenizer: tokenizers.Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+  """All paragraphs as one stream, each ended by EOS, and where they begin."""
+  parts = [
+      [*tokenizer.encode(' '.join(p.split())), tokenizer.stop]
+      for text in texts
+      for p in re.split(r'\n\s*\n', text)
+      if p.strip()
+  ]
+  starts = np.cumsum([0, *(len(p) for p in parts)])[:-1]
+  return np.concatenate(parts).astype(np.int32), starts[1:]
+
+
 def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   """Windows of the books, and of the held-out book."""
   train = sources.books(c.data_dir, held_out=c.held_out)
@@ -75,10 +90,11 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   tokenizer = tokenizers.SentencePieceTokenizer(c.tokenizer)
 
   def windows(texts: list[str]) -> Corpus:
-    ids = np.concatenate([np.array(tokenizer.encode(x), np.int32) for x in texts])
+    ids, starts = paragraphs(texts, tokenizer)
 
     def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-      at = rng.integers(0, len(ids) - c.length, rows)[:, None]
+      # Every row begins where a paragraph does, as a document would.
+      at = rng.choice(starts[starts < len(ids) - c.length], rows)[:, None]
       tokens = ids[at + np.arange(c.length) - 1]
       tokens[:, 0] = tokenizer.bos
       return tokens

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.held_out = ('Great-Expectations_1400',)
   c.model = model()
   c.seed = 0
-  c.steps = 5000
+  c.steps = 4500
   c.batch = 32
   c.length = 64
   c.learning_rate = 3e-3

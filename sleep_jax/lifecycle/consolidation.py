@@ -109,7 +109,6 @@ def consolidate(
   slot = free_slot(bank) if how.expand else 0
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
-  bank = bank.mark(slot, memory_lib.SEEDING)
   student = prospective.with_level(transfer.receiver, bank=bank)
   student, curves = seeding.seed(
       cfg, how, life.params, selves, student, transfer.receiver, slot,
@@ -127,9 +126,7 @@ def consolidate(
     return life, report
 
   # Update. The sender's new weights and the new expert come into force.
-  bank = student.levels[transfer.receiver].bank.mark(slot, memory_lib.ACTIVE)
-  memory = student.with_level(transfer.receiver, bank=bank)
-  return life.replace(memory=memory), report
+  return life.replace(memory=student), report
 
 
 def _report(
@@ -182,16 +179,13 @@ def make_room(
   if how.slot_policy == 'merge':
     # The rested self teaches: what today brought is not the heir's business.
     rested = dreams.Selves(awake=life.old_self(), old=None)
-    student = memory.with_deltas(life.rested).with_level(
-        level, bank=without.mark(heir, memory_lib.SEEDING)
-    )
     student, _ = seeding.seed(
         cfg,
         dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0),
-        life.params, rested, student, level, heir, tokenizer, 0, rng, ledger,
+        life.params, rested, memory.with_deltas(life.rested), level, heir,
+        tokenizer, 0, rng, ledger,
     )
-    merged = student.levels[level].bank.mark(heir, memory_lib.ACTIVE)
-    memory = memory.with_level(level, bank=merged)
+    memory = memory.with_level(level, bank=student.levels[level].bank)
   return life.replace(memory=memory)
 
 

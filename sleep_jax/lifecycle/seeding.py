@@ -189,7 +189,11 @@ def seed(
     jax.block_until_ready(judged)
     account.forward(tokens.size, times=1 if selves.old is None else 2)
 
-  expert = jax.tree.map(jnp.copy, student.levels[level].bank.expert(slot))
+  # From here on the slot is routed as it will be when it is in force, so that
+  # what it learns, and what it displaces, is what the next day will find.
+  bank = student.levels[level].bank.mark(slot, memory_lib.ACTIVE)
+  student = student.with_level(level, bank=bank)
+  expert = jax.tree.map(jnp.copy, bank.expert(slot))
   opt_state = optimizer(how).init(expert)
   order = dreams.host_rng(order_key)
   imitates = how.alpha < 1.0 or how.lam > 0.0

@@ -53,9 +53,8 @@ def route(
   """Gate of every slot for every token; zero means not used.
 
   An active slot fires when its logit beats the null choice and is among the
-  token's `top_k`. The slot under seeding stays out of the competition and
-  keeps its soft gate: it must be on to get a gradient, and unlocking it must
-  not change what the others do.
+  token's `top_k`. A slot that was only just unlocked stays out of the
+  competition: unlocking it must not change what the others do.
   """
   active = jnp.where(status_S == memory_lib.ACTIVE, logits_BxTxS, -jnp.inf)
   fires = active > _NULL_LOGIT

@@ -2,7 +2,7 @@
 
 The very splits of the paper's experiment (those of InCA's authors): CLINC150 in
 10 episodes of 15 classes, Banking77 in 7 of 11, DBpedia-70 in 7 of 10. An
-example is one document, `text => label`; the answer is generated, closed book,
+example is one document, `text : label`; the answer is generated, closed book,
 and must be the label to the token. Which classes come when is drawn by seed.
 """
 
@@ -44,7 +44,7 @@ _SHA256 = {
 }
 # Episodes and classes per episode.
 SPLITS = {'clinc': (10, 15), 'banking': (7, 11), 'dbpedia': (7, 10)}
-_MARKER = '=>'
+_MARKER = ':'  # A frozen embedding only knows marks that books have.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ClassIncremental:
     return out
 
   def encode(self, text: str, label: str) -> tuple[list[int], list[int]]:
-    """Prompt `BOS text =>` and answer `label EOS`; long texts are cut."""
+    """Prompt `BOS text :` and answer `label EOS`; long texts are cut."""
     tok = self.tokenizer
     answer = [*tok.encode(spoken(label)), tok.stop]
     marker = tok.encode(_MARKER)

@@ -100,16 +100,16 @@ def pretraining_rows(
 ) -> np.ndarray:
   """Documents for the base: its own facts, and passing strangers.
 
-  In a quarter of the documents half of the facts are about two strangers and
-  come up again, so that the base also learns to read facts from its context.
+  In every third document most facts are about strangers, one to six facts,
+  and come up again, so that the base also learns to read from its context.
   """
   _, known = base_facts(world, cfg)
   per_row = -(-(cfg.length - 1) // _FACT)
   pick = known[rng.integers(0, len(known), (rows, per_row))]
-  for row in range(0, rows, 4):
-    strangers = world.facts(rng, world.pairs(rng, 2))
-    told = strangers[rng.integers(0, len(strangers), per_row)]
-    swap = rng.random(per_row) < 0.5
+  for row in range(0, rows, 3):
+    strangers = rng.permutation(world.facts(rng, world.pairs(rng, 3)))
+    told = strangers[rng.integers(0, rng.integers(1, 7), per_row)]
+    swap = rng.random(per_row) < 0.75
     pick[row, swap] = told[swap]
   return world.rows(pick, cfg.length)
 

@@ -1,0 +1,78 @@
+"""Small models and lives that tests share."""
+
+import os
+
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8'
+)
+
+import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+
+from sleep_jax import config  # noqa: E402
+from sleep_jax.models import memory as memory_lib  # noqa: E402
+from sleep_jax.models import transformer  # noqa: E402
+
+
+def tiny(**changes) -> config.ModelConfig:
+  """Two layers, three levels with clocks 4 -> 8 -> frozen, two banks."""
+  settings = dict(
+      vocab=32,
+      dim=16,
+      layers=2,
+      heads=4,
+      kv_heads=2,
+      levels=(
+          config.LevelConfig(
+              16, chunk=4, sleep_every=2, optimizer='sgd', learning_rate=0.5
+          ),
+          config.LevelConfig(
+              16, chunk=8, sleep_every=4, slots=3, rank=4, top_k=2
+          ),
+          config.LevelConfig(16, slots=3, rank=4, top_k=2),
+      ),
+  )
+  return config.ModelConfig(**(settings | changes))
+
+
+@pytest.fixture(name='cfg')
+def _cfg() -> config.ModelConfig:
+  return tiny()
+
+
+@pytest.fixture(name='params')
+def _params(cfg):
+  return transformer.init(cfg, jax.random.key(0))
+
+
+@pytest.fixture(name='tokens')
+def _tokens():
+  return jax.random.randint(jax.random.key(1), (4, 16), 0, 32)
+
+
+def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
+  """A memory in which everything that can be non-zero is."""
+  memory = memory_lib.fresh_memory(cfg)
+  keys = iter(jax.random.split(jax.random.key(seed), 100))
+
+  def noise(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return 0.3 * jax.random.normal(next(keys), x.shape)
+
+  memory = jax.tree.map(noise, memory)
+  for i, level in enumerate(memory.levels):
+    if level.bank:
+      status = jnp.array([memory_lib.ACTIVE] * 2 + [memory_lib.LOCKED])
+      birth = jnp.array([0, 1, -1])
+      bank = level.bank.replace(status=status, birth=birth)
+      memory = memory.with_level(i, bank=bank)
+  return memory
+
+
+def replace(cfg: config.ModelConfig, **changes) -> config.ModelConfig:
+  return dataclasses.replace(cfg, **changes)

@@ -1,0 +1,159 @@
+"""Divergences, rewards and policy gradients against independent oracles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rapidfuzz.distance
+
+from sleep_jax import config
+from sleep_jax.objectives import divergences
+from sleep_jax.objectives import losses
+from sleep_jax.objectives import policy_gradient
+from sleep_jax.objectives import rewards
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+@pytest.fixture(name='pair')
+def _pair():
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(3, 5, 11)) * 2, rng.normal(size=(3, 5, 11)) * 2
+
+
+def numpy_kl(p, q):
+  return (p * np.log(p / q)).sum(-1)
+
+
+def test_kl_divergences_match_numpy(pair):
+  t, s = softmax(pair[0]), softmax(pair[1])
+  np.testing.assert_allclose(
+      divergences.forward_kl(*pair), numpy_kl(t, s), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+      divergences.reverse_kl(*pair), numpy_kl(s, t), rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
+def test_jsd_matches_numpy(pair, beta):
+  t, s = softmax(pair[0]), softmax(pair[1])
+  m = beta * t + (1 - beta) * s
+  want = beta * numpy_kl(t, m) + (1 - beta) * numpy_kl(s, m)
+  np.testing.assert_allclose(divergences.jsd(*pair, beta), want, rtol=1e-4)
+
+
+def test_jsd_near_its_ends_is_refused():
+  with pytest.raises(config.ConfigError, match='beta=0.001'):
+    config.SeedingConfig(divergence='jsd', beta=0.001)
+
+
+def test_unknown_divergence_lists_the_known():
+  with pytest.raises(config.ConfigError, match='forward_kl, jsd, reverse_kl'):
+    divergences.divergence('kl', 0.5)
+
+
+def test_levenshtein_matches_rapidfuzz():
+  rng = np.random.default_rng(1)
+  a = rng.integers(0, 4, (200, 12))
+  b = rng.integers(0, 4, (200, 9))
+  la, lb = rng.integers(0, 13, 200), rng.integers(0, 10, 200)
+  got = jax.vmap(rewards.levenshtein)(
+      jnp.array(a), jnp.array(la), jnp.array(b), jnp.array(lb)
+  )
+  want = [
+      rapidfuzz.distance.Levenshtein.distance(
+          x[:i].tolist(), y[:j].tolist()
+      )
+      for x, i, y, j in zip(a, la, b, lb)
+  ]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_absolute_reward_is_equation_4():
+  guess = jnp.array([[1, 2, 3, 4], [1, 2, 9, 9], [9, 9, 9, 9], [1, 2, 3, 0]])
+  dream = jnp.array([[1, 2, 3, 4]] * 4)
+  got = rewards.absolute(
+      guess, jnp.array([4, 4, 4, 3]), dream, jnp.array([4] * 4), z0=0.5
+  )
+  # Equal; z = 2 of 4, still at z_0; z = 4, beyond it; one token short.
+  np.testing.assert_allclose(got, [1.0, 0.5, 0.0, 0.75])
+
+
+def test_exact_reward_needs_equal_lengths_too():
+  guess = jnp.array([[1, 2, 0], [1, 2, 3], [1, 5, 0]])
+  dream = jnp.array([[1, 2, 7]] * 3)
+  got = rewards.exact(
+      guess, jnp.array([2, 3, 2]), dream, jnp.array([2, 2, 2])
+  )
+  np.testing.assert_array_equal(got, [1.0, 0.0, 0.0])
+
+
+def test_pooled_similarity_ignores_what_lies_past_the_end():
+  h = jnp.array(np.random.default_rng(0).normal(size=(1, 5, 8)))
+  other = h.at[:, 3:].set(100.0)
+  same = rewards.pooled_similarity(h, jnp.array([3]), other, jnp.array([3]))
+  np.testing.assert_allclose(same, 1.0, rtol=1e-5)
+  differs = rewards.pooled_similarity(h, jnp.array([5]), other, jnp.array([5]))
+  assert float(differs[0]) < 0.9
+
+
+def test_imitation_reward_is_equation_3():
+  assert rewards.imitation(1.0, 0.5, gamma=0.25) == 0.25 * 1 + 0.75 * 0.5
+
+
+def test_group_advantages_are_relative_to_the_group():
+  r = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
+  a = np.asarray(policy_gradient.group_advantages(r))
+  np.testing.assert_allclose(a.sum(1), 0.0, atol=1e-5)
+  assert a[0, 0] > 1 and (a[0, 1:] < 0).all()
+  np.testing.assert_array_equal(a[1], 0.0)  # Nothing to learn from a tie.
+
+
+def test_policy_gradient_raises_what_was_rewarded():
+  logp = jnp.zeros((2, 3))
+  advantage = jnp.array([1.0, -1.0])
+
+  def loss(x):
+    return policy_gradient.clipped_loss(
+        x, logp, advantage, jnp.ones_like(x)
+    )
+
+  g = jax.grad(loss)(logp)
+  assert (g[0] < 0).all() and (g[1] > 0).all()
+
+
+def test_policy_gradient_stops_at_the_clip():
+  old = jnp.zeros((1, 2))
+
+  def slope(x):
+    return jax.grad(
+        lambda l: policy_gradient.clipped_loss(
+            l, old, jnp.array([1.0]), jnp.ones_like(l), clip=0.2
+        )
+    )(jnp.full((1, 2), x))
+
+  np.testing.assert_array_equal(slope(jnp.log(1.3)), 0.0)
+  assert (slope(jnp.log(1.1)) < 0).all()
+
+
+def test_next_token_loss_matches_numpy():
+  rng = np.random.default_rng(0)
+  logits, tokens = rng.normal(size=(2, 4, 6)), rng.integers(0, 6, (2, 4))
+  mask = np.array([[1, 1, 0, 1], [1, 0.5, 1, 0]])
+  p = softmax(logits)
+  total = sum(
+      -mask[b, i] * np.log(p[b, i - 1, tokens[b, i]])
+      for b in range(2)
+      for i in range(1, 4)
+  )
+  np.testing.assert_allclose(
+      losses.next_token_loss(
+          jnp.array(logits), jnp.array(tokens), jnp.array(mask)
+      ),
+      total / mask[:, 1:].sum(),
+      rtol=1e-5,
+  )
