@@ -38,15 +38,15 @@ def settings_of(c: Settings, arm: str) -> Settings:
   for section, values in change.items():
     if section not in out:
       raise config.ConfigError(
-          f'arms.{arm}.{section}: there is no section {section!r} to change; '
-          f'known are {", ".join(sorted(out))}.'
+        f'arms.{arm}.{section}: there is no section {section!r} to change; '
+        f'known are {", ".join(sorted(out))}.'
       )
     out[section] = {**out[section], **values}
   return out
 
 
 def build(
-    c: Settings, seed: int
+  c: Settings, seed: int
 ) -> tuple[task_lib.Task, learner_lib.Learner, accounts.Ledger]:
   """Everything that one life needs; every bad setting is refused here."""
   given = dict(c['task'])
@@ -55,15 +55,15 @@ def build(
   tokenizers.check_fits(task.tokenizer, model.vocab)
   ledger = accounts.Ledger(model, given['length'])
   setup = learner_lib.Setup(
-      model=model,
-      params=weights.load(pathlib.Path(c['base']), model),
-      tokenizer=task.tokenizer,
-      wake=config.from_mapping(config.WakeConfig, c['wake'], 'wake'),
-      sleep=config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep'),
-      finetune=config.from_mapping(
-          config.FinetuneConfig, c['finetune'], 'finetune'
-      ),
-      ledger=ledger,
+    model=model,
+    params=weights.load(pathlib.Path(c['base']), model),
+    tokenizer=task.tokenizer,
+    wake=config.from_mapping(config.WakeConfig, c['wake'], 'wake'),
+    sleep=config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep'),
+    finetune=config.from_mapping(
+      config.FinetuneConfig, c['finetune'], 'finetune'
+    ),
+    ledger=ledger,
   )
   check_slots(setup, task.episodes)
   return task, learners.build(c['learner'], setup), ledger
@@ -79,14 +79,14 @@ def check_slots(setup: learner_lib.Setup, nights: int) -> None:
     limited = setup.sleep.slot_policy == 'error' and setup.sleep.expand
     if level.sleep_every and limited and not frees and nights > slots:
       raise config.ConfigError(
-          f'{nights} nights need {nights} slots, but model.levels[{i + 1}].'
-          f'slots={slots} and sleep.slot_policy=error; raise slots, or set '
-          'sleep.slot_policy=merge or recycle.'
+        f'{nights} nights need {nights} slots, but model.levels[{i + 1}].'
+        f'slots={slots} and sleep.slot_policy=error; raise slots, or set '
+        'sleep.slot_policy=merge or recycle.'
       )
 
 
 def live(
-    c: Settings, arm: str, seed: int, folder: pathlib.Path, bar_position: int
+  c: Settings, arm: str, seed: int, folder: pathlib.Path, bar_position: int
 ) -> dict[str, Any]:
   """Lives all episodes and returns the life's summary.
 
@@ -108,9 +108,14 @@ def live(
     first = night + 1
     logging.info('%s seed %d: resuming after night %d', arm, seed, night)
   nights = tqdm.trange(
-      first, task.episodes, initial=first, total=task.episodes,
-      desc=f'{arm} seed {seed}', unit='night', position=bar_position,
-      leave=False,
+    first,
+    task.episodes,
+    initial=first,
+    total=task.episodes,
+    desc=f'{arm} seed {seed}',
+    unit='night',
+    position=bar_position,
+    leave=False,
   )
   for night in nights:
     record, life = _one_day(task, learner, life, night)
@@ -133,23 +138,23 @@ def _one_day(task, learner, life, night) -> tuple[dict[str, Any], Any]:
   life, woke = learner.wake(life, task.experience(night))
   life, slept = learner.sleep(life)
   exam = task.exam(
-      lambda prompts, answers: learner.respond(life, prompts, answers), night
+    lambda prompts, answers: learner.respond(life, prompts, answers), night
   )
   scalars = {
-      **{f'wake/{k}': v for k, v in woke.items()},
-      **{f'sleep/{k}': v for k, v in slept.items()},
-      **{f'exam/{k}': v for k, v in exam.metrics.items()},
+    **{f'wake/{k}': v for k, v in woke.items()},
+    **{f'sleep/{k}': v for k, v in slept.items()},
+    **{f'exam/{k}': v for k, v in exam.metrics.items()},
   }
   if bad := [k for k, v in scalars.items() if not np.isfinite(v)]:
     raise FloatingPointError(
-        f'night {night}: {bad[0]} is {scalars[bad[0]]}; lower the learning '
-        'rate of the phase it names. The night before is saved.'
+      f'night {night}: {bad[0]} is {scalars[bad[0]]}; lower the learning '
+      'rate of the phase it names. The night before is saved.'
     )
   record = {
-      'night': night,
-      'seconds': time.perf_counter() - start,
-      'by_episode': exam.by_episode,
-      'scalars': scalars,
+    'night': night,
+    'seconds': time.perf_counter() - start,
+    'by_episode': exam.by_episode,
+    'scalars': scalars,
   }
   return record, life
 
@@ -158,7 +163,7 @@ def _glance(scalars: dict[str, float]) -> dict[str, str]:
   """The few figures that a progress bar has room for."""
   keys = ('base', 'recall', 'accuracy', 'first')
   return {
-      k: f'{scalars[f"exam/{k}"]:.2f}' for k in keys if f'exam/{k}' in scalars
+    k: f'{scalars[f"exam/{k}"]:.2f}' for k in keys if f'exam/{k}' in scalars
   }
 
 
@@ -167,19 +172,19 @@ def _summary(task, arm, seed, records) -> dict[str, Any]:
   matrix = [r['by_episode'] for r in records]
   last = records[-1]
   exam = {
-      k.removeprefix('exam/'): v
-      for k, v in last['scalars'].items()
-      if k.startswith('exam/')
+    k.removeprefix('exam/'): v
+    for k, v in last['scalars'].items()
+    if k.startswith('exam/')
   }
   return {
-      'task': type(task).__name__,
-      'task_settings': dataclasses.asdict(task.cfg),
-      'learner': arm,
-      'seed': seed,
-      'final': exam | backward_transfer(matrix),
-      'matrix': matrix,
-      'costs': last['costs'],
-      'seconds': sum(r['seconds'] for r in records),
+    'task': type(task).__name__,
+    'task_settings': dataclasses.asdict(task.cfg),
+    'learner': arm,
+    'seed': seed,
+    'final': exam | backward_transfer(matrix),
+    'matrix': matrix,
+    'costs': last['costs'],
+    'seconds': sum(r['seconds'] for r in records),
   }
 
 
@@ -196,6 +201,6 @@ def backward_transfer(matrix: list[list[float]]) -> dict[str, float]:
   learned = np.mean([last[e] - matrix[e][e] for e in earlier])
   best = [max(row[e] for row in matrix[e:]) for e in earlier]
   return {
-      'backward_transfer': float(learned),
-      'forgetting': float(np.mean([best[e] - last[e] for e in earlier])),
+    'backward_transfer': float(learned),
+    'forgetting': float(np.mean([best[e] - last[e] for e in earlier])),
   }

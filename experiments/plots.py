@@ -25,24 +25,30 @@ def _mean_matrix(lives: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def recall_matrices(
-    lives: Sequence[dict[str, Any]], path: pathlib.Path
+  lives: Sequence[dict[str, Any]], path: pathlib.Path
 ) -> None:
   """One heat map per learner: score of each episode after each night."""
   arms = report.by_arm(lives)
   columns = min(4, len(arms))
   rows = -(-len(arms) // columns)
   figure, axes = plt.subplots(
-      rows, columns, figsize=(3.1 * columns, 3 * rows), squeeze=False,
-      layout='constrained',
+    rows,
+    columns,
+    figsize=(3.1 * columns, 3 * rows),
+    squeeze=False,
+    layout='constrained',
   )
-  for axis in axes.flat[len(arms):]:
+  for axis in axes.flat[len(arms) :]:
     axis.axis('off')
   for axis, (arm, of_arm) in zip(axes.flat, arms.items()):
     matrix = _mean_matrix(list(of_arm.values()))
     n = len(matrix)
     image = axis.imshow(
-        matrix, vmin=0, vmax=1, cmap='viridis',
-        extent=(0.5, n + 0.5, n + 0.5, 0.5),
+      matrix,
+      vmin=0,
+      vmax=1,
+      cmap='viridis',
+      extent=(0.5, n + 0.5, n + 0.5, 0.5),
     )
     axis.set(title=arm, xlabel='episode', ylabel='after night')
   figure.colorbar(image, ax=axes, label='closed-book score')
@@ -57,14 +63,14 @@ def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     matrices = np.stack([_mean_matrix([l]) for l in of_arm.values()])
     nights = np.arange(1, matrices.shape[1] + 1)
     for axis, curves in zip(
-        axes, (matrices[:, :, 0], np.nanmean(matrices, axis=2)), strict=True
+      axes, (matrices[:, :, 0], np.nanmean(matrices, axis=2)), strict=True
     ):
       mean = curves.mean(0)
       line = axis.plot(nights, mean, marker='o', label=arm)[0]
       if len(curves) > 1:
         half = [report.interval(curves[:, i])[1] for i in range(len(nights))]
         axis.fill_between(
-            nights, mean - half, mean + half, alpha=0.15, color=line.get_color()
+          nights, mean - half, mean + half, alpha=0.15, color=line.get_color()
         )
   axes[0].set(title='the first episode', ylabel='closed-book score')
   axes[1].set(title='all episodes so far')

@@ -1,6 +1,6 @@
 """Trains a small base model by its recipe.
 
-  python -m experiments.pretrain --config=experiments/configs/base_facts.py
+python -m experiments.pretrain --config=experiments/configs/base_facts.py
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import re
 import time
 
 from absl import app
-from absl import flags
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -51,31 +50,31 @@ def train_tokenizer(text: list[str], path: pathlib.Path, vocab: int) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [line for book in text for line in book.splitlines() if line.strip()]
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines),
-      model_prefix=str(path.with_suffix('')),
-      vocab_size=vocab,
-      model_type='bpe',
-      byte_fallback=True,
-      pad_id=0,
-      bos_id=1,
-      eos_id=2,
-      unk_id=3,
-      input_sentence_size=100_000,
-      shuffle_input_sentence=False,
-      minloglevel=2,
+    sentence_iterator=iter(lines),
+    model_prefix=str(path.with_suffix('')),
+    vocab_size=vocab,
+    model_type='bpe',
+    byte_fallback=True,
+    pad_id=0,
+    bos_id=1,
+    eos_id=2,
+    unk_id=3,
+    input_sentence_size=100_000,
+    shuffle_input_sentence=False,
+    minloglevel=2,
   )
   path.with_suffix('.vocab').unlink()
 
 
 def paragraphs(
-    texts: list[str], tokenizer: tokenizers.Tokenizer
+  texts: list[str], tokenizer: tokenizers.Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
   """All paragraphs as one stream, each ended by EOS, and where they begin."""
   parts = [
-      [*tokenizer.encode(' '.join(p.split())), tokenizer.stop]
-      for text in texts
-      for p in re.split(r'\n\s*\n', text)
-      if p.strip()
+    [*tokenizer.encode(' '.join(p.split())), tokenizer.stop]
+    for text in texts
+    for p in re.split(r'\n\s*\n', text)
+    if p.strip()
   ]
   starts = np.cumsum([0, *(len(p) for p in parts)])[:-1]
   return np.concatenate(parts).astype(np.int32), starts[1:]
@@ -86,7 +85,9 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   train = sources.books(c.data_dir, held_out=c.held_out)
   every = sources.books(c.data_dir, held_out=())
   held_out = [text for name, text in every.items() if name in c.held_out]
-  train_tokenizer(list(train.values()), pathlib.Path(c.tokenizer), c.model.vocab)
+  train_tokenizer(
+    list(train.values()), pathlib.Path(c.tokenizer), c.model.vocab
+  )
   tokenizer = tokenizers.SentencePieceTokenizer(c.tokenizer)
 
   def windows(texts: list[str]) -> Corpus:
@@ -112,8 +113,8 @@ def main(_) -> None:
   params = transformer.init(cfg, jax.random.key(c.seed))
   warm = min(200, c.steps // 10)
   optimizer = training.adamw(
-      optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warm, c.steps),
-      c.weight_decay,
+    optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warm, c.steps),
+    c.weight_decay,
   )
   opt_state = optimizer.init(params)
   rng = np.random.default_rng(c.seed)
@@ -123,21 +124,32 @@ def main(_) -> None:
     rows = draw(rng, _STEPS_PER_CALL * c.batch)
     tokens = rows.reshape(_STEPS_PER_CALL, c.batch, c.length)
     params, opt_state, loss = training.train_steps(
-        cfg, optimizer, params, opt_state, jnp.asarray(tokens),
-        jnp.ones(tokens.shape),
+      cfg,
+      optimizer,
+      params,
+      opt_state,
+      jnp.asarray(tokens),
+      jnp.ones(tokens.shape),
     )
     bar.set_postfix(loss=f'{float(loss.mean()):.3f}')
   held_out = draw_held_out(np.random.default_rng([c.seed, 1]), 20 * c.batch)
   held_out = jnp.asarray(held_out.reshape(20, c.batch, c.length))
   frozen = training.adamw(0.0)
   _, _, loss = training.train_steps(
-      cfg, frozen, jax.tree.map(jnp.copy, params), frozen.init(params),
-      held_out, jnp.ones(held_out.shape),
+    cfg,
+    frozen,
+    jax.tree.map(jnp.copy, params),
+    frozen.init(params),
+    held_out,
+    jnp.ones(held_out.shape),
   )
   weights.save(pathlib.Path(c.out), jax.device_get(params), cfg)
   logging.info(
-      '%s: %d parameters, held-out loss %.4f nats per token, %.0f s',
-      c.out, transformer.count(params), float(loss.mean()), time.time() - start,
+    '%s: %d parameters, held-out loss %.4f nats per token, %.0f s',
+    c.out,
+    transformer.count(params),
+    float(loss.mean()),
+    time.time() - start,
   )
 
 

@@ -10,10 +10,13 @@ from scipy import stats
 Life = dict[str, Any]
 
 _COLUMNS = {
-    'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
-    'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
+  'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
+  'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
 }
-_HEADLINE = {'Facts': ('first', 'recall', 'base'), 'ClassIncremental': ('accuracy',)}
+_HEADLINE = {
+  'Facts': ('first', 'recall', 'base'),
+  'ClassIncremental': ('accuracy',),
+}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -48,14 +51,14 @@ def scores(arms: dict[str, dict[int, Life]], task: str) -> str:
   """Final marks: mean and 95% interval over seeds."""
   columns = (*_COLUMNS[task], 'backward_transfer')
   rows = [
-      [arm, *(_cell([l['final'][c] for l in lives.values()]) for c in columns)]
-      for arm, lives in arms.items()
+    [arm, *(_cell([l['final'][c] for l in lives.values()]) for c in columns)]
+    for arm, lives in arms.items()
   ]
   return _rows(['learner', *columns], rows)
 
 
 def differences(
-    arms: dict[str, dict[int, Life]], task: str, reference: str
+  arms: dict[str, dict[int, Life]], task: str, reference: str
 ) -> str:
   """`reference` minus every other arm, paired by seed."""
   columns = _HEADLINE[task]
@@ -65,10 +68,11 @@ def differences(
       continue
     pairs = [
       (arms[reference][seed]['final'], life['final'])
-      for seed, life in lives.items() if seed in arms[reference]
+      for seed, life in lives.items()
+      if seed in arms[reference]
     ]
     rows.append(
-        [arm, *(_cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
+      [arm, *(_cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
     )
   return _rows([f'{reference} minus', *columns], rows)
 
@@ -81,16 +85,20 @@ def costs(arms: dict[str, dict[int, Life]]) -> str:
     cells = []
     for p in phases:
       mean = {
-          k: np.mean([l['costs'][p][k] for l in lives.values()])
-          for k in ('tokens', 'flops', 'seconds')
+        k: np.mean([l['costs'][p][k] for l in lives.values()])
+        for k in ('tokens', 'flops', 'seconds')
       }
       cells.append(
-          f'{mean["tokens"] / 1e6:.2f}M {mean["flops"] / 1e12:.2f}T '
-          f'{mean["seconds"]:.0f}s' if mean['tokens'] else ''
+        f'{mean["tokens"] / 1e6:.2f}M {mean["flops"] / 1e12:.2f}T '
+        f'{mean["seconds"]:.0f}s'
+        if mean['tokens']
+        else ''
       )
     rows.append([arm, *cells])
-  header = ['tokens, FLOPs, seconds', *next(iter(arms.values()))[
-      next(iter(next(iter(arms.values()))))]['costs']]
+  header = [
+    'tokens, FLOPs, seconds',
+    *next(iter(arms.values()))[next(iter(next(iter(arms.values()))))]['costs'],
+  ]
   return _rows(header, rows)
 
 

@@ -26,7 +26,7 @@ from sleep_jax import config
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where lives, tables and pictures go; default runs/NAME.'
+  'workdir', None, 'Where lives, tables and pictures go; default runs/NAME.'
 )
 _CACHE = pathlib.Path('~/.cache/sleep_jax/xla').expanduser()
 
@@ -41,8 +41,8 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
   text = json.dumps(c, indent=2, sort_keys=True)
   if marker.exists() and marker.read_text(encoding='utf-8') != text:
     raise config.ConfigError(
-        f'{workdir} holds a run of another config (see {marker}); give '
-        'another --workdir, or delete that one yourself.'
+      f'{workdir} holds a run of another config (see {marker}); give '
+      'another --workdir, or delete that one yourself.'
     )
   workdir.mkdir(parents=True, exist_ok=True)
   marker.write_text(text, encoding='utf-8')
@@ -82,20 +82,18 @@ def _live(c: live.Settings, arm: str, seed: int, folder: str) -> dict[str, Any]:
 def live_all(c: live.Settings, workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Every arm and seed, `c['workers']` lives at a time."""
   jobs = [
-      (c, arm, seed, str(workdir / 'lives' / f'{arm}_{seed}'))
-      for seed in c['seeds']
-      for arm in c['arms']
+    (c, arm, seed, str(workdir / 'lives' / f'{arm}_{seed}'))
+    for seed in c['seeds']
+    for arm in c['arms']
   ]
   if c['workers'] <= 1:
     return [_live(*job) for job in jobs]
   context = multiprocessing.get_context('spawn')
   cores = (
-      sorted(os.sched_getaffinity(0))
-      if hasattr(os, 'sched_getaffinity')
-      else [0]
+    sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [0]
   )
   with concurrent.futures.ProcessPoolExecutor(
-      c['workers'], context, _start_worker, (context.Value('i', 0), cores)
+    c['workers'], context, _start_worker, (context.Value('i', 0), cores)
   ) as pool:
     try:
       return list(pool.map(_live, *zip(*jobs)))

@@ -1,7 +1,7 @@
 """Typed configs. A frozen dataclass is hashable, so it can key a `jax.jit`."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 from typing import Any, TypeVar
 
 _T = TypeVar('_T')
@@ -19,11 +19,11 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
     values: its fields; absent ones keep their defaults.
     where: the config path, for the message (`model.levels[0]`).
   """
-  known = {f.name for f in dataclasses.fields(cls)}  # pytype: disable=wrong-arg-types
+  known = {f.name for f in dataclasses.fields(cls)}
   if unknown := sorted(set(values) - known):
     raise ConfigError(
-        f'{where}: unknown setting {unknown[0]!r}; known are '
-        f'{", ".join(sorted(known))}.'
+      f'{where}: unknown setting {unknown[0]!r}; known are '
+      f'{", ".join(sorted(known))}.'
     )
   return cls(**values)
 
@@ -32,8 +32,8 @@ def choose(value: str, options: Mapping[str, _T], where: str) -> _T:
   """`options[value]`, or an error that lists the options."""
   if value not in options:
     raise ConfigError(
-        f'{where}={value!r} is unknown; choose one of '
-        f'{", ".join(sorted(options))}.'
+      f'{where}={value!r} is unknown; choose one of '
+      f'{", ".join(sorted(options))}.'
     )
   return options[value]
 
@@ -80,13 +80,13 @@ class ModelConfig:
       raise ConfigError('model.levels is empty; a Transformer has one level.')
     if self.dim % self.heads and not self.head_dim:
       raise ConfigError(
-          f'model.dim={self.dim} is not divisible by model.heads='
-          f'{self.heads}; set model.head_dim or change one of them.'
+        f'model.dim={self.dim} is not divisible by model.heads='
+        f'{self.heads}; set model.head_dim or change one of them.'
       )
     if self.heads % self.num_kv_heads:
       raise ConfigError(
-          f'model.heads={self.heads} is not a multiple of model.kv_heads='
-          f'{self.num_kv_heads}.'
+        f'model.heads={self.heads} is not a multiple of model.kv_heads='
+        f'{self.num_kv_heads}.'
       )
     _check_clocks(self.levels)
 
@@ -103,8 +103,8 @@ class ModelConfig:
     """From a nested mapping such as a ConfigDict's `model`."""
     values = dict(values)
     values['levels'] = tuple(
-        from_mapping(LevelConfig, level, f'model.levels[{i}]')
-        for i, level in enumerate(values.get('levels', ()))
+      from_mapping(LevelConfig, level, f'model.levels[{i}]')
+      for i, level in enumerate(values.get('levels', ()))
     )
     return from_mapping(cls, values, 'model')
 
@@ -115,25 +115,25 @@ def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
   for (i, fast), (j, slow) in zip(moving, moving[1:]):
     if slow.chunk % fast.chunk:
       raise ConfigError(
-          f'model.levels: chunk sizes must divide: level {j} updates every '
-          f'{slow.chunk} tokens, which is not a multiple of level {i}\'s '
-          f'{fast.chunk} (Sleep Eq. 2).'
+        f'model.levels: chunk sizes must divide: level {j} updates every '
+        f"{slow.chunk} tokens, which is not a multiple of level {i}'s "
+        f'{fast.chunk} (Sleep Eq. 2).'
       )
   for i, level in enumerate(levels, 1):
     if level.sleep_every and not level.chunk:
       raise ConfigError(
-          f'model.levels: level {i} has sleep_every={level.sleep_every} but '
-          'chunk=0, so it never updates and has nothing to send.'
+        f'model.levels: level {i} has sleep_every={level.sleep_every} but '
+        'chunk=0, so it never updates and has nothing to send.'
       )
     if level.sleep_every and i == len(levels):
       raise ConfigError(
-          f'model.levels: level {i} is the slowest; there is no level above '
-          'to consolidate it into. Set its sleep_every=0 or add a level.'
+        f'model.levels: level {i} is the slowest; there is no level above '
+        'to consolidate it into. Set its sleep_every=0 or add a level.'
       )
     if level.sleep_every and not (levels[i].slots and levels[i].rank):
       raise ConfigError(
-          f'model.levels: level {i} sends to level {i + 1}, which has '
-          f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
+        f'model.levels: level {i} sends to level {i + 1}, which has '
+        f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
       )
 
 
@@ -203,23 +203,23 @@ class SeedingConfig:
 
   def __post_init__(self):
     choose(
-        self.teachers,
-        {'awake': 0, 'awake+old_self': 0},
-        'sleep.teachers',
+      self.teachers,
+      {'awake': 0, 'awake+old_self': 0},
+      'sleep.teachers',
     )
     choose(self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset')
     choose(
-        self.slot_policy,
-        {'error': 0, 'merge': 0, 'recycle': 0},
-        'sleep.slot_policy',
+      self.slot_policy,
+      {'error': 0, 'merge': 0, 'recycle': 0},
+      'sleep.slot_policy',
     )
     for name in ('lam', 'alpha', 'gamma', 'old_share'):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ConfigError(
-            f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
+          f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
         )
     if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
       raise ConfigError(
-          f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
-          ' use divergence=forward_kl or reverse_kl there.'
+        f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
+        ' use divergence=forward_kl or reverse_kl there.'
       )

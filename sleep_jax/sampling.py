@@ -36,7 +36,7 @@ class Completions:
 
 
 def left_pad(
-    prompts: list[list[int]], pad: int, multiple: int = 8
+  prompts: list[list[int]], pad: int, multiple: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
   """Prompts of unequal length as `[B, P]`, right-aligned, and lengths `[B]`.
 
@@ -67,7 +67,7 @@ def filtered(logits_BxV: jax.Array, how: Sampling) -> jax.Array:
 
 
 def _draw(
-    logits: jax.Array, rng: t.Key, how: Sampling
+  logits: jax.Array, rng: t.Key, how: Sampling
 ) -> tuple[jax.Array, jax.Array]:
   """One token per row, and its log-probability under the sampler."""
   if how.temperature == 0.0:
@@ -81,13 +81,13 @@ def _draw(
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def generate(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    memory: memory_lib.Memory | None,
-    prompts: t.Int[jax.Array, 'B P'],
-    lengths: t.Int[jax.Array, 'B'],
-    rng: t.Key,
-    how: Sampling,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  memory: memory_lib.Memory | None,
+  prompts: t.Int[jax.Array, 'B P'],
+  lengths: t.Int[jax.Array, 'B'],
+  rng: t.Key,
+  how: Sampling,
 ) -> Completions:
   """Continues every prompt; leaves the loop once all rows have ended.
 
@@ -106,7 +106,7 @@ def generate(
   positions = jnp.arange(width) - (width - lengths[:, None])
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
   out = transformer.forward(
-      cfg, params, prompts, memory, positions=positions, cache=cache
+    cfg, params, prompts, memory, positions=positions, cache=cache
   )
 
   def proceed(state):
@@ -121,20 +121,24 @@ def generate(
     taken = taken + ~done
     done = done | (token == how.stop)
     out = transformer.forward(
-        cfg, params, token[:, None], memory,
-        positions=(lengths + step)[:, None], cache=cache,
+      cfg,
+      params,
+      token[:, None],
+      memory,
+      positions=(lengths + step)[:, None],
+      cache=cache,
     )
     return step + 1, out.cache, out.logits[:, 0], done, tokens, logprobs, taken
 
   shape = (rows, how.max_new)
   state = (
-      jnp.zeros((), jnp.int32),
-      out.cache,
-      out.logits[:, -1],
-      jnp.zeros((rows,), bool),
-      jnp.full(shape, how.pad, jnp.int32),
-      jnp.zeros(shape),
-      jnp.zeros((rows,), jnp.int32),
+    jnp.zeros((), jnp.int32),
+    out.cache,
+    out.logits[:, -1],
+    jnp.zeros((rows,), bool),
+    jnp.full(shape, how.pad, jnp.int32),
+    jnp.zeros(shape),
+    jnp.zeros((rows,), jnp.int32),
   )
   *_, tokens, logprobs, taken = jax.lax.while_loop(proceed, decode, state)
   return Completions(tokens, logprobs, taken)

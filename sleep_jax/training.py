@@ -17,31 +17,31 @@ Penalty = Callable[[t.Params, Any], jax.Array]
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0
+  learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
   """AdamW under a global-norm clip of 1."""
   return optax.chain(
-      optax.clip_by_global_norm(1.0),
-      optax.adamw(learning_rate, b2=0.98, weight_decay=weight_decay),
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(learning_rate, b2=0.98, weight_decay=weight_decay),
   )
 
 
 @functools.partial(
-    jax.jit,
-    static_argnums=(0, 1),
-    static_argnames=('penalty',),
-    donate_argnums=(2, 3),
+  jax.jit,
+  static_argnums=(0, 1),
+  static_argnames=('penalty',),
+  donate_argnums=(2, 3),
 )
 def train_steps(
-    cfg: config.ModelConfig,
-    optimizer: optax.GradientTransformation,
-    params: t.Params,
-    opt_state: Any,
-    tokens: t.Int[jax.Array, 'K B T'],
-    weight: t.Float[jax.Array, 'K B T'],
-    *,
-    penalty: Penalty | None = None,
-    penalty_state: Any = None,
+  cfg: config.ModelConfig,
+  optimizer: optax.GradientTransformation,
+  params: t.Params,
+  opt_state: Any,
+  tokens: t.Int[jax.Array, 'K B T'],
+  weight: t.Float[jax.Array, 'K B T'],
+  *,
+  penalty: Penalty | None = None,
+  penalty_state: Any = None,
 ) -> tuple[t.Params, Any, jax.Array]:
   """K optimizer steps in one program, one per leading row of `tokens`.
 
@@ -66,17 +66,17 @@ def train_steps(
     return (optax.apply_updates(params, update), opt_state), loss
 
   (params, opt_state), loss = jax.lax.scan(
-      step, (params, opt_state), (tokens, weight)
+    step, (params, opt_state), (tokens, weight)
   )
   return params, opt_state, loss
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def diagonal_fisher(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    tokens: t.Int[jax.Array, 'N T'],
-    weight: t.Float[jax.Array, 'N T'],
+  cfg: config.ModelConfig,
+  params: t.Params,
+  tokens: t.Int[jax.Array, 'N T'],
+  weight: t.Float[jax.Array, 'N T'],
 ) -> t.Params:
   """Empirical Fisher: the mean over rows of the squared row gradient.
 

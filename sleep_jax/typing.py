@@ -12,7 +12,9 @@ A name in an annotation, or a suffix such as `x_BxTxD`, always means:
 from typing import Any
 
 import jax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
+from jaxtyping import Float
+from jaxtyping import Int
 
 Tree = Any  # A pytree whose structure the docstring tells.
 Params = dict[str, Any]  # The backbone's weights, as Flax lays them out.
@@ -25,15 +27,15 @@ Hidden = Float[jax.Array, 'B T D']
 Logits = Float[jax.Array, 'B T V']
 
 __all__ = [
-    'Bool',
-    'Float',
-    'Hidden',
-    'Int',
-    'Key',
-    'Logits',
-    'Mask',
-    'Params',
-    'Scalar',
-    'Tokens',
-    'Tree',
+  'Bool',
+  'Float',
+  'Hidden',
+  'Int',
+  'Key',
+  'Logits',
+  'Mask',
+  'Params',
+  'Scalar',
+  'Tokens',
+  'Tree',
 ]

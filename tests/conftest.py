@@ -3,8 +3,7 @@
 import os
 
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
 import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
@@ -21,20 +20,18 @@ from sleep_jax.models import transformer  # noqa: E402
 def tiny(**changes) -> config.ModelConfig:
   """Two layers, three levels with clocks 4 -> 8 -> frozen, two banks."""
   settings = dict(
-      vocab=32,
-      dim=16,
-      layers=2,
-      heads=4,
-      kv_heads=2,
-      levels=(
-          config.LevelConfig(
-              16, chunk=4, sleep_every=2, optimizer='sgd', learning_rate=0.5
-          ),
-          config.LevelConfig(
-              16, chunk=8, sleep_every=4, slots=3, rank=4, top_k=2
-          ),
-          config.LevelConfig(16, slots=3, rank=4, top_k=2),
+    vocab=32,
+    dim=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    levels=(
+      config.LevelConfig(
+        16, chunk=4, sleep_every=2, optimizer='sgd', learning_rate=0.5
       ),
+      config.LevelConfig(16, chunk=8, sleep_every=4, slots=3, rank=4, top_k=2),
+      config.LevelConfig(16, slots=3, rank=4, top_k=2),
+    ),
   )
   return config.ModelConfig(**(settings | changes))
 

@@ -29,15 +29,15 @@ def test_unlocking_a_slot_changes_no_bit(cfg, params, tokens, level):
   bank = memory.levels[level].bank.unlock(2, jnp.int32(3), jax.random.key(9))
   unlocked = memory.with_level(level, bank=bank)
   np.testing.assert_array_equal(
-      logits(cfg, params, tokens, memory),
-      logits(cfg, params, tokens, unlocked),
+    logits(cfg, params, tokens, memory),
+    logits(cfg, params, tokens, unlocked),
   )
 
 
 def test_a_lived_memory_does_change_the_logits(cfg, params, tokens):
   memory = conftest.lived(cfg)
   assert not np.allclose(
-      logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
+    logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
   )
 
 
@@ -48,7 +48,7 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
     none = none.with_level(i, bank=memory.levels[i].bank.prune())
   fast_only = memory_lib.fresh_memory(cfg).with_deltas(memory.deltas())
   np.testing.assert_array_equal(
-      logits(cfg, params, tokens, none), logits(cfg, params, tokens, fast_only)
+    logits(cfg, params, tokens, none), logits(cfg, params, tokens, fast_only)
   )
 
 
@@ -63,7 +63,7 @@ def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
     return jax.value_and_grad(f)(params)
 
   chex.assert_trees_all_close(
-      loss(cfg), loss(conftest.replace(cfg, **change)), rtol=1e-5, atol=1e-6
+    loss(cfg), loss(conftest.replace(cfg, **change)), rtol=1e-5, atol=1e-6
   )
 
 
@@ -72,7 +72,7 @@ def test_jit_agrees_with_no_jit(cfg, params, tokens):
   with jax.disable_jit():
     plain = logits(cfg, params, tokens, memory)
   np.testing.assert_allclose(
-      plain, logits(cfg, params, tokens, memory), rtol=1e-5, atol=1e-5
+    plain, logits(cfg, params, tokens, memory), rtol=1e-5, atol=1e-5
   )
 
 
@@ -92,12 +92,12 @@ def test_cached_decode_equals_the_full_forward(cfg, params, tokens):
   parts, at = [], 0
   for size in (5, 1, 1, 6, 3):
     out = transformer.forward(
-        cfg, params, tokens[:, at : at + size], memory, cache=cache
+      cfg, params, tokens[:, at : at + size], memory, cache=cache
     )
     parts.append(out.logits)
     cache, at = out.cache, at + size
   np.testing.assert_allclose(
-      full, np.concatenate(parts, 1), rtol=1e-5, atol=1e-5
+    full, np.concatenate(parts, 1), rtol=1e-5, atol=1e-5
   )
 
 
@@ -107,10 +107,10 @@ def test_left_padding_does_not_matter(cfg, params, tokens):
   positions = jnp.broadcast_to(jnp.arange(19) - 3, padded.shape)
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
   np.testing.assert_allclose(
-      logits(cfg, params, tokens, memory),
-      logits(cfg, params, padded, memory, positions=positions)[:, 3:],
-      rtol=1e-5,
-      atol=1e-5,
+    logits(cfg, params, tokens, memory),
+    logits(cfg, params, padded, memory, positions=positions)[:, 3:],
+    rtol=1e-5,
+    atol=1e-5,
   )
 
 
@@ -120,7 +120,7 @@ def test_a_batch_of_lives_equals_each_alone(cfg, params, tokens):
   together = jax.vmap(lambda m: logits(cfg, params, tokens, m))(batch)
   for got, life in zip(together, lives, strict=True):
     np.testing.assert_allclose(
-        got, logits(cfg, params, tokens, life), rtol=1e-5, atol=1e-5
+      got, logits(cfg, params, tokens, life), rtol=1e-5, atol=1e-5
     )
 
 
@@ -129,7 +129,7 @@ def test_one_device_equals_eight(cfg, params):
   tokens = jax.random.randint(jax.random.key(2), (8, 16), 0, cfg.vocab)
   memory = conftest.lived(cfg)
   mesh = jax.make_mesh(
-      (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
   )
   rows = jax.sharding.NamedSharding(mesh, jax.P('data'))
 
@@ -138,29 +138,29 @@ def test_one_device_equals_eight(cfg, params):
 
   grad = jax.jit(jax.value_and_grad(loss))
   chex.assert_trees_all_close(
-      grad(params, memory, tokens),
-      grad(params, memory, jax.device_put(tokens, rows)),
-      rtol=1e-5,
-      atol=1e-6,
+    grad(params, memory, tokens),
+    grad(params, memory, jax.device_put(tokens, rows)),
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 
 def test_top_k_limits_the_active_experts(params, tokens):
   cfg = conftest.tiny()
   levels = cfg.levels[:1] + tuple(
-      config.LevelConfig(l.hidden, l.chunk, slots=3, rank=4, top_k=1)
-      for l in cfg.levels[1:]
+    config.LevelConfig(l.hidden, l.chunk, slots=3, rank=4, top_k=1)
+    for l in cfg.levels[1:]
   )
   one = conftest.replace(cfg, levels=levels)
   memory = conftest.lived(cfg)
   assert not np.allclose(
-      logits(cfg, params, tokens, memory), logits(one, params, tokens, memory)
+    logits(cfg, params, tokens, memory), logits(one, params, tokens, memory)
   )
 
 
 def test_flops_match_a_hand_count():
   cfg = config.ModelConfig(
-      vocab=10, dim=4, layers=3, heads=2, levels=(config.LevelConfig(8),)
+    vocab=10, dim=4, layers=3, heads=2, levels=(config.LevelConfig(8),)
   )
   attention = 4 * 4 * 4 + 2 * 4 * 7  # q, k, v, o; scores and values over 7.
   per_layer = attention + 3 * 4 * 8
@@ -169,29 +169,29 @@ def test_flops_match_a_hand_count():
 
 
 @pytest.mark.parametrize(
-    'levels, words',
-    [
-        ((), 'levels is empty'),
-        (
-            (config.LevelConfig(8, chunk=4), config.LevelConfig(8, chunk=6)),
-            'not a multiple',
-        ),
-        ((config.LevelConfig(8, chunk=4, sleep_every=1),), 'slowest'),
-        (
-            (
-                config.LevelConfig(8, chunk=4, sleep_every=1),
-                config.LevelConfig(8),
-            ),
-            'give it both',
-        ),
-        (
-            (
-                config.LevelConfig(8, sleep_every=1),
-                config.LevelConfig(8, slots=1, rank=1),
-            ),
-            'nothing to send',
-        ),
-    ],
+  'levels, words',
+  [
+    ((), 'levels is empty'),
+    (
+      (config.LevelConfig(8, chunk=4), config.LevelConfig(8, chunk=6)),
+      'not a multiple',
+    ),
+    ((config.LevelConfig(8, chunk=4, sleep_every=1),), 'slowest'),
+    (
+      (
+        config.LevelConfig(8, chunk=4, sleep_every=1),
+        config.LevelConfig(8),
+      ),
+      'give it both',
+    ),
+    (
+      (
+        config.LevelConfig(8, sleep_every=1),
+        config.LevelConfig(8, slots=1, rank=1),
+      ),
+      'nothing to send',
+    ),
+  ],
 )
 def test_impossible_levels_are_refused(levels, words):
   with pytest.raises(config.ConfigError, match=words):

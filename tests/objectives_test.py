@@ -31,10 +31,10 @@ def numpy_kl(p, q):
 def test_kl_divergences_match_numpy(pair):
   t, s = softmax(pair[0]), softmax(pair[1])
   np.testing.assert_allclose(
-      divergences.forward_kl(*pair), numpy_kl(t, s), rtol=1e-4
+    divergences.forward_kl(*pair), numpy_kl(t, s), rtol=1e-4
   )
   np.testing.assert_allclose(
-      divergences.reverse_kl(*pair), numpy_kl(s, t), rtol=1e-4
+    divergences.reverse_kl(*pair), numpy_kl(s, t), rtol=1e-4
   )
 
 
@@ -62,13 +62,11 @@ def test_levenshtein_matches_rapidfuzz():
   b = rng.integers(0, 4, (200, 9))
   la, lb = rng.integers(0, 13, 200), rng.integers(0, 10, 200)
   got = jax.vmap(rewards.levenshtein)(
-      jnp.array(a), jnp.array(la), jnp.array(b), jnp.array(lb)
+    jnp.array(a), jnp.array(la), jnp.array(b), jnp.array(lb)
   )
   want = [
-      rapidfuzz.distance.Levenshtein.distance(
-          x[:i].tolist(), y[:j].tolist()
-      )
-      for x, i, y, j in zip(a, la, b, lb)
+    rapidfuzz.distance.Levenshtein.distance(x[:i].tolist(), y[:j].tolist())
+    for x, i, y, j in zip(a, la, b, lb)
   ]
   np.testing.assert_array_equal(got, want)
 
@@ -77,7 +75,7 @@ def test_absolute_reward_is_equation_4():
   guess = jnp.array([[1, 2, 3, 4], [1, 2, 9, 9], [9, 9, 9, 9], [1, 2, 3, 0]])
   dream = jnp.array([[1, 2, 3, 4]] * 4)
   got = rewards.absolute(
-      guess, jnp.array([4, 4, 4, 3]), dream, jnp.array([4] * 4), z0=0.5
+    guess, jnp.array([4, 4, 4, 3]), dream, jnp.array([4] * 4), z0=0.5
   )
   # Equal; z = 2 of 4, still at z_0; z = 4, beyond it; one token short.
   np.testing.assert_allclose(got, [1.0, 0.5, 0.0, 0.75])
@@ -86,9 +84,7 @@ def test_absolute_reward_is_equation_4():
 def test_exact_reward_needs_equal_lengths_too():
   guess = jnp.array([[1, 2, 0], [1, 2, 3], [1, 5, 0]])
   dream = jnp.array([[1, 2, 7]] * 3)
-  got = rewards.exact(
-      guess, jnp.array([2, 3, 2]), dream, jnp.array([2, 2, 2])
-  )
+  got = rewards.exact(guess, jnp.array([2, 3, 2]), dream, jnp.array([2, 2, 2]))
   np.testing.assert_array_equal(got, [1.0, 0.0, 0.0])
 
 
@@ -118,9 +114,7 @@ def test_policy_gradient_raises_what_was_rewarded():
   advantage = jnp.array([1.0, -1.0])
 
   def loss(x):
-    return policy_gradient.clipped_loss(
-        x, logp, advantage, jnp.ones_like(x)
-    )
+    return policy_gradient.clipped_loss(x, logp, advantage, jnp.ones_like(x))
 
   g = jax.grad(loss)(logp)
   assert (g[0] < 0).all() and (g[1] > 0).all()
@@ -131,9 +125,9 @@ def test_policy_gradient_stops_at_the_clip():
 
   def slope(x):
     return jax.grad(
-        lambda l: policy_gradient.clipped_loss(
-            l, old, jnp.array([1.0]), jnp.ones_like(l), clip=0.2
-        )
+      lambda l: policy_gradient.clipped_loss(
+        l, old, jnp.array([1.0]), jnp.ones_like(l), clip=0.2
+      )
     )(jnp.full((1, 2), x))
 
   np.testing.assert_array_equal(slope(jnp.log(1.3)), 0.0)
@@ -146,14 +140,14 @@ def test_next_token_loss_matches_numpy():
   mask = np.array([[1, 1, 0, 1], [1, 0.5, 1, 0]])
   p = softmax(logits)
   total = sum(
-      -mask[b, i] * np.log(p[b, i - 1, tokens[b, i]])
-      for b in range(2)
-      for i in range(1, 4)
+    -mask[b, i] * np.log(p[b, i - 1, tokens[b, i]])
+    for b in range(2)
+    for i in range(1, 4)
   )
   np.testing.assert_allclose(
-      losses.next_token_loss(
-          jnp.array(logits), jnp.array(tokens), jnp.array(mask)
-      ),
-      total / mask[:, 1:].sum(),
-      rtol=1e-5,
+    losses.next_token_loss(
+      jnp.array(logits), jnp.array(tokens), jnp.array(mask)
+    ),
+    total / mask[:, 1:].sum(),
+    rtol=1e-5,
   )

@@ -13,14 +13,14 @@ import ml_collections
 def model() -> ml_collections.ConfigDict:
   """The backbone of every small real-text experiment."""
   return ml_collections.ConfigDict(
-      dict(
-          vocab=1024,
-          dim=96,
-          layers=2,
-          heads=4,
-          unroll=2,
-          levels=(dict(hidden=192), dict(hidden=192)),
-      )
+    dict(
+      vocab=1024,
+      dim=96,
+      layers=2,
+      heads=4,
+      unroll=2,
+      levels=(dict(hidden=192), dict(hidden=192)),
+    )
   )
 
 

@@ -47,8 +47,8 @@ def data_dir(given: str | None) -> pathlib.Path | None:
   path = pathlib.Path(name).expanduser()
   if not path.is_dir():
     raise DataError(
-        f'data folder {name!r} does not exist; correct --config.data_dir or '
-        '$SLEEP_JAX_DATA, or leave both empty to download.'
+      f'data folder {name!r} does not exist; correct --config.data_dir or '
+      '$SLEEP_JAX_DATA, or leave both empty to download.'
     )
   return path
 
@@ -85,8 +85,8 @@ def _checked(file: RawFile, content: bytes, where: str) -> bytes:
   found = hashlib.sha256(content).hexdigest()
   if found != file.sha256:
     raise DataError(
-        f'{where}: SHA-256 is {found}, expected {file.sha256}. The file is '
-        'not the one the splits are defined on; remove it to download it anew.'
+      f'{where}: SHA-256 is {found}, expected {file.sha256}. The file is '
+      'not the one the splits are defined on; remove it to download it anew.'
     )
   return content
 
@@ -98,8 +98,8 @@ def _download(file: RawFile) -> bytes:
       return response.read()
   except (urllib.error.URLError, TimeoutError) as e:
     raise DataError(
-        f'{file.path} is in no local folder and {file.url} cannot be reached '
-        f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
+      f'{file.path} is in no local folder and {file.url} cannot be reached '
+      f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
     ) from e
 
 
@@ -109,12 +109,12 @@ def books(folder: str | None, held_out: Iterable[str]) -> dict[str, str]:
   found = sorted((root / 'gutenberg').glob('*.txt*')) if root else []
   if not found:
     raise DataError(
-        'no books: put plain-text books into $SLEEP_JAX_DATA/gutenberg/*.txt '
-        '(Project Gutenberg, headers removed). Only retraining the shipped '
-        'base model needs them.'
+      'no books: put plain-text books into $SLEEP_JAX_DATA/gutenberg/*.txt '
+      '(Project Gutenberg, headers removed). Only retraining the shipped '
+      'base model needs them.'
     )
   return {
-      path.name.split('.')[0]: _content(path).decode('utf-8')
-      for path in found
-      if not any(path.name.startswith(h) for h in held_out)
+    path.name.split('.')[0]: _content(path).decode('utf-8')
+    for path in found
+    if not any(path.name.startswith(h) for h in held_out)
   }

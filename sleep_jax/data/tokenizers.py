@@ -51,8 +51,8 @@ class SentencePieceTokenizer:
   def __init__(self, path: pathlib.Path | str):
     if not pathlib.Path(path).exists():
       raise config.ConfigError(
-          f'tokenizer file {str(path)!r} does not exist; train one with '
-          'python -m experiments.pretrain, or correct the path.'
+        f'tokenizer file {str(path)!r} does not exist; train one with '
+        'python -m experiments.pretrain, or correct the path.'
       )
     self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     self.vocab = self._model.vocab_size()
@@ -70,6 +70,6 @@ def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
   """Refuses a tokenizer whose ids the model's embedding does not hold."""
   if tokenizer.vocab > vocab:
     raise config.ConfigError(
-        f'the tokenizer has {tokenizer.vocab} pieces but model.vocab={vocab}; '
-        'use the tokenizer that the base was trained with, or a larger vocab.'
+      f'the tokenizer has {tokenizer.vocab} pieces but model.vocab={vocab}; '
+      'use the tokenizer that the base was trained with, or a larger vocab.'
     )

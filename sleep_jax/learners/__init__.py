@@ -6,12 +6,12 @@ from sleep_jax.learners import learner
 from sleep_jax.learners import online
 
 _LEARNERS = {
-    'icl': online.InContext,
-    'wake_only': online.WakeOnly,
-    'sleep': online.Sleep,
-    'sft': finetuning.Finetune,
-    'ewc': finetuning.ElasticWeights,
-    'joint': finetuning.Joint,
+  'icl': online.InContext,
+  'wake_only': online.WakeOnly,
+  'sleep': online.Sleep,
+  'sft': finetuning.Finetune,
+  'ewc': finetuning.ElasticWeights,
+  'joint': finetuning.Joint,
 }
 
 

@@ -21,52 +21,55 @@ class Finetune:
   def __init__(self, setup: learner.Setup):
     self.setup = setup
     self.optimizer = training.adamw(
-        setup.finetune.learning_rate, setup.finetune.weight_decay
+      setup.finetune.learning_rate, setup.finetune.weight_decay
     )
 
   def init(self, rng: t.Key) -> life_lib.Life:
     # The steps donate their buffers, and the base must outlive this life.
     params = jax.tree.map(jnp.array, self.setup.params)
     return life_lib.born(
-        self.setup.model, params, rng, opt_state=self.optimizer.init(params)
+      self.setup.model, params, rng, opt_state=self.optimizer.init(params)
     )
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     s = self.setup
     tokens, weight = learner.batches(experience, s.finetune.batch)
     shape = (-1, s.finetune.batch, tokens.shape[1])
     with s.ledger.phase('wake') as account:
       params, opt_state, loss = training.train_steps(
-          s.model, self.optimizer, life.params, life.opt_state,
-          tokens.reshape(shape), weight.reshape(shape),
-          penalty=self.penalty, penalty_state=life.notes,
+        s.model,
+        self.optimizer,
+        life.params,
+        life.opt_state,
+        tokens.reshape(shape),
+        weight.reshape(shape),
+        penalty=self.penalty,
+        penalty_state=life.notes,
       )
       loss = jax.block_until_ready(loss)
       account.full(tokens.size, steps=loss.size)
     clock = life.clock.replace(
-        tokens=life.clock.tokens + tokens.size // s.finetune.batch
+      tokens=life.clock.tokens + tokens.size // s.finetune.batch
     )
     life = life.replace(params=params, opt_state=opt_state, clock=clock)
     return life, {'loss': float(loss.mean()), 'loss_last': float(loss[-1])}
 
-  def sleep(
-      self, life: life_lib.Life
-  ) -> tuple[life_lib.Life, learner.Metrics]:
+  def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, learner.Metrics]:
     return consolidation.awaken(life), {}
 
   def respond(self, life, prompts, answers) -> task.Response:
-    return learner.score(
-        self.setup, life.params, life.memory, prompts, answers
-    )
+    return learner.score(self.setup, life.params, life.memory, prompts, answers)
 
 
 def ewc_penalty(params: t.Params, notes: t.Tree) -> jax.Array:
   """lambda / 2 sum_j F_j (theta_j - theta*_j)^2 (Kirkpatrick et al. 2017)."""
   pulls = jax.tree.map(
-      lambda p, a, f: (f * (p - a) ** 2).sum(),
-      params, notes['anchor'], notes['fisher'],
+    lambda p, a, f: (f * (p - a) ** 2).sum(),
+    params,
+    notes['anchor'],
+    notes['fisher'],
   )
   return 0.5 * notes['lambda'] * sum(jax.tree.leaves(pulls))
 
@@ -85,34 +88,37 @@ class ElasticWeights(Finetune):
     s, life = self.setup, super().init(rng)
     with s.ledger.phase('rollout') as account:
       tokens, lengths = dreams.sample(
-          s.model, s.sleep, life.params, life.memory, s.tokenizer,
-          s.finetune.fisher_rows, rng,
+        s.model,
+        s.sleep,
+        life.params,
+        life.memory,
+        s.tokenizer,
+        s.finetune.fisher_rows,
+        rng,
       )
       account.forward(tokens.size)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     notes = {
-        'anchor': jax.tree.map(jnp.array, life.params),
-        'fisher': self._fisher(life, tokens, inside.astype(np.float32)),
-        'lambda': jnp.float32(s.finetune.ewc_lambda),
+      'anchor': jax.tree.map(jnp.array, life.params),
+      'fisher': self._fisher(life, tokens, inside.astype(np.float32)),
+      'lambda': jnp.float32(s.finetune.ewc_lambda),
     }
     return life.replace(notes=notes)
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     life, metrics = super().wake(life, experience)
     rows = np.linspace(
-        0, len(experience.tokens) - 1, self.setup.finetune.fisher_rows
+      0, len(experience.tokens) - 1, self.setup.finetune.fisher_rows
     ).astype(int)
-    new = self._fisher(
-        life, experience.tokens[rows], experience.weight[rows]
-    )
+    new = self._fisher(life, experience.tokens[rows], experience.weight[rows])
     decay = self.setup.finetune.ewc_decay
     notes = life.notes | {
-        'anchor': jax.tree.map(jnp.array, life.params),
-        'fisher': jax.tree.map(
-            lambda old, new: decay * old + new, life.notes['fisher'], new
-        ),
+      'anchor': jax.tree.map(jnp.array, life.params),
+      'fisher': jax.tree.map(
+        lambda old, new: decay * old + new, life.notes['fisher'], new
+      ),
     }
     return life.replace(notes=notes), metrics
 
@@ -120,7 +126,7 @@ class ElasticWeights(Finetune):
     s = self.setup
     with s.ledger.phase('wake') as account:
       fisher = training.diagonal_fisher(
-          s.model, life.params, jnp.asarray(tokens), jnp.asarray(weight)
+        s.model, life.params, jnp.asarray(tokens), jnp.asarray(weight)
       )
       fisher = jax.block_until_ready(fisher)
       account.full(tokens.size, steps=0)
@@ -140,7 +146,7 @@ class Joint(Finetune):
     return super().init(rng).replace(notes={'tokens': None, 'weight': None})
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     tokens, weight = experience.tokens, experience.weight
     if life.notes['tokens'] is not None:
@@ -149,6 +155,6 @@ class Joint(Finetune):
     rng = dreams.host_rng(jax.random.fold_in(life.rng, life.clock.nights))
     rows = rng.permutation(len(tokens))[: len(experience.tokens)]
     life, metrics = super().wake(
-        life.replace(notes=None), task.Experience(tokens[rows], weight[rows])
+      life.replace(notes=None), task.Experience(tokens[rows], weight[rows])
     )
     return life.replace(notes={'tokens': tokens, 'weight': weight}), metrics

@@ -46,21 +46,21 @@ class Learner(Protocol):
   def init(self, rng: t.Key) -> life_lib.Life: ...
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, Metrics]: ...
 
   def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, Metrics]: ...
 
   def respond(
-      self,
-      life: life_lib.Life,
-      prompts: list[list[int]],
-      answers: list[list[int]],
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    answers: list[list[int]],
   ) -> task.Response: ...
 
 
 def batches(
-    experience: task.Experience, rows: int
+  experience: task.Experience, rows: int
 ) -> tuple[jax.Array, jax.Array]:
   """The stream in reading order, filled up to whole batches of `rows`.
 
@@ -69,27 +69,27 @@ def batches(
   """
   extra = ((0, -len(experience.tokens) % rows), (0, 0))
   return (
-      jnp.asarray(np.pad(experience.tokens, extra)),
-      jnp.asarray(np.pad(experience.weight, extra)),
+    jnp.asarray(np.pad(experience.tokens, extra)),
+    jnp.asarray(np.pad(experience.weight, extra)),
   )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    memory: memory_lib.Memory,
-    tokens_BxT: jax.Array,
-    lengths_B: jax.Array,
-    answer_BxT: jax.Array,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  memory: memory_lib.Memory,
+  tokens_BxT: jax.Array,
+  lengths_B: jax.Array,
+  answer_BxT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Exact match under greedy decoding, and log-probability, of answers."""
   positions = jnp.arange(tokens_BxT.shape[1]) - (
-      tokens_BxT.shape[1] - lengths_B[:, None]
+    tokens_BxT.shape[1] - lengths_B[:, None]
   )
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
   logits = transformer.forward(
-      cfg, params, tokens_BxT, memory, positions=positions
+    cfg, params, tokens_BxT, memory, positions=positions
   ).logits[:, :-1]
   target, asked = tokens_BxT[:, 1:], answer_BxT[:, 1:]
   logp = jax.nn.log_softmax(logits)
@@ -99,11 +99,11 @@ def _score(
 
 
 def score(
-    setup: Setup,
-    params: t.Params,
-    memory: memory_lib.Memory,
-    prompts: list[list[int]],
-    answers: list[list[int]],
+  setup: Setup,
+  params: t.Params,
+  memory: memory_lib.Memory,
+  prompts: list[list[int]],
+  answers: list[list[int]],
 ) -> task.Response:
   """Marks answers in one forward pass per prompt.
 
@@ -119,17 +119,19 @@ def score(
     for i in range(0, len(order), _EXAM_ROWS):
       index = order[i : i + _EXAM_ROWS]
       tokens, lengths = sampling.left_pad(
-          [whole[j] for j in index], setup.tokenizer.pad, multiple=16
+        [whole[j] for j in index], setup.tokenizer.pad, multiple=16
       )
       asked = np.zeros(tokens.shape, bool)
       for row, j in zip(asked, index, strict=True):
         row[len(row) - len(answers[j]) :] = True
       fill = _EXAM_ROWS - len(index)
       hit, logp = _score(
-          setup.model, params, memory,
-          np.pad(tokens, ((0, fill), (0, 0))),
-          np.pad(lengths, (0, fill), constant_values=1),
-          np.pad(asked, ((0, fill), (0, 0))),
+        setup.model,
+        params,
+        memory,
+        np.pad(tokens, ((0, fill), (0, 0))),
+        np.pad(lengths, (0, fill), constant_values=1),
+        np.pad(asked, ((0, fill), (0, 0))),
       )
       exact[index] = np.asarray(hit)[: len(index)]
       logprob[index] = np.asarray(logp)[: len(index)]

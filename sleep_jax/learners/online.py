@@ -13,7 +13,7 @@ from sleep_jax.tasks import task
 
 
 class WakeOnly:
-  """Hope without distillation: fast levels learn for ever, nothing is moved."""
+  """Hope without distillation: fast levels learn on, nothing is moved."""
 
   holds_pending = False
 
@@ -24,67 +24,70 @@ class WakeOnly:
     return life_lib.born(self.setup.model, self.setup.params, rng)
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     s = self.setup
     tokens, weight = learner.batches(experience, s.wake.lanes)
     with s.ledger.phase('wake') as account:
       memory, clock, loss = wake_lib.wake(
-          s.model, s.wake, life.params, life.memory, life.clock.tokens,
-          tokens, weight, hold=self.holds_pending,
+        s.model,
+        s.wake,
+        life.params,
+        life.memory,
+        life.clock.tokens,
+        tokens,
+        weight,
+        hold=self.holds_pending,
       )
       loss = jax.block_until_ready(loss)
       account.full(tokens.size, steps=loss.size)
     tenth = max(1, loss.size // 10)
-    life = life.replace(
-        memory=memory, clock=life.clock.replace(tokens=clock)
-    )
+    life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
     return life, {
-        'loss_first': float(loss[:tenth].mean()),
-        'loss_last': float(loss[-tenth:].mean()),
-        'loss': float(loss.mean()),
+      'loss_first': float(loss[:tenth].mean()),
+      'loss_last': float(loss[-tenth:].mean()),
+      'loss': float(loss.mean()),
     }
 
-  def sleep(
-      self, life: life_lib.Life
-  ) -> tuple[life_lib.Life, learner.Metrics]:
+  def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, learner.Metrics]:
     return consolidation.awaken(life), {}
 
   def respond(self, life, prompts, answers) -> task.Response:
-    return learner.score(
-        self.setup, life.params, life.memory, prompts, answers
-    )
+    return learner.score(self.setup, life.params, life.memory, prompts, answers)
 
 
 class Sleep(WakeOnly):
-  """Wake, then consolidate what is due, slowest pair first (Sleep section 5)."""
+  """Wake, then consolidate what is due, slowest first (Sleep section 5)."""
 
   holds_pending = True
 
-  def sleep(
-      self, life: life_lib.Life
-  ) -> tuple[life_lib.Life, learner.Metrics]:
+  def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, learner.Metrics]:
     s, metrics = self.setup, {}
     due = schedule.transfers(
-        s.model, int(life.clock.rested), int(life.clock.tokens)
+      s.model, int(life.clock.rested), int(life.clock.tokens)
     )
     rng = jax.random.fold_in(life.rng, life.clock.nights)
     for transfer in due:
       life, report = consolidation.consolidate(
-          s.model, s.sleep, life, transfer, s.tokenizer,
-          jax.random.fold_in(rng, transfer.sender), s.ledger,
+        s.model,
+        s.sleep,
+        life,
+        transfer,
+        s.tokenizer,
+        jax.random.fold_in(rng, transfer.sender),
+        s.ledger,
       )
       name = f'{transfer.sender + 1}to{transfer.receiver + 1}'
       tenth = max(1, s.sleep.steps // 10)
       metrics |= {
-          f'{name}/kl_first': report.kl_first,
-          f'{name}/kl_last': report.kl_last,
-          f'{name}/transferred': float(report.transferred),
-          f'{name}/slot': float(report.slot),
-          f'{name}/router': float(report.curves['router'][-tenth:].mean()),
-          f'{name}/on_policy': float(report.curves['on_policy'][-tenth:].mean()),
-          f'{name}/reward_first': float(report.curves['reward'][0]),
-          f'{name}/reward_last': float(report.curves['reward'][-1]),
+        f'{name}/kl_first': report.kl_first,
+        f'{name}/kl_last': report.kl_last,
+        f'{name}/transferred': float(report.transferred),
+        f'{name}/slot': float(report.slot),
+        f'{name}/router': float(report.curves['router'][-tenth:].mean()),
+        f'{name}/on_policy': float(report.curves['on_policy'][-tenth:].mean()),
+        f'{name}/reward_first': float(report.curves['reward'][0]),
+        f'{name}/reward_last': float(report.curves['reward'][-1]),
       }
     metrics['transfers'] = float(len(due))
     return consolidation.awaken(life), metrics
@@ -95,12 +98,10 @@ class InContext(WakeOnly):
 
   def init(self, rng: t.Key) -> life_lib.Life:
     notes = {'context': jnp.zeros((0,), jnp.int32)}
-    return life_lib.born(
-        self.setup.model, self.setup.params, rng, notes=notes
-    )
+    return life_lib.born(self.setup.model, self.setup.params, rng, notes=notes)
 
   def wake(
-      self, life: life_lib.Life, experience: task.Experience
+    self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     # The latest tokens that still leave half the window for the question.
     room = self.setup.model.max_len // 2
@@ -108,13 +109,16 @@ class InContext(WakeOnly):
     read = read[read != self.setup.tokenizer.bos]
     kept = jnp.concatenate([life.notes['context'], jnp.asarray(read)])[-room:]
     clock = life.clock.replace(
-        tokens=life.clock.tokens + experience.tokens.size
+      tokens=life.clock.tokens + experience.tokens.size
     )
     return life.replace(notes={'context': kept}, clock=clock), {}
 
   def respond(self, life, prompts, answers) -> task.Response:
     context = life.notes['context'].tolist()
     return learner.score(
-        self.setup, life.params, life.memory,
-        [[p[0], *context, *p[1:]] for p in prompts], answers,
+      self.setup,
+      life.params,
+      life.memory,
+      [[p[0], *context, *p[1:]] for p in prompts],
+      answers,
     )

@@ -43,10 +43,10 @@ class Report:
 
 
 def compute(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    memory: memory_lib.Memory,
-    sender: int,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  memory: memory_lib.Memory,
+  sender: int,
 ) -> memory_lib.Memory:
   """Compute: the prospective self, theta_new of the sender, not yet applied.
 
@@ -61,10 +61,10 @@ def compute(
     fresh = memory_lib.fresh_fast(cfg, cfg.levels[sender])
     fast = fresh.replace(grads=fast.grads, chunks=fast.chunks)
   fast = jax.lax.cond(
-      fast.chunks > 0,
-      lambda f: wake.apply_update(cfg.levels[sender], f),
-      lambda f: f,
-      fast,
+    fast.chunks > 0,
+    lambda f: wake.apply_update(cfg.levels[sender], f),
+    lambda f: f,
+    fast,
   )
   bank = level.bank.prune() if level.bank else None
   return memory.with_level(sender, fast=fast, bank=bank)
@@ -77,13 +77,13 @@ def free_slot(bank: memory_lib.Bank) -> int | None:
 
 
 def consolidate(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    life: life_lib.Life,
-    transfer: schedule.Transfer,
-    tokenizer: tokenizers.Tokenizer,
-    rng: t.Key,
-    ledger: accounts.Ledger,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  life: life_lib.Life,
+  transfer: schedule.Transfer,
+  tokenizer: tokenizers.Tokenizer,
+  rng: t.Key,
+  ledger: accounts.Ledger,
 ) -> tuple[life_lib.Life, Report]:
   """One transfer. A sleep that fails leaves the life as it was, and says so.
 
@@ -93,14 +93,14 @@ def consolidate(
   slot_key, seed_key, room_key = jax.random.split(rng, 3)
   nights = int(life.clock.nights)
   life = make_room(
-      cfg, how, life, transfer.receiver, tokenizer, room_key, ledger
+    cfg, how, life, transfer.receiver, tokenizer, room_key, ledger
   )
 
   # Compute. The teacher is the running self, the sender's old weights and
   # experts included; the student is the self that the sender's update leaves.
   selves = dreams.Selves(
-      awake=life.memory,
-      old=life.old_self() if how.teachers == 'awake+old_self' else None,
+    awake=life.memory,
+    old=life.old_self() if how.teachers == 'awake+old_self' else None,
   )
   prospective = compute(cfg, how, life.memory, transfer.sender)
 
@@ -111,17 +111,31 @@ def consolidate(
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = prospective.with_level(transfer.receiver, bank=bank)
   student, curves = seeding.seed(
-      cfg, how, life.params, selves, student, transfer.receiver, slot,
-      tokenizer, nights, seed_key, ledger,
+    cfg,
+    how,
+    life.params,
+    selves,
+    student,
+    transfer.receiver,
+    slot,
+    tokenizer,
+    nights,
+    seed_key,
+    ledger,
   )
   report = _report(how, transfer, slot, curves)
   if not report.transferred:
     logging.warning(
-        'Night %d: sleep could not transfer level %d to %d: KL went from %.4f '
-        'to %.4f, above %.0f%% of the first; the old life is kept. Raise '
-        'sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
-        nights, transfer.sender + 1, transfer.receiver + 1, report.kl_first,
-        report.kl_last, 100 * how.max_kl_share, transfer.receiver,
+      'Night %d: sleep could not transfer level %d to %d: KL went from %.4f '
+      'to %.4f, above %.0f%% of the first; the old life is kept. Raise '
+      'sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
+      nights,
+      transfer.sender + 1,
+      transfer.receiver + 1,
+      report.kl_first,
+      report.kl_last,
+      100 * how.max_kl_share,
+      transfer.receiver,
     )
     return life, report
 
@@ -130,28 +144,28 @@ def consolidate(
 
 
 def _report(
-    how: config.SeedingConfig,
-    transfer: schedule.Transfer,
-    slot: int,
-    curves: dict[str, np.ndarray],
+  how: config.SeedingConfig,
+  transfer: schedule.Transfer,
+  slot: int,
+  curves: dict[str, np.ndarray],
 ) -> Report:
   tenth = max(1, how.steps // 10)
   first = float(curves['kl'][0])
   last = float(curves['kl'][-tenth:].mean())
   done = np.isfinite(last) and last <= how.max_kl_share * first
   return Report(
-      transfer, slot, first, last, bool(done or not how.train_expert), curves
+    transfer, slot, first, last, bool(done or not how.train_expert), curves
   )
 
 
 def make_room(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    life: life_lib.Life,
-    level: int,
-    tokenizer: tokenizers.Tokenizer,
-    rng: t.Key,
-    ledger: accounts.Ledger,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  life: life_lib.Life,
+  level: int,
+  tokenizer: tokenizers.Tokenizer,
+  rng: t.Key,
+  ledger: accounts.Ledger,
 ) -> life_lib.Life:
   """Frees a slot of a full bank as the policy says; never silently.
 
@@ -164,26 +178,36 @@ def make_room(
   oldest, heir = (int(i) for i in np.argsort(np.asarray(bank.birth))[:2])
   if how.slot_policy == 'error':
     raise config.ConfigError(
-        f'night {int(life.clock.nights)}: all {len(bank.status)} slots of '
-        f'level {level + 1} are in use; raise model.levels[{level}].slots, or '
-        'set sleep.slot_policy=merge or recycle.'
+      f'night {int(life.clock.nights)}: all {len(bank.status)} slots of '
+      f'level {level + 1} are in use; raise model.levels[{level}].slots, or '
+      'set sleep.slot_policy=merge or recycle.'
     )
   logging.warning(
-      'Night %d: level %d is full; slot %d is %sd.',
-      int(life.clock.nights), level + 1, oldest, how.slot_policy,
+    'Night %d: level %d is full; slot %d is %sd.',
+    int(life.clock.nights),
+    level + 1,
+    oldest,
+    how.slot_policy,
   )
   without = bank.with_expert(
-      oldest, jax.tree.map(jnp.zeros_like, bank.expert(oldest))
+    oldest, jax.tree.map(jnp.zeros_like, bank.expert(oldest))
   ).mark(oldest, memory_lib.LOCKED)
   memory = life.memory.with_level(level, bank=without)
   if how.slot_policy == 'merge':
     # The rested self teaches: what today brought is not the heir's business.
     rested = dreams.Selves(awake=life.old_self(), old=None)
     student, _ = seeding.seed(
-        cfg,
-        dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0),
-        life.params, rested, memory.with_deltas(life.rested), level, heir,
-        tokenizer, 0, rng, ledger,
+      cfg,
+      dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0),
+      life.params,
+      rested,
+      memory.with_deltas(life.rested),
+      level,
+      heir,
+      tokenizer,
+      0,
+      rng,
+      ledger,
     )
     memory = memory.with_level(level, bank=student.levels[level].bank)
   return life.replace(memory=memory)
@@ -192,8 +216,8 @@ def make_room(
 def awaken(life: life_lib.Life) -> life_lib.Life:
   """The night is over: today's self is tomorrow's old self."""
   return life.replace(
-      rested=jax.tree.map(jnp.copy, life.memory.deltas()),
-      clock=life.clock.replace(
-          rested=life.clock.tokens, nights=life.clock.nights + 1
-      ),
+    rested=jax.tree.map(jnp.copy, life.memory.deltas()),
+    clock=life.clock.replace(
+      rested=life.clock.tokens, nights=life.clock.nights + 1
+    ),
   )

@@ -57,35 +57,35 @@ def host_rng(key: t.Key) -> np.random.Generator:
 
 
 def sample(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    params: t.Params,
-    memory: memory_lib.Memory,
-    tokenizer: tokenizers.Tokenizer,
-    rows: int,
-    rng: t.Key,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  params: t.Params,
+  memory: memory_lib.Memory,
+  tokenizer: tokenizers.Tokenizer,
+  rows: int,
+  rng: t.Key,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Documents a self makes up from BOS alone: tokens `[rows, T]`, lengths."""
   out = sampling.generate(
-      cfg,
-      params,
-      memory,
-      jnp.full((rows, 1), tokenizer.bos),
-      jnp.ones((rows,), jnp.int32),
-      rng,
-      sampling.Sampling(
-          max_new=how.dream_length - 1,
-          temperature=how.temperature,
-          stop=tokenizer.stop,
-          pad=tokenizer.pad,
-      ),
+    cfg,
+    params,
+    memory,
+    jnp.full((rows, 1), tokenizer.bos),
+    jnp.ones((rows,), jnp.int32),
+    rng,
+    sampling.Sampling(
+      max_new=how.dream_length - 1,
+      temperature=how.temperature,
+      stop=tokenizer.stop,
+      pad=tokenizer.pad,
+    ),
   )
   bos = np.full((rows, 1), tokenizer.bos, np.int32)
   return np.concatenate([bos, out.tokens], 1), np.asarray(out.lengths) + 1
 
 
 def segments(
-    tokens: np.ndarray, lengths: np.ndarray, separator: int
+  tokens: np.ndarray, lengths: np.ndarray, separator: int
 ) -> list[np.ndarray]:
   """The whole segments of all rows, each ending with `separator`, BOS cut."""
   found = []
@@ -96,13 +96,13 @@ def segments(
 
 
 def splice(
-    awake: list[np.ndarray],
-    old: list[np.ndarray],
-    rows: int,
-    length: int,
-    old_share: float,
-    bos: int,
-    rng: np.random.Generator,
+  awake: list[np.ndarray],
+  old: list[np.ndarray],
+  rows: int,
+  length: int,
+  old_share: float,
+  bos: int,
+  rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows that interleave segments of two selves.
 
@@ -130,13 +130,13 @@ def splice(
 
 
 def dream(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    params: t.Params,
-    selves: Selves,
-    tokenizer: tokenizers.Tokenizer,
-    nights: int,
-    rng: t.Key,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  params: t.Params,
+  selves: Selves,
+  tokenizer: tokenizers.Tokenizer,
+  nights: int,
+  rng: t.Key,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Samples D.
 
@@ -160,8 +160,12 @@ def dream(
     pools = [segments(*x, tokenizer.separator) for x in (awake, old)]
     if all(pools):
       tokens, owner = splice(
-          *pools, how.dreams, how.dream_length, old_share, tokenizer.bos,
-          host_rng(mix_key),
+        *pools,
+        how.dreams,
+        how.dream_length,
+        old_share,
+        tokenizer.bos,
+        host_rng(mix_key),
       )
       return tokens, np.full(how.dreams, how.dream_length), owner
   tokens, lengths = (np.concatenate(x) for x in zip(awake, old))
@@ -171,26 +175,24 @@ def dream(
   return tokens, lengths, owner
 
 
-def mixture(
-    share: jax.Array, awake: jax.Array, old: jax.Array
-) -> jax.Array:
+def mixture(share: jax.Array, awake: jax.Array, old: jax.Array) -> jax.Array:
   """Log of share * softmax(awake) + (1 - share) * softmax(old)."""
   return jnp.logaddexp(
-      jax.nn.log_softmax(awake) + jnp.log(share),
-      jax.nn.log_softmax(old) + jnp.log1p(-share),
+    jax.nn.log_softmax(awake) + jnp.log(share),
+    jax.nn.log_softmax(old) + jnp.log1p(-share),
   )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def judge(
-    cfg: config.ModelConfig,
-    margin: float,
-    params: t.Params,
-    selves: Selves,
-    tokens: t.Int[jax.Array, 'B T'],
-    positions: t.Int[jax.Array, 'B T'],
-    weight: t.Float[jax.Array, 'B T'],
-    owner: t.Float[jax.Array, 'B T'],
+  cfg: config.ModelConfig,
+  margin: float,
+  params: t.Params,
+  selves: Selves,
+  tokens: t.Int[jax.Array, 'B T'],
+  positions: t.Int[jax.Array, 'B T'],
+  weight: t.Float[jax.Array, 'B T'],
+  owner: t.Float[jax.Array, 'B T'],
 ) -> tuple[Judged, jax.Array]:
   """Teacher logits of every token, by the self that owns it.
 
@@ -203,9 +205,7 @@ def judge(
   """
 
   def think(memory: memory_lib.Memory) -> transformer.Output:
-    return transformer.forward(
-        cfg, params, tokens, memory, positions=positions
-    )
+    return transformer.forward(cfg, params, tokens, memory, positions=positions)
 
   out = think(selves.awake)
   teacher, gate, known = out.logits, jnp.ones(tokens.shape), owner
@@ -218,34 +218,37 @@ def judge(
     known = jnp.where(ahead > 0, differs, 1.0)
   ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
   return (
-      Judged(
-          tokens, positions, ahead_weight, teacher, gate, known * ahead_weight
-      ),
-      out.hidden,
+    Judged(
+      tokens, positions, ahead_weight, teacher, gate, known * ahead_weight
+    ),
+    out.hidden,
   )
 
 
 def judge_all(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    params: t.Params,
-    selves: Selves,
-    tokens: np.ndarray,
-    lengths: np.ndarray,
-    owner: np.ndarray,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  params: t.Params,
+  selves: Selves,
+  tokens: np.ndarray,
+  lengths: np.ndarray,
+  owner: np.ndarray,
 ) -> Judged:
   """`judge` over all dreams, a batch at a time."""
   columns = np.arange(tokens.shape[1])
   inside = (columns < lengths[:, None]).astype(np.float32)
   positions = np.broadcast_to(columns, tokens.shape)
   batches = [
-      judge(
-          cfg, how.router_margin, params, selves,
-          tokens[i : i + _JUDGE_BATCH],
-          positions[i : i + _JUDGE_BATCH],
-          inside[i : i + _JUDGE_BATCH],
-          owner[i : i + _JUDGE_BATCH],
-      )[0]
-      for i in range(0, len(tokens), _JUDGE_BATCH)
+    judge(
+      cfg,
+      how.router_margin,
+      params,
+      selves,
+      tokens[i : i + _JUDGE_BATCH],
+      positions[i : i + _JUDGE_BATCH],
+      inside[i : i + _JUDGE_BATCH],
+      owner[i : i + _JUDGE_BATCH],
+    )[0]
+    for i in range(0, len(tokens), _JUDGE_BATCH)
   ]
   return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)

@@ -36,7 +36,7 @@ class Rollouts:
 
 
 def cut(
-    tokens_BxT: jax.Array, lengths_B: jax.Array, keep: int, rng: t.Key
+  tokens_BxT: jax.Array, lengths_B: jax.Array, keep: int, rng: t.Key
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Cuts each dream at a random place.
 
@@ -56,12 +56,12 @@ def cut(
 
 
 def owner_by_likelihood(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    selves: dreams.Selves,
-    tokens_BxT: jax.Array,
-    positions_BxT: jax.Array,
-    separator: int,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  selves: dreams.Selves,
+  tokens_BxT: jax.Array,
+  positions_BxT: jax.Array,
+  separator: int,
 ) -> jax.Array:
   """Who judges the student's own words: per segment, the self to whom they are
   likelier; `[B, T]`, 1 for the awake self."""
@@ -70,7 +70,7 @@ def owner_by_likelihood(
 
   def logp(memory: memory_lib.Memory) -> jax.Array:
     out = transformer.forward(
-        cfg, params, tokens_BxT, memory, positions=positions_BxT
+      cfg, params, tokens_BxT, memory, positions=positions_BxT
     )
     return losses.token_logprobs(out.logits, tokens_BxT)
 
@@ -84,16 +84,16 @@ def owner_by_likelihood(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def mark(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    separator: int,
-    params: t.Params,
-    selves: dreams.Selves,
-    prefixes: t.Int[jax.Array, 'B P'],
-    lengths: t.Int[jax.Array, 'B'],
-    said: sampling.Completions,
-    meant: t.Int[jax.Array, 'B M'],
-    meant_lengths: t.Int[jax.Array, 'B'],
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  separator: int,
+  params: t.Params,
+  selves: dreams.Selves,
+  prefixes: t.Int[jax.Array, 'B P'],
+  lengths: t.Int[jax.Array, 'B'],
+  said: sampling.Completions,
+  meant: t.Int[jax.Array, 'B M'],
+  meant_lengths: t.Int[jax.Array, 'B'],
 ) -> tuple[Rollouts, jax.Array]:
   """Judges and marks the continuations (Eq. 3 and 4).
 
@@ -109,45 +109,50 @@ def mark(
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
   new = jnp.arange(tokens.shape[1]) - width
   mine = (new >= 0) & (new < said.lengths[:, None])
-  owner = owner_by_likelihood(
-      cfg, params, selves, tokens, positions, separator
-  )
+  owner = owner_by_likelihood(cfg, params, selves, tokens, positions, separator)
   judged, hidden = dreams.judge(
-      cfg, how.router_margin, params, selves, tokens, positions,
-      mine.astype(jnp.float32), owner,
+    cfg,
+    how.router_margin,
+    params,
+    selves,
+    tokens,
+    positions,
+    mine.astype(jnp.float32),
+    owner,
   )
   size = jnp.minimum(said.lengths, how.continuation)
-  absolute = rewards.absolute(
-      said.tokens, size, meant, meant_lengths, how.z0
-  )
+  absolute = rewards.absolute(said.tokens, size, meant, meant_lengths, how.z0)
   if how.semantic == 'exact':
     semantic = rewards.exact(said.tokens, size, meant, meant_lengths)
   else:
     dreamt = transformer.forward(
-        cfg, params, jnp.concatenate([prefixes, meant], axis=1), selves.awake,
-        positions=positions,
+      cfg,
+      params,
+      jnp.concatenate([prefixes, meant], axis=1),
+      selves.awake,
+      positions=positions,
     ).hidden
     alike = rewards.pooled_similarity(
-        hidden[:, width:], size, dreamt[:, width:], meant_lengths
+      hidden[:, width:], size, dreamt[:, width:], meant_lengths
     )
     semantic = (alike >= how.semantic_threshold).astype(jnp.float32)
   reward = rewards.imitation(semantic, absolute, how.gamma)
   advantage = policy_gradient.group_advantages(reward.reshape(-1, how.group))
   old_logp = jnp.concatenate(
-      [jnp.zeros_like(prefixes, jnp.float32), said.logprobs], axis=1
+    [jnp.zeros_like(prefixes, jnp.float32), said.logprobs], axis=1
   )
   return Rollouts(judged, old_logp, advantage.reshape(-1)), reward
 
 
 def roll_out(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    tokenizer: tokenizers.Tokenizer,
-    params: t.Params,
-    student: memory_lib.Memory,
-    tokens: t.Int[jax.Array, 'P T'],
-    lengths: t.Int[jax.Array, 'P'],
-    rng: t.Key,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  tokenizer: tokenizers.Tokenizer,
+  params: t.Params,
+  student: memory_lib.Memory,
+  tokens: t.Int[jax.Array, 'P T'],
+  lengths: t.Int[jax.Array, 'P'],
+  rng: t.Key,
 ) -> tuple[jax.Array, jax.Array, sampling.Completions, jax.Array, jax.Array]:
   """`how.group` on-policy continuations of each dream, cut at random.
 
@@ -157,16 +162,14 @@ def roll_out(
   """
   cut_key, roll_key = jax.random.split(rng)
   pieces = cut(tokens, lengths, how.continuation, cut_key)
-  prefixes, at, meant, left = (
-      jnp.repeat(x, how.group, axis=0) for x in pieces
-  )
+  prefixes, at, meant, left = (jnp.repeat(x, how.group, axis=0) for x in pieces)
   sampler = sampling.Sampling(
-      max_new=how.continuation,
-      temperature=how.temperature,
-      stop=tokenizer.stop,
-      pad=tokenizer.pad,
+    max_new=how.continuation,
+    temperature=how.temperature,
+    stop=tokenizer.stop,
+    pad=tokenizer.pad,
   )
   said = sampling.generate(
-      cfg, params, student, prefixes, at, roll_key, sampler
+    cfg, params, student, prefixes, at, roll_key, sampler
   )
   return prefixes, at, said, meant, left

@@ -43,21 +43,21 @@ class Life:
 
 
 def born(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    rng: t.Key,
-    *,
-    opt_state: Any = None,
-    notes: Any = None,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  rng: t.Key,
+  *,
+  opt_state: Any = None,
+  notes: Any = None,
 ) -> Life:
   """A new life on a pretrained backbone."""
   memory = memory_lib.fresh_memory(cfg)
   return Life(
-      params=params,
-      memory=memory,
-      rested=jax.tree.map(jnp.copy, memory.deltas()),
-      clock=Clock(*(jnp.zeros((), jnp.int32) for _ in range(3))),
-      rng=rng,
-      opt_state=opt_state,
-      notes=notes,
+    params=params,
+    memory=memory,
+    rested=jax.tree.map(jnp.copy, memory.deltas()),
+    clock=Clock(*(jnp.zeros((), jnp.int32) for _ in range(3))),
+    rng=rng,
+    opt_state=opt_state,
+    notes=notes,
   )

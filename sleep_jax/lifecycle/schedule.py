@@ -24,8 +24,8 @@ def base_chunk(cfg: config.ModelConfig, row_length: int) -> int:
   chunk = min(chunks, default=row_length)
   if row_length % chunk:
     raise config.ConfigError(
-        f'rows of {row_length} tokens do not hold a whole number of chunks of '
-        f'{chunk} (model.levels[].chunk); change one of them.'
+      f'rows of {row_length} tokens do not hold a whole number of chunks of '
+      f'{chunk} (model.levels[].chunk); change one of them.'
     )
   return chunk
 
@@ -36,7 +36,7 @@ def sleep_period(level: config.LevelConfig) -> int:
 
 
 def updates_now(
-    level: config.LevelConfig, tokens: jax.Array, *, hold: bool
+  level: config.LevelConfig, tokens: jax.Array, *, hold: bool
 ) -> jax.Array:
   """Whether `level` applies its accumulated change at this tick (Eq. 2).
 
@@ -51,7 +51,7 @@ def updates_now(
 
 
 def transfers(
-    cfg: config.ModelConfig, rested: int, tokens: int
+  cfg: config.ModelConfig, rested: int, tokens: int
 ) -> list[Transfer]:
   """What tonight consolidates, slowest pair first.
 
@@ -60,9 +60,9 @@ def transfers(
   saved.
   """
   due = [
-      Transfer(i, i + 1)
-      for i, level in enumerate(cfg.levels)
-      if level.sleep_every
-      and tokens // sleep_period(level) > rested // sleep_period(level)
+    Transfer(i, i + 1)
+    for i, level in enumerate(cfg.levels)
+    if level.sleep_every
+    and tokens // sleep_period(level) > rested // sleep_period(level)
   ]
   return due[::-1]

@@ -47,7 +47,7 @@ def optimizer(how: config.SeedingConfig) -> optax.GradientTransformation:
   """Adam with a short warm-up and a linear descent."""
   warm = min(10, how.steps // 10)
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0, how.learning_rate, warm, how.steps, 0.05 * how.learning_rate
+    0.0, how.learning_rate, warm, how.steps, 0.05 * how.learning_rate
   )
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
@@ -57,24 +57,28 @@ def _weighted(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def objective(
-    expert: memory_lib.Expert,
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    level: int,
-    params: t.Params,
-    student: memory_lib.Memory,
-    slot: jax.Array,
-    dreamt: dreams.Judged,
-    rolled: imitation.Rollouts | None,
+  expert: memory_lib.Expert,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  level: int,
+  params: t.Params,
+  student: memory_lib.Memory,
+  slot: jax.Array,
+  dreamt: dreams.Judged,
+  rolled: imitation.Rollouts | None,
 ) -> tuple[jax.Array, Marks]:
   """-J_KS of one batch, with the router's provenance loss beside it."""
   bank = student.levels[level].bank.with_expert(slot, expert)
   memory = student.with_level(level, bank=bank)
-  both = dreamt if rolled is None else jax.tree.map(
+  both = (
+    dreamt
+    if rolled is None
+    else jax.tree.map(
       lambda a, b: jnp.concatenate([a, b]), dreamt, rolled.judged
+    )
   )
   out = transformer.forward(
-      cfg, params, both.tokens, memory, positions=both.positions
+    cfg, params, both.tokens, memory, positions=both.positions
   )
   n = dreamt.tokens.shape[0]
   measure = divergences.divergence(how.divergence, how.beta)
@@ -84,10 +88,10 @@ def objective(
     off_policy = kl
   else:
     off_policy = _weighted(
-        measure(dreamt.teacher, out.logits[:n]), dreamt.weight
+      measure(dreamt.teacher, out.logits[:n]), dreamt.weight
     )
   gate = optax.sigmoid_binary_cross_entropy(
-      jnp.take(out.routes[level], slot, axis=-1), both.gate
+    jnp.take(out.routes[level], slot, axis=-1), both.gate
   ).mean(0)
   router = _weighted(gate, both.gate_weight)
   if rolled is None:
@@ -99,7 +103,7 @@ def objective(
     distil = (1 - how.lam) * off_policy + how.lam * on_policy
     logp = losses.token_logprobs(out.logits[n:], mine.tokens)
     reward_loss = policy_gradient.clipped_loss(
-        logp, rolled.old_logp[:, 1:], rolled.advantage, mine.weight[:, :-1]
+      logp, rolled.old_logp[:, 1:], rolled.advantage, mine.weight[:, :-1]
     )
   loss = how.alpha * distil + (1 - how.alpha) * reward_loss
   loss += how.router_weight * router
@@ -107,22 +111,20 @@ def objective(
   return loss, marks
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4)
-)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def seed_steps(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    level: int,
-    expert: memory_lib.Expert,
-    opt_state: Any,
-    params: t.Params,
-    student: memory_lib.Memory,
-    slot: jax.Array,
-    dreamt: dreams.Judged,
-    rolled: imitation.Rollouts | None,
-    dream_rows: t.Int[jax.Array, 'K B'],
-    rollout_rows: t.Int[jax.Array, 'K R'],
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  level: int,
+  expert: memory_lib.Expert,
+  opt_state: Any,
+  params: t.Params,
+  student: memory_lib.Memory,
+  slot: jax.Array,
+  dreamt: dreams.Judged,
+  rolled: imitation.Rollouts | None,
+  dream_rows: t.Int[jax.Array, 'K B'],
+  rollout_rows: t.Int[jax.Array, 'K R'],
 ) -> tuple[memory_lib.Expert, Any, Marks]:
   """K steps of seeding in one program; gradients exist for `expert` alone."""
 
@@ -130,8 +132,15 @@ def seed_steps(
     expert, opt_state = carry
     some = None if rolled is None else rolled.rows(index[1])
     grads, marks = jax.grad(objective, has_aux=True)(
-        expert, cfg, how, level, params, student, slot,
-        dreamt.rows(index[0]), some,
+      expert,
+      cfg,
+      how,
+      level,
+      params,
+      student,
+      slot,
+      dreamt.rows(index[0]),
+      some,
     )
     update, opt_state = optimizer(how).update(grads, opt_state)
     if how.train_expert:
@@ -139,23 +148,23 @@ def seed_steps(
     return (expert, opt_state), marks
 
   (expert, opt_state), marks = jax.lax.scan(
-      step, (expert, opt_state), (dream_rows, rollout_rows)
+    step, (expert, opt_state), (dream_rows, rollout_rows)
   )
   return expert, opt_state, marks
 
 
 def seed(
-    cfg: config.ModelConfig,
-    how: config.SeedingConfig,
-    params: t.Params,
-    selves: dreams.Selves,
-    student: memory_lib.Memory,
-    level: int,
-    slot: int,
-    tokenizer: tokenizers.Tokenizer,
-    nights: int,
-    rng: t.Key,
-    ledger: accounts.Ledger,
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  params: t.Params,
+  selves: dreams.Selves,
+  student: memory_lib.Memory,
+  level: int,
+  slot: int,
+  tokenizer: tokenizers.Tokenizer,
+  nights: int,
+  rng: t.Key,
+  ledger: accounts.Ledger,
 ) -> tuple[memory_lib.Memory, dict[str, np.ndarray]]:
   """Trains the expert in `slot` of `level` to make the student a teacher.
 
@@ -179,13 +188,11 @@ def seed(
   dream_key, order_key, roll_key = jax.random.split(rng, 3)
   with ledger.phase('rollout') as account:
     tokens, lengths, owner = dreams.dream(
-        cfg, how, params, selves, tokenizer, nights, dream_key
+      cfg, how, params, selves, tokenizer, nights, dream_key
     )
     account.forward(tokens.size)
   with ledger.phase('teacher') as account:
-    judged = dreams.judge_all(
-        cfg, how, params, selves, tokens, lengths, owner
-    )
+    judged = dreams.judge_all(cfg, how, params, selves, tokens, lengths, owner)
     jax.block_until_ready(judged)
     account.forward(tokens.size, times=1 if selves.old is None else 2)
 
@@ -204,9 +211,17 @@ def seed(
     if imitates:
       bank = student.levels[level].bank.with_expert(slot, expert)
       rolled, reward = _imitate(
-          cfg, how, params, selves, student.with_level(level, bank=bank),
-          tokens, lengths, tokenizer, order,
-          jax.random.fold_in(roll_key, start), ledger,
+        cfg,
+        how,
+        params,
+        selves,
+        student.with_level(level, bank=bank),
+        tokens,
+        lengths,
+        tokenizer,
+        order,
+        jax.random.fold_in(roll_key, start),
+        ledger,
       )
       reward_curve.append(reward)
     rows = order.integers(0, len(tokens), (steps, how.batch))
@@ -214,8 +229,18 @@ def seed(
     of_groups = (groups * how.group + np.arange(how.group)).reshape(steps, -1)
     with ledger.phase('update') as account:
       expert, opt_state, marks = seed_steps(
-          cfg, how, level, expert, opt_state, params, student,
-          jnp.asarray(slot), judged, rolled, rows, of_groups,
+        cfg,
+        how,
+        level,
+        expert,
+        opt_state,
+        params,
+        student,
+        jnp.asarray(slot),
+        judged,
+        rolled,
+        rows,
+        of_groups,
       )
       curves.append(jax.device_get(marks))
       per_step = rows.shape[1] + (of_groups.shape[1] if imitates else 0)
@@ -228,22 +253,37 @@ def seed(
 
 
 def _imitate(
-    cfg, how, params, selves, student, tokens, lengths, tokenizer, order, rng,
-    ledger,
+  cfg,
+  how,
+  params,
+  selves,
+  student,
+  tokens,
+  lengths,
+  tokenizer,
+  order,
+  rng,
+  ledger,
 ) -> tuple[imitation.Rollouts, float]:
   """One round of on-policy rollouts, judged and marked."""
   with ledger.phase('rollout') as account:
     pick = order.integers(0, len(tokens), how.prefixes)
     pieces = imitation.roll_out(
-        cfg, how, tokenizer, params, student,
-        jnp.asarray(tokens[pick]), jnp.asarray(lengths[pick]), rng,
+      cfg,
+      how,
+      tokenizer,
+      params,
+      student,
+      jnp.asarray(tokens[pick]),
+      jnp.asarray(lengths[pick]),
+      rng,
     )
     jax.block_until_ready(pieces)
     size = how.prefixes * how.group * tokens.shape[1]
     account.forward(size)
   with ledger.phase('reward') as account:
     rolled, reward = imitation.mark(
-        cfg, how, tokenizer.separator, params, selves, *pieces
+      cfg, how, tokenizer.separator, params, selves, *pieces
     )
     reward = float(reward.mean())
     account.forward(size, times=2 if selves.old is None else 5)

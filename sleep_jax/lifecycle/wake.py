@@ -15,16 +15,15 @@ from sleep_jax import typing as t
 from sleep_jax.lifecycle import schedule
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.objectives import losses
 
 
 def chunk_loss(
-    cfg: config.ModelConfig,
-    deltas: tuple[t.Tree | None, ...],
-    params: t.Params,
-    memory: memory_lib.Memory,
-    cache: transformer.Cache,
-    chunk: tuple[jax.Array, jax.Array, jax.Array],
+  cfg: config.ModelConfig,
+  deltas: tuple[t.Tree | None, ...],
+  params: t.Params,
+  memory: memory_lib.Memory,
+  cache: transformer.Cache,
+  chunk: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, transformer.Cache]:
   """Mean loss of one chunk given what the cache holds of its rows.
 
@@ -33,7 +32,7 @@ def chunk_loss(
   """
   tokens, targets, weight = chunk
   out = transformer.forward(
-      cfg, params, tokens, memory.with_deltas(deltas), cache=cache
+    cfg, params, tokens, memory.with_deltas(deltas), cache=cache
   )
   logp = jax.nn.log_softmax(out.logits, axis=-1)
   logp = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
@@ -42,29 +41,29 @@ def chunk_loss(
 
 
 def apply_update(
-    level: config.LevelConfig, fast: memory_lib.Fast
+  level: config.LevelConfig, fast: memory_lib.Fast
 ) -> memory_lib.Fast:
   """Eq. 2: the accumulated error, through f(.), into the fast weights."""
   scale = 1.0 / jnp.maximum(fast.chunks, 1)
   grads = jax.tree.map(lambda g: g * scale, fast.grads)
   update, opt_state = memory_lib.level_optimizer(level).update(
-      grads, fast.opt_state, fast.delta
+    grads, fast.opt_state, fast.delta
   )
   return memory_lib.Fast(
-      delta=optax.apply_updates(fast.delta, update),
-      grads=jax.tree.map(jnp.zeros_like, fast.grads),
-      chunks=jnp.zeros_like(fast.chunks),
-      opt_state=opt_state,
+    delta=optax.apply_updates(fast.delta, update),
+    grads=jax.tree.map(jnp.zeros_like, fast.grads),
+    chunks=jnp.zeros_like(fast.chunks),
+    opt_state=opt_state,
   )
 
 
 def tick(
-    cfg: config.ModelConfig,
-    memory: memory_lib.Memory,
-    grads: tuple[t.Tree | None, ...],
-    tokens: jax.Array,
-    *,
-    hold: bool,
+  cfg: config.ModelConfig,
+  memory: memory_lib.Memory,
+  grads: tuple[t.Tree | None, ...],
+  tokens: jax.Array,
+  *,
+  hold: bool,
 ) -> memory_lib.Memory:
   """Accumulates one chunk's gradient and updates the levels that are due."""
   for i, level in enumerate(cfg.levels):
@@ -72,28 +71,28 @@ def tick(
     if fast is None:
       continue
     fast = fast.replace(
-        grads=jax.tree.map(jnp.add, fast.grads, grads[i]),
-        chunks=fast.chunks + 1,
+      grads=jax.tree.map(jnp.add, fast.grads, grads[i]),
+      chunks=fast.chunks + 1,
     )
     fast = jax.lax.cond(
-        schedule.updates_now(level, tokens, hold=hold),
-        functools.partial(apply_update, level),
-        lambda f: f,
-        fast,
+      schedule.updates_now(level, tokens, hold=hold),
+      functools.partial(apply_update, level),
+      lambda f: f,
+      fast,
     )
     memory = memory.with_level(i, fast=fast)
   return memory
 
 
 def read_rows(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    memory: memory_lib.Memory,
-    clock: jax.Array,
-    tokens_BxT: jax.Array,
-    weight_BxT: jax.Array,
-    *,
-    hold: bool,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  memory: memory_lib.Memory,
+  clock: jax.Array,
+  tokens_BxT: jax.Array,
+  weight_BxT: jax.Array,
+  *,
+  hold: bool,
 ) -> tuple[memory_lib.Memory, jax.Array]:
   """Reads B rows side by side, chunk by chunk.
 
@@ -114,15 +113,13 @@ def read_rows(
   def step(carry, chunk):
     memory, cache, clock = carry
     (loss, cache), grads = jax.value_and_grad(
-        chunk_loss, argnums=1, has_aux=True
+      chunk_loss, argnums=1, has_aux=True
     )(cfg, memory.deltas(), params, memory, cache, chunk)
     clock += c
     memory = tick(cfg, memory, grads, clock, hold=hold)
     return (memory, cache, clock), loss
 
-  xs = tuple(
-      map(chunks, (tokens_BxT, after(tokens_BxT), after(weight_BxT)))
-  )
+  xs = tuple(map(chunks, (tokens_BxT, after(tokens_BxT), after(weight_BxT))))
   cache = transformer.fresh_cache(cfg, rows, length)
   (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
   return memory, loss
@@ -130,15 +127,15 @@ def read_rows(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=('hold',))
 def wake(
-    cfg: config.ModelConfig,
-    how: config.WakeConfig,
-    params: t.Params,
-    memory: memory_lib.Memory,
-    clock: t.Int[jax.Array, ''],
-    tokens: t.Int[jax.Array, 'N T'],
-    weight: t.Float[jax.Array, 'N T'],
-    *,
-    hold: bool,
+  cfg: config.ModelConfig,
+  how: config.WakeConfig,
+  params: t.Params,
+  memory: memory_lib.Memory,
+  clock: t.Int[jax.Array, ''],
+  tokens: t.Int[jax.Array, 'N T'],
+  weight: t.Float[jax.Array, 'N T'],
+  *,
+  hold: bool,
 ) -> tuple[memory_lib.Memory, jax.Array, jax.Array]:
   """Reads a day.
 
@@ -161,7 +158,7 @@ def wake(
   rows, length = tokens.shape
   if rows % how.lanes:
     raise config.ConfigError(
-        f'wake.lanes={how.lanes} does not divide the {rows} rows of a day.'
+      f'wake.lanes={how.lanes} does not divide the {rows} rows of a day.'
     )
   shape = (rows // how.lanes, how.lanes, length)
 
@@ -175,14 +172,14 @@ def wake(
 
     def one(tokens, weight):
       return read_rows(
-          cfg, params, memory, clock, tokens[None], weight[None], hold=False
+        cfg, params, memory, clock, tokens[None], weight[None], hold=False
       )[1]
 
     return (memory, clock + length), jax.vmap(one)(*group).mean(0)
 
   (memory, clock), loss = jax.lax.scan(
-      persistent if how.persistent else per_row,
-      (memory, clock),
-      (tokens.reshape(shape), weight.reshape(shape)),
+    persistent if how.persistent else per_row,
+    (memory, clock),
+    (tokens.reshape(shape), weight.reshape(shape)),
   )
   return memory, clock, loss.reshape(-1)

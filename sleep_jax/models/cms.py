@@ -35,20 +35,20 @@ def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
   def view(level: memory_lib.LevelMemory) -> LevelView:
     bank = level.bank
     return LevelView(
-        delta=level.fast.delta if level.fast else None,
-        experts=bank.experts if bank else None,
-        status=(
-            jnp.broadcast_to(bank.status, (layers, *bank.status.shape))
-            if bank
-            else None
-        ),
+      delta=level.fast.delta if level.fast else None,
+      experts=bank.experts if bank else None,
+      status=(
+        jnp.broadcast_to(bank.status, (layers, *bank.status.shape))
+        if bank
+        else None
+      ),
     )
 
   return tuple(view(level) for level in memory.levels)
 
 
 def route(
-    logits_BxTxS: jax.Array, status_S: jax.Array, top_k: int
+  logits_BxTxS: jax.Array, status_S: jax.Array, top_k: int
 ) -> t.Float[jax.Array, 'B T S']:
   """Gate of every slot for every token; zero means not used.
 
@@ -66,7 +66,7 @@ def route(
 
 
 def apply_experts(
-    view: LevelView, x_BxTxD: jax.Array, top_k: int
+  view: LevelView, x_BxTxD: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the gated low-rank experts, and the router's logits `[B, T, S]`."""
   e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), view.experts)
@@ -84,14 +84,14 @@ class Level(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_BxTxD: jax.Array, view: LevelView | None
+    self, x_BxTxD: jax.Array, view: LevelView | None
   ) -> tuple[jax.Array, jax.Array | None]:
     d, f = self.cfg.dim, self.level.hidden
     init = nn.initializers.lecun_normal()
     w = {
-        'gate': self.param('gate', init, (d, f)),
-        'up': self.param('up', init, (d, f)),
-        'down': self.param('down', init, (f, d)),
+      'gate': self.param('gate', init, (d, f)),
+      'up': self.param('up', init, (d, f)),
+      'down': self.param('down', init, (f, d)),
     }
     if view is not None and view.delta is not None:
       w = jax.tree.map(jnp.add, w, view.delta)

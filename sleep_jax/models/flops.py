@@ -16,9 +16,9 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
   heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.size_of_head
   attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
   levels = sum(
-      3 * cfg.dim * level.hidden
-      + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
-      for level in cfg.levels
+    3 * cfg.dim * level.hidden
+    + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
+    for level in cfg.levels
   )
   return 2.0 * (cfg.layers * (attention + levels) + cfg.dim * cfg.vocab)
 

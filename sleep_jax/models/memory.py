@@ -53,9 +53,9 @@ class Bank:
   def with_expert(self, slot: jax.Array | int, expert: Expert) -> 'Bank':
     """This bank with `expert` in `slot`, every other leaf untouched."""
     return self.replace(
-        experts=jax.tree.map(
-            lambda x, e: x.at[:, slot].set(e), self.experts, expert
-        )
+      experts=jax.tree.map(
+        lambda x, e: x.at[:, slot].set(e), self.experts, expert
+      )
     )
 
   def unlock(self, slot: int, night: jax.Array, rng: t.Key) -> 'Bank':
@@ -65,14 +65,14 @@ class Bank:
     """
     a = self.experts.a[:, slot]
     fresh = Expert(
-        a=jax.random.normal(rng, a.shape) * a.shape[1] ** -0.5,
-        b=jnp.zeros_like(self.experts.b[:, slot]),
-        router=jnp.zeros_like(self.experts.router[:, slot]),
-        bias=jnp.full_like(self.experts.bias[:, slot], _BORN_BIAS),
+      a=jax.random.normal(rng, a.shape) * a.shape[1] ** -0.5,
+      b=jnp.zeros_like(self.experts.b[:, slot]),
+      router=jnp.zeros_like(self.experts.router[:, slot]),
+      bias=jnp.full_like(self.experts.bias[:, slot], _BORN_BIAS),
     )
     return self.with_expert(slot, fresh).replace(
-        status=self.status.at[slot].set(SEEDING),
-        birth=self.birth.at[slot].set(night),
+      status=self.status.at[slot].set(SEEDING),
+      birth=self.birth.at[slot].set(night),
     )
 
   def mark(self, slot: int, status: int) -> 'Bank':
@@ -82,7 +82,7 @@ class Bank:
   def prune(self) -> 'Bank':
     """Synaptic pruning: every slot locked and empty, its capacity free."""
     return jax.tree.map(jnp.zeros_like, self).replace(
-        birth=jnp.full_like(self.birth, -1)
+      birth=jnp.full_like(self.birth, -1)
     )
 
 
@@ -117,10 +117,10 @@ class Memory:
   def with_deltas(self, deltas: tuple[t.Tree | None, ...]) -> 'Memory':
     """The same life with other fast changes; None leaves a level as it is."""
     return Memory(
-        tuple(
-            l if d is None else l.replace(fast=l.fast.replace(delta=d))
-            for l, d in zip(self.levels, deltas, strict=True)
-        )
+      tuple(
+        l if d is None else l.replace(fast=l.fast.replace(delta=d))
+        for l, d in zip(self.levels, deltas, strict=True)
+      )
     )
 
   def with_level(self, index: int, **changes: Any) -> 'Memory':
@@ -137,19 +137,19 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   weights it was born with.
   """
   scale = config.choose(
-      level.optimizer,
-      {
-          'sgd': optax.identity(),
-          'momentum': optax.trace(0.9),
-          'adam': optax.scale_by_adam(b2=0.99),
-      },
-      'model.levels[].optimizer',
+    level.optimizer,
+    {
+      'sgd': optax.identity(),
+      'momentum': optax.trace(0.9),
+      'adam': optax.scale_by_adam(b2=0.99),
+    },
+    'model.levels[].optimizer',
   )
   return optax.chain(
-      optax.clip_by_global_norm(level.clip),
-      scale,
-      optax.add_decayed_weights(level.weight_decay),
-      optax.scale_by_learning_rate(level.learning_rate),
+    optax.clip_by_global_norm(level.clip),
+    scale,
+    optax.add_decayed_weights(level.weight_decay),
+    optax.scale_by_learning_rate(level.learning_rate),
   )
 
 
@@ -157,9 +157,9 @@ def base_shapes(cfg: config.ModelConfig, level: config.LevelConfig) -> t.Tree:
   """Shapes of a level's dense weights, stacked over layers."""
   into = (cfg.layers, cfg.dim, level.hidden)
   return {
-      'gate': into,
-      'up': into,
-      'down': (cfg.layers, level.hidden, cfg.dim),
+    'gate': into,
+    'up': into,
+    'down': (cfg.layers, level.hidden, cfg.dim),
   }
 
 
@@ -170,10 +170,10 @@ def fresh_fast(cfg: config.ModelConfig, level: config.LevelConfig) -> Fast:
     return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
 
   return Fast(
-      delta=zeros(),
-      grads=zeros(),
-      chunks=jnp.zeros((), jnp.int32),
-      opt_state=level_optimizer(level).init(zeros()),
+    delta=zeros(),
+    grads=zeros(),
+    chunks=jnp.zeros((), jnp.int32),
+    opt_state=level_optimizer(level).init(zeros()),
   )
 
 
@@ -181,25 +181,25 @@ def fresh_bank(cfg: config.ModelConfig, level: config.LevelConfig) -> Bank:
   """All slots of a level, locked."""
   l, s, d, r = cfg.layers, level.slots, cfg.dim, level.rank
   return Bank(
-      experts=Expert(
-          a=jnp.zeros((l, s, d, r)),
-          b=jnp.zeros((l, s, r, d)),
-          router=jnp.zeros((l, s, d)),
-          bias=jnp.zeros((l, s)),
-      ),
-      status=jnp.zeros((s,), jnp.int32),
-      birth=jnp.full((s,), -1, jnp.int32),
+    experts=Expert(
+      a=jnp.zeros((l, s, d, r)),
+      b=jnp.zeros((l, s, r, d)),
+      router=jnp.zeros((l, s, d)),
+      bias=jnp.zeros((l, s)),
+    ),
+    status=jnp.zeros((s,), jnp.int32),
+    birth=jnp.full((s,), -1, jnp.int32),
   )
 
 
 def fresh_memory(cfg: config.ModelConfig) -> Memory:
   """The memory of a newborn: nothing changed, nothing grown."""
   return Memory(
-      tuple(
-          LevelMemory(
-              fast=fresh_fast(cfg, level) if level.chunk else None,
-              bank=fresh_bank(cfg, level) if level.slots else None,
-          )
-          for level in cfg.levels
+    tuple(
+      LevelMemory(
+        fast=fresh_fast(cfg, level) if level.chunk else None,
+        bank=fresh_bank(cfg, level) if level.slots else None,
       )
+      for level in cfg.levels
+    )
   )

@@ -43,10 +43,10 @@ def fresh_cache(cfg: config.ModelConfig, rows: int, capacity: int) -> Cache:
   """An empty cache for `rows` rows of up to `capacity` tokens."""
   shape = (cfg.layers, rows, capacity, cfg.num_kv_heads, cfg.size_of_head)
   return Cache(
-      k=jnp.zeros(shape, cfg.dtype),
-      v=jnp.zeros(shape, cfg.dtype),
-      positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
-      next=jnp.zeros((), jnp.int32),
+    k=jnp.zeros(shape, cfg.dtype),
+    v=jnp.zeros(shape, cfg.dtype),
+    positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
+    next=jnp.zeros((), jnp.int32),
   )
 
 
@@ -64,7 +64,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(
-    x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
+  x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
 ) -> jax.Array:
   """Rotary position embedding, halves rotated against each other."""
   half = x_BxTxHxE.shape[-1] // 2
@@ -83,15 +83,15 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxTxD: jax.Array,
-      positions: jax.Array,
-      key_positions: jax.Array,
-      past: tuple[jax.Array, jax.Array, jax.Array] | None,
+    self,
+    x_BxTxD: jax.Array,
+    positions: jax.Array,
+    key_positions: jax.Array,
+    past: tuple[jax.Array, jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     c = self.cfg
     dense = functools.partial(
-        nn.DenseGeneral, use_bias=False, axis=-1, dtype=x_BxTxD.dtype
+      nn.DenseGeneral, use_bias=False, axis=-1, dtype=x_BxTxD.dtype
     )
     q = dense((c.heads, c.size_of_head), name='q')(x_BxTxD)
     k = dense((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
@@ -109,12 +109,10 @@ class Attention(nn.Module):
     q = q.reshape(b, q_len, c.num_kv_heads, groups, c.size_of_head)
     scores = jnp.einsum('btkge,bske->bkgts', q, k) * c.size_of_head**-0.5
     seen = (key_positions[:, None, :] <= positions[:, :, None]) & (
-        key_positions[:, None, :] != PAD_POSITION
+      key_positions[:, None, :] != PAD_POSITION
     )
     # A padded query sees nothing; a finite floor keeps its softmax finite.
-    scores = jnp.where(
-        seen[:, None, None], scores.astype(jnp.float32), -1e30
-    )
+    scores = jnp.where(seen[:, None, None], scores.astype(jnp.float32), -1e30)
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
     y = jnp.einsum('bkgts,bske->btkge', p, v)
     y = y.reshape(b, q_len, c.heads, c.size_of_head)
@@ -132,14 +130,14 @@ class Block(nn.Module):
     past = None if past is None else (*past, start)
     norm = functools.partial(RMSNorm, self.cfg.norm_eps)
     y, kept = Attention(self.cfg, name='attention')(
-        norm(name='attention_norm')(x), positions, key_positions, past
+      norm(name='attention_norm')(x), positions, key_positions, past
     )
     x = x + y
     routes = []
     for i, level in enumerate(self.cfg.levels, 1):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
-          norm(name=f'level_{i}_norm')(x),
-          None if views is None else views[i - 1],
+        norm(name=f'level_{i}_norm')(x),
+        None if views is None else views[i - 1],
       )
       x = x + y
       routes.append(logits)
@@ -155,33 +153,36 @@ class Decoder(nn.Module):
   def __call__(self, tokens, memory, positions, cache) -> Output:
     c = self.cfg
     embed = nn.Embed(
-        c.vocab, c.dim, dtype=jnp.dtype(c.dtype), name='embed',
-        embedding_init=nn.initializers.normal(0.02),
+      c.vocab,
+      c.dim,
+      dtype=jnp.dtype(c.dtype),
+      name='embed',
+      embedding_init=nn.initializers.normal(0.02),
     )
     x = embed(tokens)
     key_positions, start = positions, None
     if cache is not None:
       key_positions = jax.lax.dynamic_update_slice_in_dim(
-          cache.positions, positions, cache.next, axis=1
+        cache.positions, positions, cache.next, axis=1
       )
       start = cache.next
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     x, (kept, routes) = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-        length=c.layers,
-        unroll=min(c.unroll, c.layers),
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.layers,
+      unroll=min(c.unroll, c.layers),
     )(c, name='blocks')(
-        x,
-        (
-            None if memory is None else cms.views(memory, c.layers),
-            None if cache is None else (cache.k, cache.v),
-        ),
-        positions,
-        key_positions,
-        start,
+      x,
+      (
+        None if memory is None else cms.views(memory, c.layers),
+        None if cache is None else (cache.k, cache.v),
+      ),
+      positions,
+      key_positions,
+      start,
     )
     hidden = RMSNorm(c.norm_eps, name='norm')(x)
     if c.tie_embeddings:
@@ -194,13 +195,13 @@ class Decoder(nn.Module):
 
 
 def forward(
-    cfg: config.ModelConfig,
-    params: t.Params,
-    tokens: jax.Array,
-    memory: memory_lib.Memory | None = None,
-    *,
-    positions: jax.Array | None = None,
-    cache: Cache | None = None,
+  cfg: config.ModelConfig,
+  params: t.Params,
+  tokens: jax.Array,
+  memory: memory_lib.Memory | None = None,
+  *,
+  positions: jax.Array | None = None,
+  cache: Cache | None = None,
 ) -> Output:
   """One forward pass.
 
@@ -219,9 +220,11 @@ def forward(
   if positions is None:
     first = 0 if cache is None else cache.next
     positions = jnp.broadcast_to(
-        first + jnp.arange(tokens.shape[1]), tokens.shape
+      first + jnp.arange(tokens.shape[1]), tokens.shape
     )
-  return Decoder(cfg).apply({'params': params}, tokens, memory, positions, cache)
+  return Decoder(cfg).apply(
+    {'params': params}, tokens, memory, positions, cache
+  )
 
 
 def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:

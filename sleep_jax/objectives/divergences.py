@@ -39,11 +39,11 @@ def jsd(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
 def divergence(name: str, beta: float) -> Divergence:
   """The divergence that a config names."""
   return config.choose(
-      name,
-      {
-          'forward_kl': forward_kl,
-          'reverse_kl': reverse_kl,
-          'jsd': lambda t, s: jsd(t, s, beta),
-      },
-      'sleep.divergence',
+    name,
+    {
+      'forward_kl': forward_kl,
+      'reverse_kl': reverse_kl,
+      'jsd': lambda t, s: jsd(t, s, beta),
+    },
+    'sleep.divergence',
   )

@@ -4,16 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def token_logprobs(
-    logits_BxTxV: jax.Array, tokens_BxT: jax.Array
-) -> jax.Array:
+def token_logprobs(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
   """Log-probability of token t+1 given tokens up to t, `[B, T-1]`."""
   logp = jax.nn.log_softmax(logits_BxTxV[:, :-1], axis=-1)
   return jnp.take_along_axis(logp, tokens_BxT[:, 1:, None], axis=-1)[..., 0]
 
 
 def next_token_loss(
-    logits_BxTxV: jax.Array, tokens_BxT: jax.Array, mask_BxT: jax.Array
+  logits_BxTxV: jax.Array, tokens_BxT: jax.Array, mask_BxT: jax.Array
 ) -> jax.Array:
   """Mean cross-entropy in nats over the targets that `mask` selects.
 

@@ -12,11 +12,11 @@ def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
 
 
 def clipped_loss(
-    logp_BxT: jax.Array,
-    old_logp_BxT: jax.Array,
-    advantage_B: jax.Array,
-    mask_BxT: jax.Array,
-    clip: float = 0.2,
+  logp_BxT: jax.Array,
+  old_logp_BxT: jax.Array,
+  advantage_B: jax.Array,
+  mask_BxT: jax.Array,
+  clip: float = 0.2,
 ) -> jax.Array:
   """-min(rho A, clip(rho) A), averaged over each row's tokens, then rows."""
   ratio = jnp.exp(logp_BxT - old_logp_BxT)

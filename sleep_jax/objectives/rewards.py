@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def levenshtein(
-    a_M: jax.Array, a_len: jax.Array, b_N: jax.Array, b_len: jax.Array
+  a_M: jax.Array, a_len: jax.Array, b_N: jax.Array, b_len: jax.Array
 ) -> jax.Array:
   """Edit distance of two token sequences; entries past a length do not count.
 
@@ -19,7 +19,7 @@ def levenshtein(
     index, symbol = token
     substitute = previous[:-1] + (b_N != symbol)
     cand = jnp.concatenate(
-        [index[None] + 1, jnp.minimum(previous[1:] + 1, substitute)]
+      [index[None] + 1, jnp.minimum(previous[1:] + 1, substitute)]
     )
     new = jax.lax.cummin(cand - columns) + columns
     return jnp.where(index < a_len, new, previous), None
@@ -30,11 +30,11 @@ def levenshtein(
 
 
 def absolute(
-    guess: jax.Array,
-    guess_len: jax.Array,
-    dream: jax.Array,
-    dream_len: jax.Array,
-    z0: float,
+  guess: jax.Array,
+  guess_len: jax.Array,
+  dream: jax.Array,
+  dream_len: jax.Array,
+  z0: float,
 ) -> jax.Array:
   """r_abs of Eq. 4 for a batch of pairs `[B, M]`, in [0, 1].
 
@@ -47,10 +47,10 @@ def absolute(
 
 
 def exact(
-    guess: jax.Array,
-    guess_len: jax.Array,
-    dream: jax.Array,
-    dream_len: jax.Array,
+  guess: jax.Array,
+  guess_len: jax.Array,
+  dream: jax.Array,
+  dream_len: jax.Array,
 ) -> jax.Array:
   """The strictest r_sem: 1 where both sequences are equal."""
   inside = jnp.arange(guess.shape[1]) < guess_len[:, None]
@@ -59,10 +59,10 @@ def exact(
 
 
 def pooled_similarity(
-    guess_BxMxD: jax.Array,
-    guess_len: jax.Array,
-    dream_BxMxD: jax.Array,
-    dream_len: jax.Array,
+  guess_BxMxD: jax.Array,
+  guess_len: jax.Array,
+  dream_BxMxD: jax.Array,
+  dream_len: jax.Array,
 ) -> jax.Array:
   """Cosine of the mean-pooled hidden states of a frozen model, `[B]`."""
 

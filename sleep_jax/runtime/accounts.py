@@ -68,13 +68,13 @@ class Ledger:
   def totals(self) -> dict[str, dict[str, float]]:
     """`{phase: {tokens, flops, seconds, steps}}`."""
     return {
-        name: {
-            'tokens': a.tokens,
-            'flops': a.flops,
-            'seconds': a.seconds,
-            'steps': a.steps,
-        }
-        for name, a in self._accounts.items()
+      name: {
+        'tokens': a.tokens,
+        'flops': a.flops,
+        'seconds': a.seconds,
+        'steps': a.steps,
+      }
+      for name, a in self._accounts.items()
     }
 
   def restore(self, totals: dict[str, dict[str, float]]) -> None:

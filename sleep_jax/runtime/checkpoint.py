@@ -21,10 +21,10 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path):
     self._manager = ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP, enable_async_checkpointing=False
-        ),
+      folder.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=_KEEP, enable_async_checkpointing=False
+      ),
     )
 
   def newest(self) -> int | None:
@@ -36,9 +36,9 @@ class Checkpoints:
     flat = serialization.to_state_dict(state)
     # A baseline's notes may hold empty arrays, which the format cannot.
     leaves = {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(flat)
-        if np.size(leaf)
+      jax.tree_util.keystr(path): np.asarray(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(flat)
+      if np.size(leaf)
     }
     self._manager.save(night, args=ocp.args.StandardSave(leaves))
 
@@ -56,13 +56,13 @@ class Checkpoints:
     names = [jax.tree_util.keystr(path) for path, _ in paths]
     if unknown := set(leaves) - set(names):
       raise ValueError(
-          f'the checkpoint of night {night} holds {sorted(unknown)[0]}, which '
-          'this learner does not have; it is of another learner or version. '
-          'Use another --workdir.'
+        f'the checkpoint of night {night} holds {sorted(unknown)[0]}, which '
+        'this learner does not have; it is of another learner or version. '
+        'Use another --workdir.'
       )
     values = [leaves.get(n, leaf) for n, (_, leaf) in zip(names, paths)]
     return serialization.from_state_dict(
-        template, jax.tree_util.tree_unflatten(treedef, values)
+      template, jax.tree_util.tree_unflatten(treedef, values)
     )
 
   def close(self) -> None:

@@ -35,15 +35,15 @@ class Writer:
     self._records.append(record)
     self._flush()
     values = [
-        summary_pb2.Summary.Value(tag=tag, simple_value=value)
-        for tag, value in record['scalars'].items()
+      summary_pb2.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in record['scalars'].items()
     ]
     self._events.add_event(
-        event_pb2.Event(
-            wall_time=time.time(),
-            step=record['night'],
-            summary=summary_pb2.Summary(value=values),
-        )
+      event_pb2.Event(
+        wall_time=time.time(),
+        step=record['night'],
+        summary=summary_pb2.Summary(value=values),
+      )
     )
     self._events.flush()
 

@@ -22,7 +22,7 @@ def save(path: pathlib.Path, params: t.Params, cfg: config.ModelConfig) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with part.open('wb') as f:
     np.savez_compressed(
-        f, **{k: np.asarray(v) for k, v in flat.items()}, **{_META: meta}
+      f, **{k: np.asarray(v) for k, v in flat.items()}, **{_META: meta}
     )
   part.replace(path)
 
@@ -35,8 +35,8 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
   """
   if not path.exists():
     raise config.ConfigError(
-        f'base weights {str(path)!r} do not exist; train them with python -m '
-        'experiments.pretrain, or correct --config.base.'
+      f'base weights {str(path)!r} do not exist; train them with python -m '
+      'experiments.pretrain, or correct --config.base.'
     )
   with np.load(path) as archive:
     meta = json.loads(str(archive[_META]))
@@ -44,14 +44,14 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
   for name in ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim'):
     if meta[name] != getattr(cfg, name):
       raise config.ConfigError(
-          f'{path.name} was trained with {name}={meta[name]}, but model.{name}'
-          f'={getattr(cfg, name)}; use the base\'s own setting or another base.'
+        f'{path.name} was trained with {name}={meta[name]}, but model.{name}'
+        f"={getattr(cfg, name)}; use the base's own setting or another base."
       )
   hidden = [level['hidden'] for level in meta['levels']]
   wanted = [level.hidden for level in cfg.levels]
   if hidden != wanted:
     raise config.ConfigError(
-        f'{path.name} was trained with levels of hidden width {hidden}, but '
-        f'model.levels asks for {wanted}.'
+      f'{path.name} was trained with levels of hidden width {hidden}, but '
+      f'model.levels asks for {wanted}.'
     )
   return traverse_util.unflatten_dict(flat, sep='/')

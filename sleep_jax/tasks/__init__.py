@@ -9,11 +9,11 @@ from sleep_jax.tasks import facts
 from sleep_jax.tasks import task
 
 _TASKS = {
-    'facts': (facts.Facts, facts.FactsConfig),
-    'class_incremental': (
-        class_incremental.ClassIncremental,
-        class_incremental.ClassIncrementalConfig,
-    ),
+  'facts': (facts.Facts, facts.FactsConfig),
+  'class_incremental': (
+    class_incremental.ClassIncremental,
+    class_incremental.ClassIncrementalConfig,
+  ),
 }
 
 

@@ -19,28 +19,28 @@ from sleep_jax.data import tokenizers
 from sleep_jax.tasks import task
 
 _ORIGIN = (
-    'https://raw.githubusercontent.com/SalehMomeni/KLDA/'
-    'ee5f05b283b9a9445c0906eb8826244d359f0ec8/data/'
+  'https://raw.githubusercontent.com/SalehMomeni/KLDA/'
+  'ee5f05b283b9a9445c0906eb8826244d359f0ec8/data/'
 )
 _SHA256 = {
-    'clinc_train': (
-        '3f48327035d65c212b7ea7add693c6aeae0ebe3d0bc48e00ea8fadf1c4d09c88'
-    ),
-    'clinc_test': (
-        '039d4307bff41c2b6e0c26ea4574bf19d19b1e95dbbdf6a893e0f461e8da2f2b'
-    ),
-    'banking_train': (
-        'b9dae5166535cc6016f1400e972b9e46ab5819aa94c572d29740969ed3c7034a'
-    ),
-    'banking_test': (
-        'd2500ddaccc3674c390c8f8cf93d1fc5b78cc8aa8c7b986aa7a950b4f7ff9a50'
-    ),
-    'dbpedia_train': (
-        '586aea674428bdd107c5c634ee13c52aa383fabc3b484b7d86161910956d1214'
-    ),
-    'dbpedia_test': (
-        'ae7e8ba7ac6a5d7e5b59416800f0cda42e8e9ba6bbefc5b1874359b5afa09fd4'
-    ),
+  'clinc_train': (
+    '3f48327035d65c212b7ea7add693c6aeae0ebe3d0bc48e00ea8fadf1c4d09c88'
+  ),
+  'clinc_test': (
+    '039d4307bff41c2b6e0c26ea4574bf19d19b1e95dbbdf6a893e0f461e8da2f2b'
+  ),
+  'banking_train': (
+    'b9dae5166535cc6016f1400e972b9e46ab5819aa94c572d29740969ed3c7034a'
+  ),
+  'banking_test': (
+    'd2500ddaccc3674c390c8f8cf93d1fc5b78cc8aa8c7b986aa7a950b4f7ff9a50'
+  ),
+  'dbpedia_train': (
+    '586aea674428bdd107c5c634ee13c52aa383fabc3b484b7d86161910956d1214'
+  ),
+  'dbpedia_test': (
+    'ae7e8ba7ac6a5d7e5b59416800f0cda42e8e9ba6bbefc5b1874359b5afa09fd4'
+  ),
 }
 # Episodes and classes per episode.
 SPLITS = {'clinc': (10, 15), 'banking': (7, 11), 'dbpedia': (7, 10)}
@@ -67,7 +67,7 @@ def examples(dataset: str, split: str, folder: str) -> list[tuple[str, str]]:
   """
   name = f'{dataset}_{split}'
   file = sources.RawFile(
-      f'cil/{name}.csv', f'{_ORIGIN}{name}.csv', _SHA256[name]
+    f'cil/{name}.csv', f'{_ORIGIN}{name}.csv', _SHA256[name]
   )
   reader = csv.DictReader(io.StringIO(sources.read(file, folder).decode()))
   return parse(reader, file.path)
@@ -78,8 +78,8 @@ def parse(reader: csv.DictReader, where: str) -> list[tuple[str, str]]:
   missing = {'text', 'label'} - set(reader.fieldnames or ())
   if missing:
     raise sources.DataError(
-        f'{where}: column {sorted(missing)[0]!r} is missing; found '
-        f'{reader.fieldnames}. The file must have columns text,label.'
+      f'{where}: column {sorted(missing)[0]!r} is missing; found '
+      f'{reader.fieldnames}. The file must have columns text,label.'
     )
   return [(row['text'], row['label']) for row in reader]
 
@@ -94,7 +94,7 @@ class ClassIncremental:
 
   def __init__(self, cfg: ClassIncrementalConfig, seed: int):
     self.episodes, per_episode = config.choose(
-        cfg.dataset, SPLITS, 'task.dataset'
+      cfg.dataset, SPLITS, 'task.dataset'
     )
     self.cfg, self._seed = cfg, seed
     self.tokenizer = tokenizers.SentencePieceTokenizer(cfg.tokenizer)
@@ -122,8 +122,8 @@ class ClassIncremental:
     room = self.cfg.length - 1 - len(marker) - len(answer)
     if room < 1:
       raise config.ConfigError(
-          f'task.length={self.cfg.length} leaves no room for a text beside '
-          f'label {label!r} of {len(answer)} tokens; raise it.'
+        f'task.length={self.cfg.length} leaves no room for a text beside '
+        f'label {label!r} of {len(answer)} tokens; raise it.'
       )
     return [tok.bos, *tok.encode(text.lower())[:room], *marker], answer
 
@@ -133,7 +133,7 @@ class ClassIncremental:
     order = [rng.permutation(len(rows)) for _ in range(self.cfg.passes)]
     order = np.concatenate(order)
     tokens = np.full(
-        (len(order), self.cfg.length), self.tokenizer.pad, np.int32
+      (len(order), self.cfg.length), self.tokenizer.pad, np.int32
     )
     weight = np.zeros(tokens.shape, np.float32)
     for i, index in enumerate(order):
@@ -151,11 +151,11 @@ class ClassIncremental:
     ends = np.cumsum([len(rows) for rows in seen])[:-1]
     by_episode = [float(hit.mean()) for hit in np.split(got.exact, ends)]
     return task.Exam(
-        by_episode=by_episode,
-        metrics={
-            'accuracy': float(got.exact.mean()),
-            'newest': by_episode[-1],
-            'first': by_episode[0],
-            'answer_prob': float(np.exp(got.answer_logprob).mean()),
-        },
+      by_episode=by_episode,
+      metrics={
+        'accuracy': float(got.exact.mean()),
+        'newest': by_episode[-1],
+        'first': by_episode[0],
+        'answer_prob': float(np.exp(got.answer_logprob).mean()),
+      },
     )

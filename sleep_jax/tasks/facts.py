@@ -41,7 +41,7 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   """The closed vocabulary of `facts`."""
   values = [f'{r.split("-")[0]}{i}' for r in RELATIONS for i in range(_VALUES)]
   return tokenizers.WordTokenizer(
-      ['.', *_SYLLABLES, *RELATIONS, *values], separator='.'
+    ['.', *_SYLLABLES, *RELATIONS, *values], separator='.'
   )
 
 
@@ -60,8 +60,8 @@ class World:
     free = np.setdiff1d(np.arange(len(_SYLLABLES) ** 2), np.array(taken, int))
     if n > len(free):
       raise config.ConfigError(
-          f'task: {n} new entities are wanted but only {len(free)} names are '
-          'left; lower task.entities or task.episodes.'
+        f'task: {n} new entities are wanted but only {len(free)} names are '
+        'left; lower task.entities or task.episodes.'
       )
     return rng.choice(free, n, replace=False)
 
@@ -71,14 +71,14 @@ class World:
     value = rng.integers(0, _VALUES, (n, r)) + np.arange(r) * _VALUES
     first, second = np.divmod(np.repeat(pairs, r), len(_SYLLABLES))
     return np.stack(
-        [
-            self._name[first],
-            self._name[second],
-            np.tile(self._relation, n),
-            value.reshape(-1) + self._first_value,
-            np.full(n * r, self._stop),
-        ],
-        axis=1,
+      [
+        self._name[first],
+        self._name[second],
+        np.tile(self._relation, n),
+        value.reshape(-1) + self._first_value,
+        np.full(n * r, self._stop),
+      ],
+      axis=1,
     ).astype(np.int32)
 
   def rows(self, facts_RxNx5: np.ndarray, length: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def base_facts(world: World, cfg: FactsConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pretraining_rows(
-    world: World, cfg: FactsConfig, rng: np.random.Generator, rows: int
+  world: World, cfg: FactsConfig, rng: np.random.Generator, rows: int
 ) -> np.ndarray:
   """Documents for the base: its own facts, and passing strangers.
 
@@ -126,8 +126,8 @@ class Facts:
     rng = np.random.default_rng([seed, 1])
     pairs = self._world.pairs(rng, cfg.episodes * cfg.entities, taken)
     self._new = [
-        self._world.facts(rng, p)
-        for p in pairs.reshape(cfg.episodes, cfg.entities)
+      self._world.facts(rng, p)
+      for p in pairs.reshape(cfg.episodes, cfg.entities)
     ]
 
   def experience(self, episode: int) -> task.Experience:
@@ -136,7 +136,9 @@ class Facts:
     per_row = -(-(cfg.length - 1) // _FACT)
     # Whole permutations one after the other: every fact comes equally often.
     total = cfg.rows * per_row
-    order = [rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))]
+    order = [
+      rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))
+    ]
     order = np.concatenate(order)[:total].reshape(cfg.rows, per_row)
     tokens = self._world.rows(facts[order], cfg.length)
     return task.Experience(tokens, np.ones(tokens.shape, np.float32))
@@ -163,25 +165,25 @@ class Facts:
 
     recall = means(hit_mixed, where_mixed)
     return task.Exam(
-        by_episode=recall[1:],
-        metrics={
-            'base': recall[0],
-            'recall': float(np.mean(recall[1:])),
-            'first': recall[1],
-            'newest': recall[-1],
-            'recall_at_start': float(np.mean(means(hit_start, where)[1:])),
-            'first_at_start': means(hit_start, where)[1],
-            'base_at_start': means(hit_start, where)[0],
-            'answer_prob': float(np.mean(means(prob, where_mixed)[1:])),
-            'answer_prob_first': means(prob, where_mixed)[1],
-        },
+      by_episode=recall[1:],
+      metrics={
+        'base': recall[0],
+        'recall': float(np.mean(recall[1:])),
+        'first': recall[1],
+        'newest': recall[-1],
+        'recall_at_start': float(np.mean(means(hit_start, where)[1:])),
+        'first_at_start': means(hit_start, where)[1],
+        'base_at_start': means(hit_start, where)[0],
+        'answer_prob': float(np.mean(means(prob, where_mixed)[1:])),
+        'answer_prob_first': means(prob, where_mixed)[1],
+      },
     )
 
   def _probe(self, respond, probes) -> tuple[np.ndarray, np.ndarray]:
     """Whether each value is recalled, and its probability."""
     prompts = [
-        [self.tokenizer.bos, *context.reshape(-1).tolist(), *fact[:3].tolist()]
-        for fact, context in probes
+      [self.tokenizer.bos, *context.reshape(-1).tolist(), *fact[:3].tolist()]
+      for fact, context in probes
     ]
     answers = [[int(fact[3])] for fact, _ in probes]
     got = respond(prompts, answers)

@@ -42,7 +42,7 @@ class Respond(Protocol):
   """How an exam asks: prompts, and the answers to be scored against."""
 
   def __call__(
-      self, prompts: list[list[int]], answers: list[list[int]]
+    self, prompts: list[list[int]], answers: list[list[int]]
   ) -> Response: ...
 
 

@@ -1,0 +1,217 @@
+"""The command line, as a user types it, and lives that are interrupted."""
+
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import live
+from experiments import report
+from experiments import run
+from experiments.configs import quickstart
+from sleep_jax import config
+from sleep_jax.runtime import checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+  'task.episodes': 2,
+  'task.rows': 16,
+  'task.probes': 1,
+  'sleep.steps': 6,
+  'sleep.dreams': 32,
+  'sleep.batch': 4,
+  'sleep.rollout_every': 3,
+  'sleep.max_kl_share': 9.0,
+  'sleep.prefixes': 4,
+  'workers': 1,
+}
+
+
+def command(workdir, *extra) -> subprocess.CompletedProcess:
+  small = [f'--config.{k}={v}' for k, v in SMALL.items()]
+  return subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.run',
+      '--config=experiments/configs/quickstart.py',
+      *small,
+      f'--workdir={workdir}',
+      *extra,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=500,
+    check=False,
+  )
+
+
+def small_config(arms=('sleep',)) -> live.Settings:
+  c = quickstart.get_config()
+  for key, value in SMALL.items():
+    *path, last = key.split('.')
+    node = c
+    for name in path:
+      node = node[name]
+    node[last] = value
+  c.arms = {arm: {} for arm in arms}
+  return json.loads(c.to_json())
+
+
+@pytest.fixture(name='finished', scope='module')
+def _finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, command(workdir)
+
+
+def test_the_quickstart_leaves_all_that_it_promises(finished):
+  workdir, done = finished
+  assert done.returncode == 0, done.stderr
+  for arm in ('icl', 'sft', 'wake_only', 'sleep'):
+    assert f'| {arm} |' in done.stdout
+    folder = workdir / 'lives' / f'{arm}_1'
+    lines = (folder / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(l)['night'] for l in lines] == [0, 1]
+    assert list(folder.glob('events.out.tfevents*'))
+  summary = json.loads((workdir / 'summary.json').read_text())
+  sleep = next(l for l in summary if l['learner'] == 'sleep')
+  assert [len(row) for row in sleep['matrix']] == [1, 2]
+  for phase in ('wake', 'rollout', 'teacher', 'update', 'reward', 'exam'):
+    costs = sleep['costs'][phase]
+    assert min(costs['tokens'], costs['flops'], costs['seconds']) > 0
+  for name in ('recall.png', 'retention.png'):
+    assert (workdir / name).read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished):
+  workdir, first = finished
+  before = (workdir / 'summary.json').read_bytes()
+  again = command(workdir)
+  assert again.returncode == 0 and 'is finished' in again.stdout
+  assert (workdir / 'summary.json').read_bytes() == before
+  table = first.stdout.split('Facts,')[1]
+  assert table == again.stdout.split('Facts,')[1]
+
+
+def test_a_work_directory_of_another_config_is_refused(finished):
+  workdir, _ = finished
+  before = (workdir / 'summary.json').read_bytes()
+  other = command(workdir, '--config.sleep.gamma=0.25')
+  assert other.returncode != 0 and 'another config' in other.stderr
+  assert (workdir / 'summary.json').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  'extra, words',
+  [
+    ('--config.task.name=factz', "task.name='factz' is unknown"),
+    ('--config.sleep.teachers=me', "sleep.teachers='me' is unknown"),
+    ('--config.model.vocab=64', '167 pieces but model.vocab=64'),
+    ('--config.model.dim=32', 'trained with dim=64, but model.dim=32'),
+    ('--config.task.episodes=9', '9 nights need 9 slots'),
+    ('--config.base=none.npz', "'none.npz' do not exist"),
+  ],
+)
+def test_bad_settings_stop_before_any_life(tmp_path, extra, words):
+  got = command(tmp_path / 'w', extra)
+  assert got.returncode != 0 and words in got.stderr, got.stderr
+  assert 'Traceback' not in got.stderr
+  assert not (tmp_path / 'w').exists()
+
+
+def test_unknown_arms_and_sections_are_refused():
+  c = small_config()
+  with pytest.raises(config.ConfigError, match="arm='x'"):
+    live.settings_of(c, 'x')
+  c['arms'] = {'a': dict(learner='sleep', sleeep=dict(steps=1))}
+  with pytest.raises(config.ConfigError, match="no section 'sleeep'"):
+    live.settings_of(c, 'a')
+
+
+@pytest.mark.parametrize('arm', ['sleep', 'ewc', 'joint', 'icl'])
+def test_an_interrupted_life_ends_as_if_it_never_was(
+  tmp_path, monkeypatch, arm
+):
+  c = small_config([arm])
+  whole = live.live(c, arm, 1, tmp_path / 'whole', 0)
+
+  save = checkpoint.Checkpoints.save
+
+  def dies(self, night, state):
+    if night == 1:
+      raise KeyboardInterrupt  # After the second night, before it is saved.
+    save(self, night, state)
+
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.Checkpoints, 'save', dies)
+    with pytest.raises(KeyboardInterrupt):
+      live.live(c, arm, 1, tmp_path / 'cut', 0)
+  resumed = live.live(c, arm, 1, tmp_path / 'cut', 0)
+  assert resumed['matrix'] == whole['matrix']
+  assert resumed['final'] == whole['final']
+  for phase, costs in whole['costs'].items():
+    assert resumed['costs'][phase]['flops'] == costs['flops']
+  lines = [
+    (tmp_path / w / 'metrics.jsonl').read_text().splitlines()
+    for w in ('whole', 'cut')
+  ]
+  assert len(lines[0]) == len(lines[1]) == 2
+  a, b = (json.loads(l[1])['scalars'] for l in lines)
+  assert a == b
+
+
+def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(0, {'a': np.ones(2), 'b': np.ones(3)})
+  with pytest.raises(ValueError, match="\\['b'\\], which this learner"):
+    saved.restore(0, {'a': np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'quickstart',
+    'facts',
+    'facts:ablations',
+    'class_incremental:clinc',
+    'class_incremental:banking',
+    'class_incremental:dbpedia',
+  ],
+)
+def test_every_config_builds_a_model(name):
+  module, _, variant = name.partition(':')
+  module = importlib.import_module(f'experiments.configs.{module}')
+  c = json.loads(
+    (module.get_config(variant) if variant else module.get_config()).to_json()
+  )
+  for arm in c['arms']:
+    s = live.settings_of(c, arm)
+    model = config.ModelConfig.of(s['model'])
+    config.from_mapping(config.SeedingConfig, s['sleep'], 'sleep')
+    assert model.levels[0].sleep_every
+
+
+def test_forgetting_and_backward_transfer_by_hand():
+  matrix = [[1.0], [0.5, 0.8], [0.25, 0.9, 1.0]]
+  got = live.backward_transfer(matrix)
+  assert got['backward_transfer'] == pytest.approx((-0.75 + 0.1) / 2)
+  assert got['forgetting'] == pytest.approx((0.75 + 0.0) / 2)
+
+
+def test_intervals_are_paired_t_intervals():
+  mean, half = report.interval([1.0, 2.0, 3.0])
+  assert mean == 2.0
+  assert half == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+  assert np.isnan(report.interval([1.0])[1])
+
+
+def test_workers_claim_their_directory_once(tmp_path):
+  run.claim(tmp_path / 'w', {'a': 1})
+  run.claim(tmp_path / 'w', {'a': 1})
+  with pytest.raises(config.ConfigError, match='another config'):
+    run.claim(tmp_path / 'w', {'a': 2})

@@ -1,0 +1,200 @@
+"""Streams and exams: seeded, closed book, and without leaks."""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax import tasks
+from sleep_jax.data import sources
+from sleep_jax.tasks import class_incremental
+from sleep_jax.tasks import facts
+from sleep_jax.tasks import task as task_lib
+
+SMALL = dict(episodes=3, entities=2, rows=8, length=32, context=3)
+
+needs_data = pytest.mark.skipif(
+  not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
+)
+
+
+def oracle(task, known):
+  """Answers what `known` (a set of token tuples) holds, by lookup."""
+  asked = []
+
+  def respond(prompts, answers):
+    asked.extend(zip(prompts, answers))
+    exact = [
+      (*p[-3:], *a, task.tokenizer.separator) in known
+      for p, a in zip(prompts, answers)
+    ]
+    return task_lib.Response(np.array(exact), np.zeros(len(prompts)))
+
+  return respond, asked
+
+
+def facts_in(experience, length=5):
+  rows = experience.tokens[:, 1:]
+  whole = rows[:, : rows.shape[1] // length * length]
+  return {tuple(f) for f in whole.reshape(-1, length).tolist()}
+
+
+def test_facts_are_seeded_and_episodes_differ():
+  a, b = (tasks.build('facts', SMALL, seed=1) for _ in range(2))
+  other = tasks.build('facts', SMALL, seed=2)
+  np.testing.assert_array_equal(a.experience(1).tokens, b.experience(1).tokens)
+  assert facts_in(a.experience(1)) != facts_in(other.experience(1))
+  assert not facts_in(a.experience(0)) & facts_in(a.experience(1))
+
+
+def test_every_fact_of_an_episode_is_told_equally_often():
+  task = tasks.build('facts', SMALL | dict(rows=40), seed=1)
+  told = task.experience(0).tokens[:, 1:31].reshape(-1, 5)
+  _, counts = np.unique(told, axis=0, return_counts=True)
+  assert len(counts) == 8 and counts.max() - counts.min() <= 8
+
+
+def test_new_entities_are_in_no_base_fact():
+  task = tasks.build('facts', SMALL, seed=1)
+  world = facts.World(task.tokenizer)
+  _, base = facts.base_facts(world, task.cfg)
+  names = {tuple(f[:2]) for f in base.tolist()}
+  for episode in range(3):
+    assert not names & {f[:2] for f in facts_in(task.experience(episode))}
+
+
+def test_the_exam_marks_each_episode_by_itself():
+  task = tasks.build('facts', SMALL, seed=1)
+  known = facts_in(task.experience(0)) | facts_in(task.experience(2))
+  respond, asked = oracle(task, known)
+  exam = task.exam(respond, 2)
+  assert exam.by_episode == [1.0, 0.0, 1.0]
+  assert exam.metrics['base'] == 0.0 and exam.metrics['first'] == 1.0
+  # Closed book: no question holds its own fact.
+  for prompt, answer in asked:
+    fact = (*prompt[-3:], *answer, task.tokenizer.separator)
+    context = np.array(prompt[1:-3]).reshape(-1, 5).tolist()
+    assert list(fact) not in context
+  assert {len(p) for p, _ in asked} == {4, 4 + 3 * 5}
+
+
+def test_the_exam_asks_nothing_of_the_future():
+  task = tasks.build('facts', SMALL, seed=1)
+  respond, asked = oracle(task, set())
+  task.exam(respond, 0)
+  later = facts_in(task.experience(1)) | facts_in(task.experience(2))
+  names = {f[:2] for f in later}
+  assert not names & {tuple(p[-3:-1]) for p, _ in asked}
+
+
+def test_too_many_entities_are_refused():
+  with pytest.raises(config.ConfigError, match='names are left'):
+    tasks.build('facts', SMALL | dict(entities=5000), seed=0)
+
+
+def test_unknown_task_and_setting_are_refused():
+  with pytest.raises(config.ConfigError, match='class_incremental, facts'):
+    tasks.build('fact', {}, 0)
+  with pytest.raises(config.ConfigError, match="'episode'.*known are"):
+    tasks.build('facts', dict(episode=1), 0)
+
+
+@needs_data
+@pytest.mark.parametrize(
+  'dataset, train, test, classes',
+  [
+    ('clinc', 10500, 750, 150),
+    ('banking', 10003, 1000, 77),
+    ('dbpedia', 10000, 1000, 70),
+  ],
+)
+def test_the_splits_are_the_papers(dataset, train, test, classes):
+  task = tasks.build(
+    'class_incremental', dict(dataset=dataset, passes=1, length=64), seed=0
+  )
+  assert sum(len(r) for r in task._train) == train
+  assert sum(len(r) for r in task._test) == test
+  assert task.classes.size == len(np.unique(task.classes)) == classes
+
+
+@needs_data
+def test_no_label_of_a_later_episode_leaks():
+  task = tasks.build('class_incremental', dict(passes=1), seed=3)
+  marker = task.tokenizer.encode(':')
+  labels = [
+    {tuple(task.encode('x', c)[1]) for c in row} for row in task.classes
+  ]
+  for episode in (0, 4):
+    for row, weight in zip(*dataclasses.astuple(task.experience(episode))):
+      answer = tuple(row[weight == 1.0])
+      assert answer in labels[episode]
+      assert row[np.flatnonzero(weight)[-1]] == task.tokenizer.stop
+  asked = []
+
+  def respond(prompts, answers):
+    asked.extend(zip(prompts, answers))
+    exact = np.array([tuple(a) in labels[1] for a in answers])
+    return task_lib.Response(exact, np.zeros(len(prompts)))
+
+  exam = task.exam(respond, 1)
+  assert exam.by_episode == [0.0, 1.0]
+  assert {tuple(a) for _, a in asked} <= labels[0] | labels[1]
+  assert all(p[-len(marker) :] == marker for p, _ in asked)
+
+
+@needs_data
+def test_class_order_is_seeded():
+  one, same, other = (
+    tasks.build('class_incremental', dict(passes=1), seed=s) for s in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(one.classes, same.classes)
+  assert (one.classes != other.classes).any()
+
+
+def raw(tmp_path, content: bytes, sha: str | None = None) -> sources.RawFile:
+  (tmp_path / 'x.csv.gz').write_bytes(gzip.compress(content))
+  sha = sha or hashlib.sha256(content).hexdigest()
+  return sources.RawFile('x.csv', 'http://localhost:9/x.csv', sha)
+
+
+def test_a_local_file_is_read_by_checksum(tmp_path):
+  file = raw(tmp_path, b'text,label\na,b\n')
+  assert sources.read(file, str(tmp_path)) == b'text,label\na,b\n'
+
+
+def test_a_wrong_checksum_is_refused(tmp_path):
+  with pytest.raises(sources.DataError, match='x.csv.gz: SHA-256 is'):
+    sources.read(raw(tmp_path, b'altered', sha='0' * 64), str(tmp_path))
+
+
+def test_a_torn_file_is_refused(tmp_path):
+  file = raw(tmp_path, b'text,label\n' * 100)
+  path = tmp_path / 'x.csv.gz'
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(sources.DataError, match='not a whole gzip'):
+    sources.read(file, str(tmp_path))
+
+
+def test_an_unreachable_origin_names_the_way_out(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, '_CACHE', tmp_path / 'cache')
+  file = sources.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', '0' * 64)
+  with pytest.raises(sources.DataError, match='SLEEP_JAX_DATA to a folder'):
+    sources.read(file, str(tmp_path))
+  assert not list(tmp_path.rglob('*.part'))
+
+
+def test_a_missing_data_folder_is_named():
+  with pytest.raises(sources.DataError, match="'/nowhere' does not exist"):
+    sources.data_dir('/nowhere')
+
+
+def test_a_missing_column_is_named():
+  reader = csv.DictReader(io.StringIO('text,intent\na,b\n'))
+  with pytest.raises(sources.DataError, match="column 'label' is missing"):
+    class_incremental.parse(reader, 'x.csv')
