@@ -38,7 +38,9 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
     ConfigError: if it holds a run of another config.
   """
   marker = workdir / 'config.json'
-  text = json.dumps(c, indent=2, sort_keys=True)
+  # How many lives run at a time is not part of what they are.
+  identity = {k: v for k, v in c.items() if k != 'workers'}
+  text = json.dumps(identity, indent=2, sort_keys=True)
   if marker.exists() and marker.read_text(encoding='utf-8') != text:
     raise config.ConfigError(
       f'{workdir} holds a run of another config (see {marker}); give '

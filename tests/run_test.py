@@ -177,7 +177,6 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
   [
     'quickstart',
     'facts',
-    'facts:ablations',
     'class_incremental:clinc',
     'class_incremental:banking',
     'class_incremental:dbpedia',

@@ -208,7 +208,7 @@ def test_a_night_repeats_itself_to_the_bit(cfg, life):
 
 def test_seed_steps_compile_once(cfg, life):
   seeding.seed_steps.clear_cache()
-  for n in range(2):
+  for _ in range(2):
     life, _ = night(cfg, life)
     life = consolidation.awaken(life)
   assert seeding.seed_steps._cache_size() == 1

@@ -11,13 +11,13 @@ import ml_collections
 
 from experiments.configs import base_text
 
-LANES = 16
+LANES = 8
 # Tokens of a row, seeds, and tokens per lane between two sleeps: a little less
 # than an episode has.
 _VARIANTS = {
-  'clinc': dict(length=32, seeds=(1, 2, 3, 4, 5), passes=4, period=240),
-  'banking': dict(length=32, seeds=(1, 2, 3), passes=4, period=200),
-  'dbpedia': dict(length=48, seeds=(1, 2, 3), passes=2, period=60),
+  'clinc': dict(length=32, seeds=(1, 2, 3, 4, 5), passes=4, period=500),
+  'banking': dict(length=32, seeds=(1, 2, 3), passes=4, period=500),
+  'dbpedia': dict(length=48, seeds=(1, 2, 3), passes=2, period=200),
 }
 
 

@@ -19,5 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.name = 'quickstart'
   c.seeds = (1,)
   c.task.episodes = 3
-  c.arms = {name: {} for name in ('icl', 'sft', 'wake_only', 'sleep')}
+  c.arms = {
+    name: facts.LEARNERS[name] for name in ('icl', 'sft', 'wake_only', 'sleep')
+  }
   return c

@@ -40,7 +40,7 @@ class WakeOnly:
         hold=self.holds_pending,
       )
       loss = jax.block_until_ready(loss)
-      account.full(tokens.size, steps=loss.size)
+      account.online(tokens.size, steps=loss.size)
     tenth = max(1, loss.size // 10)
     life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
     return life, {

@@ -28,6 +28,14 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
   return 3.0 * forward_flops(cfg, context)
 
 
+def wake_flops(cfg: config.ModelConfig, context: float) -> float:
+  """FLOPs of one token read awake: only levels with a clock get gradients."""
+  moving = sum(
+    3 * cfg.dim * level.hidden for level in cfg.levels if level.chunk
+  )
+  return 2.0 * forward_flops(cfg, context) + 2.0 * cfg.layers * moving
+
+
 def partial_train_flops(cfg: config.ModelConfig, context: float) -> float:
   """FLOPs of one token when only a small part trains.
 

@@ -33,6 +33,12 @@ class Account:
     self.flops += tokens * flops.train_flops(self.cfg, self.context)
     self.steps += steps
 
+  def online(self, tokens: float, steps: int) -> None:
+    """Eq. 2 over `tokens`: gradients for the levels that have a clock."""
+    self.tokens += tokens
+    self.flops += tokens * flops.wake_flops(self.cfg, self.context)
+    self.steps += steps
+
   def partial(self, tokens: float, steps: int) -> None:
     """Training steps that give only a small part a gradient."""
     self.tokens += tokens

@@ -1,0 +1,56 @@
+"""The claim itself: consolidation moves knowledge, and nothing else does."""
+
+import jax
+import json
+import numpy as np
+import pytest
+
+from experiments import live
+from experiments.configs import quickstart
+
+
+def one_night(**sleep) -> tuple[float, float, float]:
+  """Recall of the day before and after its night, and of the base's facts."""
+  c = quickstart.get_config()
+  c.task.update(episodes=1, rows=480)
+  c.sleep.update(dreams=512, steps=250, **sleep)
+  c = json.loads(c.to_json())
+  task, learner, _ = live.build(live.settings_of(c, 'sleep'), seed=100)
+  life = learner.init(jax.random.PRNGKey(0))
+  life, _ = learner.wake(life, task.experience(0))
+
+  def marks(life):
+    return task.exam(lambda p, a: learner.respond(life, p, a), 0)
+
+  awake = marks(life).metrics['recall']
+  life, _ = learner.sleep(life)
+  after = marks(life).metrics
+  fast = jax.tree.leaves(life.memory.levels[0].fast.delta)
+  # The sender was reset: what is recalled now is recalled from the expert.
+  assert np.mean([np.abs(d).mean() for d in fast]) < 1e-2
+  return awake, after['recall'], after['base']
+
+
+@pytest.fixture(name='slept', scope='module')
+def _slept():
+  return one_night()
+
+
+def test_consolidation_moves_knowledge(slept):
+  awake, after, _ = slept
+  assert awake > 0.9
+  assert after > 0.75
+
+
+def test_consolidation_keeps_what_the_base_knew(slept):
+  assert slept[2] > 0.95
+
+
+@pytest.mark.parametrize(
+  'control',
+  [dict(train_expert=False), dict(learning_rate=0.0, max_kl_share=9.0)],
+)
+def test_without_seeding_nothing_is_left_after_the_reset(control):
+  awake, after, _ = one_night(**control)
+  assert awake > 0.9
+  assert after < 0.3
