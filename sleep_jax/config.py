@@ -172,9 +172,12 @@ class SeedingConfig:
   dreams: int = 1024  # Rows.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
-  old_share: float = 0.5  # Least share of old-self segments; grows by night.
+  # Least and largest share of the old self's dreams; n / (n + 1) after n nights.
+  old_share: tuple[float, float] = (0.5, 1.0)
   splice: bool = True  # Interleave segments of both selves in one row.
   # Distillation.
+  optimizer: str = 'adam'  # or muon.
+  emphasis: float = 0.0  # Extra weight per nat that the selves disagree.
   steps: int = 200
   batch: int = 32
   learning_rate: float = 3e-3
@@ -213,7 +216,12 @@ class SeedingConfig:
       {'error': 0, 'merge': 0, 'recycle': 0},
       'sleep.slot_policy',
     )
-    for name in ('lam', 'alpha', 'gamma', 'old_share'):
+    object.__setattr__(self, 'old_share', tuple(self.old_share))
+    if not 0.0 <= self.old_share[0] <= self.old_share[1] <= 1.0:
+      raise ConfigError(
+        f'sleep.old_share={self.old_share} must be (least, largest) in [0, 1].'
+      )
+    for name in ('lam', 'alpha', 'gamma'):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ConfigError(
           f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'

@@ -100,7 +100,7 @@ def _download(file: RawFile) -> bytes:
     raise DataError(
       f'{file.path} is in no local folder and {file.url} cannot be reached '
       f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
-    ) from e
+    ) from None
 
 
 def books(folder: str | None, held_out: Iterable[str]) -> dict[str, str]:

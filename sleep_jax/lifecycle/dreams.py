@@ -21,6 +21,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
 
+_MOST_NEWS = 4.0  # Nats; a single token must not carry a batch.
 _JUDGE_BATCH = 64  # Rows judged at a time; bounds the memory of a pass.
 
 
@@ -152,8 +153,10 @@ def dream(
   if selves.old is None:
     tokens, lengths = draw(selves.awake, rows=how.dreams, rng=awake_key)
     return tokens, lengths, np.ones(tokens.shape, np.float32)
-  old_share = max(how.old_share, nights / (nights + 1))
-  old_rows = round(how.dreams * how.old_share)
+  least, most = how.old_share
+  old_share = min(max(least, nights / (nights + 1)), most)
+  # Spliced rows draw on two pools of segments; whole rows are the mixture.
+  old_rows = round(how.dreams * (least if how.splice else old_share))
   awake = draw(selves.awake, rows=how.dreams - old_rows, rng=awake_key)
   old = draw(selves.old, rows=old_rows, rng=old_key)
   if how.splice:
@@ -186,7 +189,7 @@ def mixture(share: jax.Array, awake: jax.Array, old: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def judge(
   cfg: config.ModelConfig,
-  margin: float,
+  how: config.SeedingConfig,
   params: t.Params,
   selves: Selves,
   tokens: t.Int[jax.Array, 'B T'],
@@ -197,7 +200,7 @@ def judge(
   """Teacher logits of every token, by the self that owns it.
 
   The new expert belongs where the awake self owns the target and the two
-  selves disagree by more than `margin` nats; it must keep off where the old
+  selves disagree by more than `how.router_margin` nats; it must keep off where the old
   self owns; elsewhere nothing is known.
 
   Returns:
@@ -209,14 +212,17 @@ def judge(
 
   out = think(selves.awake)
   teacher, gate, known = out.logits, jnp.ones(tokens.shape), owner
+  ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
   if selves.old is not None:
     old = think(selves.old).logits
     ahead = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)))
-    differs = divergences.forward_kl(out.logits, old) > margin
+    apart = divergences.forward_kl(out.logits, old)
     teacher = mixture(ahead[..., None], out.logits, old)
     gate = ahead
-    known = jnp.where(ahead > 0, differs, 1.0)
-  ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
+    known = jnp.where(ahead > 0, apart > how.router_margin, 1.0)
+    # What today changed is what must be moved: it may weigh more.
+    news = ahead * jnp.minimum(apart, _MOST_NEWS)
+    ahead_weight *= 1.0 + how.emphasis * news
   return (
     Judged(
       tokens, positions, ahead_weight, teacher, gate, known * ahead_weight
@@ -241,7 +247,7 @@ def judge_all(
   batches = [
     judge(
       cfg,
-      how.router_margin,
+      how,
       params,
       selves,
       tokens[i : i + _JUDGE_BATCH],

@@ -112,7 +112,7 @@ def mark(
   owner = owner_by_likelihood(cfg, params, selves, tokens, positions, separator)
   judged, hidden = dreams.judge(
     cfg,
-    how.router_margin,
+    how,
     params,
     selves,
     tokens,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from sleep_jax import config
 from sleep_jax import typing as t
@@ -44,12 +45,27 @@ class Marks:
 
 
 def optimizer(how: config.SeedingConfig) -> optax.GradientTransformation:
-  """Adam with a short warm-up and a linear descent."""
+  """Adam, or Muon on A and B; a short warm-up, then a cosine descent."""
   warm = min(10, how.steps // 10)
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, how.learning_rate, warm, how.steps, 0.05 * how.learning_rate
   )
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  rules = {
+    'adam': lambda: optax.adam(schedule),
+    'muon': lambda: optax.contrib.muon(
+      schedule,
+      muon_weight_dimension_numbers=_matrices,
+      consistent_rms=0.2,  # Steps of Adam's size: one learning rate for both.
+    ),
+  }
+  rule = config.choose(how.optimizer, rules, 'sleep.optimizer')
+  return optax.chain(optax.clip_by_global_norm(1.0), rule())
+
+
+def _matrices(expert: memory_lib.Expert) -> memory_lib.Expert:
+  """Which leaves are stacks of matrices, for Muon: A and B, layer by layer."""
+  matrix = optax.contrib.MuonDimensionNumbers(1, 2)
+  return memory_lib.Expert(a=matrix, b=matrix, router=None, bias=None)
 
 
 def _weighted(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -142,7 +158,7 @@ def seed_steps(
       dreamt.rows(index[0]),
       some,
     )
-    update, opt_state = optimizer(how).update(grads, opt_state)
+    update, opt_state = optimizer(how).update(grads, opt_state, expert)
     if how.train_expert:
       expert = optax.apply_updates(expert, update)
     return (expert, opt_state), marks
