@@ -12,12 +12,14 @@ import ml_collections
 from experiments.configs import base_text
 
 LANES = 8
-# Tokens of a row, seeds, and tokens per lane between two sleeps: a little less
-# than an episode has.
+# Episodes, tokens of a row, seeds, passes over an episode's examples, and Eq. 2
+# updates of level 1 between two sleeps (a little less than an episode has).
 _VARIANTS = {
-  'clinc': dict(length=32, seeds=(1, 2, 3, 4, 5), passes=4, period=500),
-  'banking': dict(length=32, seeds=(1, 2, 3), passes=4, period=500),
-  'dbpedia': dict(length=48, seeds=(1, 2, 3), passes=2, period=200),
+  'clinc': dict(
+    episodes=10, length=32, seeds=(1, 2, 3, 4, 5), passes=3, period=300
+  ),
+  'banking': dict(episodes=7, length=32, seeds=(1, 2, 3), passes=3, period=300),
+  'dbpedia': dict(episodes=7, length=40, seeds=(1, 2, 3), passes=1, period=120),
 }
 
 
@@ -38,7 +40,7 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     optimizer='adam',
     learning_rate=3e-3,
   )
-  slow.update(slots=10, rank=32, top_k=10)
+  slow.update(slots=v['episodes'], rank=64, top_k=v['episodes'])
   c.model.levels = (fast, slow)
   c.model.max_len = 256
   c.task = dict(
@@ -49,15 +51,22 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   )
   c.wake = dict(lanes=LANES)
   c.sleep = dict(
-    dreams=2048,
+    dreams=1024,
     dream_length=v['length'],
-    steps=400,
-    batch=32,
-    learning_rate=0.01,
-    continuation=12,
-    splice=False,
+    temperature=0.9,
+    old_share=(0.25, 0.75),
+    splice=False,  # A document is one example.
+    steps=500,
+    batch=16,
+    optimizer='muon',
+    learning_rate=0.06,
+    emphasis=1.0,
+    # A base of this size says the very words of a dream in less than one
+    # rollout of ten: imitation has nothing to reward, so it is left out.
+    alpha=1.0,
+    lam=0.0,
   )
-  c.finetune = dict(batch=LANES, learning_rate=2e-3)
+  c.finetune = dict(batch=LANES, learning_rate=2e-3, ewc_lambda=0.1)
   c.arms = {
     name: {} for name in ('icl', 'sft', 'ewc', 'wake_only', 'sleep', 'joint')
   }

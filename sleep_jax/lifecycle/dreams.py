@@ -220,9 +220,8 @@ def judge(
     teacher = mixture(ahead[..., None], out.logits, old)
     gate = ahead
     known = jnp.where(ahead > 0, apart > how.router_margin, 1.0)
-    # What today changed is what must be moved: it may weigh more.
-    news = ahead * jnp.minimum(apart, _MOST_NEWS)
-    ahead_weight *= 1.0 + how.emphasis * news
+    # Where the selves disagree lies what must be moved, or must be kept.
+    ahead_weight *= 1.0 + how.emphasis * jnp.minimum(apart, _MOST_NEWS)
   return (
     Judged(
       tokens, positions, ahead_weight, teacher, gate, known * ahead_weight

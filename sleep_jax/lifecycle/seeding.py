@@ -54,6 +54,9 @@ def optimizer(how: config.SeedingConfig) -> optax.GradientTransformation:
     'adam': lambda: optax.adam(schedule),
     'muon': lambda: optax.contrib.muon(
       schedule,
+      # The router turns slower than the matrices: a gate that falls below the
+      # null choice gets no gradient, and never comes back.
+      adam_learning_rate=lambda step: 0.25 * schedule(step),
       muon_weight_dimension_numbers=_matrices,
       consistent_rms=0.2,  # Steps of Adam's size: one learning rate for both.
     ),
