@@ -11,7 +11,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 import numpy as np  # noqa: E402
 
-from experiments import report  # noqa: E402
+from experiments import tables  # noqa: E402
 
 
 def _mean_matrix(lives: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -28,7 +28,7 @@ def recall_matrices(
   lives: Sequence[dict[str, Any]], path: pathlib.Path
 ) -> None:
   """One heat map per learner: score of each episode after each night."""
-  arms = report.by_arm(lives)
+  arms = tables.by_arm(lives)
   columns = min(4, len(arms))
   rows = -(-len(arms) // columns)
   figure, axes = plt.subplots(
@@ -59,7 +59,7 @@ def recall_matrices(
 def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   """Score of the first episode, and mean over all so far, after each night."""
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-  for arm, of_arm in report.by_arm(lives).items():
+  for arm, of_arm in tables.by_arm(lives).items():
     matrices = np.stack([_mean_matrix([l]) for l in of_arm.values()])
     nights = np.arange(1, matrices.shape[1] + 1)
     for axis, curves in zip(
@@ -68,7 +68,7 @@ def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
       mean = curves.mean(0)
       line = axis.plot(nights, mean, marker='o', label=arm)[0]
       if len(curves) > 1:
-        half = [report.interval(curves[:, i])[1] for i in range(len(nights))]
+        half = [tables.interval(curves[:, i])[1] for i in range(len(nights))]
         axis.fill_between(
           nights, mean - half, mean + half, alpha=0.15, color=line.get_color()
         )

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from experiments import live
 from experiments import plots
-from experiments import report
+from experiments import tables
 from sleep_jax import config
 
 _CONFIG = config_flags.DEFINE_config_file('config')
@@ -40,14 +40,13 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
   marker = workdir / 'config.json'
   # How many lives run at a time is not part of what they are.
   identity = {k: v for k, v in c.items() if k != 'workers'}
-  text = json.dumps(identity, indent=2, sort_keys=True)
-  if marker.exists() and marker.read_text(encoding='utf-8') != text:
+  if marker.exists() and json.loads(marker.read_text('utf-8')) != identity:
     raise config.ConfigError(
       f'{workdir} holds a run of another config (see {marker}); give '
       'another --workdir, or delete that one yourself.'
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  marker.write_text(text, encoding='utf-8')
+  marker.write_text(json.dumps(identity, indent=2), encoding='utf-8')
 
 
 def check(c: live.Settings) -> None:
@@ -112,7 +111,7 @@ def run(c: live.Settings, workdir: pathlib.Path) -> str:
   if finished.exists():
     print(f'{workdir} is finished; nothing is left to run.')
   lives = live_all(c, workdir)
-  table = report.tables(lives, c['reference'])
+  table = tables.report(lives, c['reference'])
   finished.write_text(json.dumps(lives, indent=1), encoding='utf-8')
   (workdir / 'table.md').write_text(table, encoding='utf-8')
   plots.recall_matrices(lives, workdir / 'recall.png')

@@ -172,7 +172,7 @@ class SeedingConfig:
   dreams: int = 1024  # Rows.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
-  # Least and largest share of the old self's dreams; n / (n + 1) after n nights.
+  # Least and largest share of the old self; n / (n + 1) of n nights between.
   old_share: tuple[float, float] = (0.5, 1.0)
   splice: bool = True  # Interleave segments of both selves in one row.
   # Distillation.

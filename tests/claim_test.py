@@ -1,7 +1,8 @@
 """The claim itself: consolidation moves knowledge, and nothing else does."""
 
-import jax
 import json
+
+import jax
 import numpy as np
 import pytest
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import live
-from experiments import report
 from experiments import run
+from experiments import tables
 from experiments.configs import quickstart
 from sleep_jax import config
 from sleep_jax.runtime import checkpoint
@@ -203,10 +203,10 @@ def test_forgetting_and_backward_transfer_by_hand():
 
 
 def test_intervals_are_paired_t_intervals():
-  mean, half = report.interval([1.0, 2.0, 3.0])
+  mean, half = tables.interval([1.0, 2.0, 3.0])
   assert mean == 2.0
   assert half == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
-  assert np.isnan(report.interval([1.0])[1])
+  assert np.isnan(tables.interval([1.0])[1])
 
 
 def test_workers_claim_their_directory_once(tmp_path):

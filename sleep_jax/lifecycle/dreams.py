@@ -200,8 +200,8 @@ def judge(
   """Teacher logits of every token, by the self that owns it.
 
   The new expert belongs where the awake self owns the target and the two
-  selves disagree by more than `how.router_margin` nats; it must keep off where the old
-  self owns; elsewhere nothing is known.
+  selves disagree by more than `how.router_margin` nats; it must keep off where
+  the old self owns; elsewhere nothing is known.
 
   Returns:
     The verdicts, and the awake self's hidden states `[B, T, D]`.

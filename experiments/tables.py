@@ -1,0 +1,148 @@
+"""Tables of an experiment: means over seeds, paired differences, costs."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Life = dict[str, Any]
+
+_COLUMNS = {
+  'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
+  'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
+}
+_HEADLINE = {
+  'Facts': ('first', 'recall', 'base'),
+  'ClassIncremental': ('accuracy',),
+}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+  """Mean and half-width of its 95% t interval; half-width nan for n = 1."""
+  x = np.asarray(values, float)
+  if len(x) < 2:
+    return float(x.mean()), float('nan')
+  spread = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+  return float(x.mean()), float(spread)
+
+
+def _cell(values: Sequence[float], sign: str = '') -> str:
+  mean, half = interval(values)
+  text = f'{mean:{sign}.3f}'
+  return text if np.isnan(half) else f'{text} ± {half:.3f}'
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def by_arm(lives: Sequence[Life]) -> dict[str, dict[int, Life]]:
+  """Lives by arm and seed."""
+  out = defaultdict(dict)
+  for life in lives:
+    out[life['learner']][life['seed']] = life
+  return dict(out)
+
+
+def scores(arms: dict[str, dict[int, Life]], task: str) -> str:
+  """Final marks: mean and 95% interval over seeds."""
+  columns = (*_COLUMNS[task], 'backward_transfer')
+  rows = [
+    [arm, *(_cell([l['final'][c] for l in lives.values()]) for c in columns)]
+    for arm, lives in arms.items()
+  ]
+  return _rows(['learner', *columns], rows)
+
+
+def differences(
+  arms: dict[str, dict[int, Life]], task: str, reference: str
+) -> str:
+  """`reference` minus every other arm, paired by seed."""
+  columns = _HEADLINE[task]
+  rows = []
+  for arm, lives in arms.items():
+    if arm == reference:
+      continue
+    pairs = [
+      (arms[reference][seed]['final'], life['final'])
+      for seed, life in lives.items()
+      if seed in arms[reference]
+    ]
+    rows.append(
+      [arm, *(_cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
+    )
+  return _rows([f'{reference} minus', *columns], rows)
+
+
+def _mean_costs(lives: dict[int, Life]) -> dict[str, dict[str, float]]:
+  """Tokens, FLOPs, seconds and steps of every phase, means over seeds."""
+  all_costs = [life['costs'] for life in lives.values()]
+  return {
+    phase: {
+      key: float(np.mean([c[phase][key] for c in all_costs]))
+      for key in ('tokens', 'flops', 'seconds', 'steps')
+    }
+    for phase in all_costs[0]
+  }
+
+
+def costs(arms: dict[str, dict[int, Life]]) -> str:
+  """Tokens, FLOPs and seconds of a whole life, by phase."""
+  rows, phases = [], ()
+  for arm, lives in arms.items():
+    mean = _mean_costs(lives)
+    phases = tuple(mean)
+    cells = [
+      f'{c["tokens"] / 1e6:.2f}M {c["flops"] / 1e12:.2f}T {c["seconds"]:.0f}s'
+      if c['tokens']
+      else ''
+      for c in mean.values()
+    ]
+    rows.append([arm, *cells])
+  return _rows(['tokens, FLOPs, seconds', *phases], rows)
+
+
+def step_costs(arms: dict[str, dict[int, Life]]) -> str:
+  """What one optimizer step costs, all of its dreams and rewards included."""
+  rows = []
+  for arm, lives in arms.items():
+    mean = _mean_costs(lives)
+    at = 'update' if mean['update']['steps'] else 'wake'
+    phases = (
+      ('rollout', 'teacher', 'update', 'reward') if at == 'update' else (at,)
+    )
+    steps = mean[at]['steps']
+    if not steps:
+      continue
+    seconds = sum(mean[p]['seconds'] for p in phases)
+    flops = sum(mean[p]['flops'] for p in phases)
+    rows.append(
+      [
+        arm,
+        f'{steps:.0f}',
+        f'{1e3 * seconds / steps:.1f}',
+        f'{flops / steps / 1e9:.2f}',
+        f'{1e9 * seconds / flops:.3f}',
+      ]
+    )
+  header = ['per step', 'steps', 'ms', 'GFLOPs', 'seconds per GFLOP']
+  return _rows(header, rows)
+
+
+def report(lives: Sequence[Life], reference: str) -> str:
+  """The whole report as Markdown."""
+  arms, task = by_arm(lives), lives[0]['task']
+  counts = sorted({len(of_arm) for of_arm in arms.values()})
+  seeds = '-'.join(str(n) for n in counts)
+  text = f'{task}, {len(lives[0]["matrix"])} nights, {seeds} seed(s)'
+  text += (
+    '.\n\n' if counts == [1] else '; ± is a 95% t interval over seeds.\n\n'
+  )
+  text += scores(arms, task)
+  if reference in arms and len(arms) > 1:
+    text += '\nPaired by seed:\n\n' + differences(arms, task, reference)
+  text += '\nA whole life, by phase:\n\n' + costs(arms)
+  return text + '\n' + step_costs(arms)
