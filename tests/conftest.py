@@ -41,9 +41,15 @@ def _cfg() -> config.ModelConfig:
   return tiny()
 
 
+def weights(cfg: config.ModelConfig):
+  """Fresh weights whose embedding is large enough to say something with."""
+  params = transformer.init(cfg, jax.random.key(0))
+  return params | {'embed': jax.tree.map(lambda x: 25 * x, params['embed'])}
+
+
 @pytest.fixture(name='params')
 def _params(cfg):
-  return transformer.init(cfg, jax.random.key(0))
+  return weights(cfg)
 
 
 @pytest.fixture(name='tokens')
@@ -64,8 +70,9 @@ def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
   memory = jax.tree.map(noise, memory)
   for i, level in enumerate(memory.levels):
     if level.bank:
-      status = jnp.array([memory_lib.ACTIVE] * 2 + [memory_lib.LOCKED])
-      birth = jnp.array([0, 1, -1])
+      used = level.bank.status.shape[0] - 1
+      status = jnp.array([memory_lib.ACTIVE] * used + [memory_lib.LOCKED])
+      birth = jnp.array([*range(used), -1])
       bank = level.bank.replace(status=status, birth=birth)
       memory = memory.with_level(i, bank=bank)
   return memory

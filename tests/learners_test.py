@@ -34,7 +34,7 @@ def setup(**finetune) -> learner_lib.Setup:
   )
   return learner_lib.Setup(
     model=cfg,
-    params=transformer.init(cfg, jax.random.key(0)),
+    params=conftest.weights(cfg),
     tokenizer=TASK.tokenizer,
     wake=config.WakeConfig(lanes=4),
     sleep=config.SeedingConfig(
