@@ -169,7 +169,7 @@ class SeedingConfig:
   sender_reset: str = 'restart'  # or 'carry': see consolidation.Compute.
   slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
   # Dreams: the data set D, sampled from the teachers.
-  dreams: int = 1024  # Rows.
+  dreams: int = 1024  # Rows, half of them from each self.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
   # Least and largest share of the old self; n / (n + 1) of n nights between.
@@ -177,7 +177,9 @@ class SeedingConfig:
   splice: bool = True  # Interleave segments of both selves in one row.
   # Distillation.
   optimizer: str = 'adam'  # or muon.
-  emphasis: float = 0.0  # Extra weight per nat that the selves disagree.
+  # Extra weight of a token per nat that the selves disagree on it: of tokens
+  # that the awake, and that the old self owns.
+  emphasis: tuple[float, float] = (0.0, 0.0)
   steps: int = 200
   batch: int = 32
   learning_rate: float = 3e-3
@@ -217,6 +219,7 @@ class SeedingConfig:
       'sleep.slot_policy',
     )
     object.__setattr__(self, 'old_share', tuple(self.old_share))
+    object.__setattr__(self, 'emphasis', tuple(self.emphasis))
     if not 0.0 <= self.old_share[0] <= self.old_share[1] <= 1.0:
       raise ConfigError(
         f'sleep.old_share={self.old_share} must be (least, largest) in [0, 1].'

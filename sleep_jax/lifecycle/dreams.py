@@ -7,6 +7,7 @@ and every token is judged by the self that owns it.
 """
 
 import functools
+from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -130,6 +131,21 @@ def splice(
   return tokens, owner
 
 
+class Dreams(NamedTuple):
+  """D: what the selves made up."""
+
+  tokens: np.ndarray  # [N, T]
+  lengths: np.ndarray  # [N]
+  owner: np.ndarray  # [N, T], the awake self's share in each token.
+  share: np.ndarray | None  # [N], probability of a row; None = evenly.
+
+  def pick(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Row numbers drawn by share, `[*shape]`."""
+    if self.share is None:
+      return rng.integers(0, len(self.tokens), shape)
+    return rng.choice(len(self.tokens), shape, p=self.share)
+
+
 def dream(
   cfg: config.ModelConfig,
   how: config.SeedingConfig,
@@ -138,44 +154,38 @@ def dream(
   tokenizer: tokenizers.Tokenizer,
   nights: int,
   rng: t.Key,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Samples D.
+) -> Dreams:
+  """Samples D: `how.dreams` rows, half of them from each self.
 
   The old self speaks for all nights so far, the awake self for one, so the
-  share of the old self grows with the nights: otherwise each night would halve
-  how often the first is dreamt of.
-
-  Returns:
-    Tokens `[N, T]`, lengths `[N]`, and the awake self's share in each token.
+  share of the old self in what is rehearsed grows with the nights: otherwise
+  each night would halve how often the first is dreamt of. How many different
+  dreams each self has does not follow that share: coverage needs them.
   """
   awake_key, old_key, mix_key = jax.random.split(rng, 3)
   draw = functools.partial(sample, cfg, how, params, tokenizer=tokenizer)
   if selves.old is None:
     tokens, lengths = draw(selves.awake, rows=how.dreams, rng=awake_key)
-    return tokens, lengths, np.ones(tokens.shape, np.float32)
+    return Dreams(tokens, lengths, np.ones(tokens.shape, np.float32), None)
   least, most = how.old_share
   old_share = min(max(least, nights / (nights + 1)), most)
-  # Spliced rows draw on two pools of segments; whole rows are the mixture.
-  old_rows = round(how.dreams * (least if how.splice else old_share))
-  awake = draw(selves.awake, rows=how.dreams - old_rows, rng=awake_key)
-  old = draw(selves.old, rows=old_rows, rng=old_key)
+  half = how.dreams // 2
+  awake = draw(selves.awake, rows=half, rng=awake_key)
+  old = draw(selves.old, rows=half, rng=old_key)
   if how.splice:
     pools = [segments(*x, tokenizer.separator) for x in (awake, old)]
     if all(pools):
+      rows, length = how.dreams, how.dream_length
       tokens, owner = splice(
-        *pools,
-        how.dreams,
-        how.dream_length,
-        old_share,
-        tokenizer.bos,
-        host_rng(mix_key),
+        *pools, rows, length, old_share, tokenizer.bos, host_rng(mix_key)
       )
-      return tokens, np.full(how.dreams, how.dream_length), owner
+      return Dreams(tokens, np.full(rows, length), owner, None)
   tokens, lengths = (np.concatenate(x) for x in zip(awake, old))
-  owner = np.arange(len(tokens))[:, None] < len(awake[0])
-  owner = np.broadcast_to(owner, tokens.shape).astype(np.float32)
+  is_awake = np.arange(2 * half) < half
+  owner = np.repeat(is_awake[:, None], tokens.shape[1], 1).astype(np.float32)
   owner[:, 1] = 1.0 - old_share
-  return tokens, lengths, owner
+  share = np.where(is_awake, 1.0 - old_share, old_share)
+  return Dreams(tokens, lengths, owner, share / share.sum())
 
 
 def mixture(share: jax.Array, awake: jax.Array, old: jax.Array) -> jax.Array:
@@ -221,7 +231,8 @@ def judge(
     gate = ahead
     known = jnp.where(ahead > 0, apart > how.router_margin, 1.0)
     # Where the selves disagree lies what must be moved, or must be kept.
-    ahead_weight *= 1.0 + how.emphasis * jnp.minimum(apart, _MOST_NEWS)
+    owned = jnp.where(ahead > 0.5, how.emphasis[0], how.emphasis[1])
+    ahead_weight *= 1.0 + owned * jnp.minimum(apart, _MOST_NEWS)
   return (
     Judged(
       tokens, positions, ahead_weight, teacher, gate, known * ahead_weight
@@ -235,11 +246,10 @@ def judge_all(
   how: config.SeedingConfig,
   params: t.Params,
   selves: Selves,
-  tokens: np.ndarray,
-  lengths: np.ndarray,
-  owner: np.ndarray,
+  dreamt: Dreams,
 ) -> Judged:
   """`judge` over all dreams, a batch at a time."""
+  tokens, lengths, owner, _ = dreamt
   columns = np.arange(tokens.shape[1])
   inside = (columns < lengths[:, None]).astype(np.float32)
   positions = np.broadcast_to(columns, tokens.shape)

@@ -206,14 +206,15 @@ def seed(
   """
   dream_key, order_key, roll_key = jax.random.split(rng, 3)
   with ledger.phase('rollout') as account:
-    tokens, lengths, owner = dreams.dream(
+    dreamt = dreams.dream(
       cfg, how, params, selves, tokenizer, nights, dream_key
     )
-    account.forward(tokens.size)
+    account.forward(dreamt.tokens.size)
   with ledger.phase('teacher') as account:
-    judged = dreams.judge_all(cfg, how, params, selves, tokens, lengths, owner)
+    judged = dreams.judge_all(cfg, how, params, selves, dreamt)
     jax.block_until_ready(judged)
-    account.forward(tokens.size, times=1 if selves.old is None else 2)
+    times = 1 if selves.old is None else 2
+    account.forward(dreamt.tokens.size, times=times)
 
   # From here on the slot is routed as it will be when it is in force, so that
   # what it learns, and what it displaces, is what the next day will find.
@@ -235,15 +236,14 @@ def seed(
         params,
         selves,
         student.with_level(level, bank=bank),
-        tokens,
-        lengths,
+        dreamt,
         tokenizer,
         order,
         jax.random.fold_in(roll_key, start),
         ledger,
       )
       reward_curve.append(reward)
-    rows = order.integers(0, len(tokens), (steps, how.batch))
+    rows = dreamt.pick(order, steps, how.batch)
     groups = order.integers(0, how.prefixes, (steps, how.rollout_groups, 1))
     of_groups = (groups * how.group + np.arange(how.group)).reshape(steps, -1)
     with ledger.phase('update') as account:
@@ -263,7 +263,7 @@ def seed(
       )
       curves.append(jax.device_get(marks))
       per_step = rows.shape[1] + (of_groups.shape[1] if imitates else 0)
-      account.partial(steps * per_step * tokens.shape[1], steps=steps)
+      account.partial(steps * per_step * how.dream_length, steps=steps)
   bank = student.levels[level].bank.with_expert(slot, expert)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in Marks.__dataclass_fields__}
@@ -277,8 +277,7 @@ def _imitate(
   params,
   selves,
   student,
-  tokens,
-  lengths,
+  dreamt,
   tokenizer,
   order,
   rng,
@@ -286,19 +285,19 @@ def _imitate(
 ) -> tuple[imitation.Rollouts, float]:
   """One round of on-policy rollouts, judged and marked."""
   with ledger.phase('rollout') as account:
-    pick = order.integers(0, len(tokens), how.prefixes)
+    pick = dreamt.pick(order, how.prefixes)
     pieces = imitation.roll_out(
       cfg,
       how,
       tokenizer,
       params,
       student,
-      jnp.asarray(tokens[pick]),
-      jnp.asarray(lengths[pick]),
+      jnp.asarray(dreamt.tokens[pick]),
+      jnp.asarray(dreamt.lengths[pick]),
       rng,
     )
     jax.block_until_ready(pieces)
-    size = how.prefixes * how.group * tokens.shape[1]
+    size = how.prefixes * how.group * how.dream_length
     account.forward(size)
   with ledger.phase('reward') as account:
     rolled, reward = imitation.mark(
