@@ -16,9 +16,9 @@ LANES = 8
 # updates of level 1 between two sleeps (a little less than an episode has).
 _VARIANTS = {
   'clinc': dict(
-    episodes=10, length=32, seeds=(1, 2, 3, 4, 5), passes=3, period=300
+    episodes=10, length=32, seeds=(1, 2, 3, 4, 5), passes=4, period=400
   ),
-  'banking': dict(episodes=7, length=32, seeds=(1, 2, 3), passes=3, period=300),
+  'banking': dict(episodes=7, length=32, seeds=(1, 2, 3), passes=4, period=400),
   'dbpedia': dict(episodes=7, length=40, seeds=(1, 2, 3), passes=1, period=120),
 }
 
@@ -40,7 +40,7 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     optimizer='adam',
     learning_rate=3e-3,
   )
-  slow.update(slots=v['episodes'], rank=64, top_k=v['episodes'])
+  slow.update(slots=v['episodes'], rank=96, top_k=v['episodes'])
   c.model.levels = (fast, slow)
   c.model.max_len = 256
   c.task = dict(
@@ -51,16 +51,16 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   )
   c.wake = dict(lanes=LANES)
   c.sleep = dict(
-    dreams=1024,
+    dreams=3072,
     dream_length=v['length'],
     temperature=0.9,
-    old_share=(0.25, 0.75),
+    old_share=(0.25, 0.6),
     splice=False,  # A document is one example.
     steps=500,
     batch=16,
     optimizer='muon',
     learning_rate=0.06,
-    emphasis=1.0,
+    emphasis=(1.0, 0.3),
     # A base of this size says the very words of a dream in less than one
     # rollout of ten: imitation has nothing to reward, so it is left out.
     alpha=1.0,
