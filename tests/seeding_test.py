@@ -106,19 +106,10 @@ def test_seeding_touches_the_new_slot_alone(cfg, life):
   student = student.with_level(1, bank=bank)
   selves = dreams.Selves(life.memory, life.old_self())
   frozen = jax.tree.map(np.array, (life, student))
-  seeded, _ = seeding.seed(
-    cfg,
-    HOW,
-    life.params,
-    selves,
-    student,
-    1,
-    0,
-    TOKENIZER,
-    0,
-    jax.random.key(3),
-    ledger,
+  lesson = seeding.Lesson(
+    cfg, HOW, life.params, selves, TOKENIZER, 0, 1, 0, ledger
   )
+  seeded, _ = seeding.seed(lesson, student, jax.random.key(3))
   assert not paths_that_differ(frozen, (life, student))
   assert paths_that_differ(seeded, student) == {
     f'.levels[1].bank.experts.{n}' for n in ('a', 'b', 'router', 'bias')
@@ -175,6 +166,15 @@ def test_a_random_expert_stays_as_it_was_born(cfg, life):
   bank = after.memory.levels[1].bank
   assert report.transferred and bank.status[0] == memory_lib.ACTIVE
   assert not np.asarray(bank.experts.b[:, 0]).any()
+
+
+def test_a_failed_sleep_does_not_cost_a_recycled_slot(cfg, life):
+  how = dataclasses.replace(
+    HOW, learning_rate=0.0, max_kl_share=0.5, slot_policy='recycle'
+  )
+  after, report = night(cfg, full(cfg, life), how)
+  assert not report.transferred
+  assert not paths_that_differ(after, full(cfg, life))
 
 
 def full(cfg, life):

@@ -91,7 +91,7 @@ def consolidate(
     ConfigError: if the receiver's bank is full and the policy is `error`.
   """
   slot_key, seed_key, room_key = jax.random.split(rng, 3)
-  nights = int(life.clock.nights)
+  untouched = life
   life = make_room(
     cfg, how, life, transfer.receiver, tokenizer, room_key, ledger
   )
@@ -110,26 +110,18 @@ def consolidate(
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = prospective.with_level(transfer.receiver, bank=bank)
-  student, curves = seeding.seed(
-    cfg,
-    how,
-    life.params,
-    selves,
-    student,
-    transfer.receiver,
-    slot,
-    tokenizer,
-    nights,
-    seed_key,
-    ledger,
-  )
+  lesson = seeding.Lesson(
+    cfg, how, life.params, selves, tokenizer, int(life.clock.nights),
+    transfer.receiver, slot, ledger,
+  )  # fmt: skip
+  student, curves = seeding.seed(lesson, student, seed_key)
   report = _report(how, transfer, slot, curves)
   if not report.transferred:
     logging.warning(
       'Night %d: sleep could not transfer level %d to %d: KL went from %.4f '
       'to %.4f, above %.0f%% of the first; the old life is kept. Raise '
       'sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
-      nights,
+      int(life.clock.nights),
       transfer.sender + 1,
       transfer.receiver + 1,
       report.kl_first,
@@ -137,7 +129,7 @@ def consolidate(
       100 * how.max_kl_share,
       transfer.receiver,
     )
-    return life, report
+    return untouched, report
 
   # Update. The sender's new weights and the new expert come into force.
   return life.replace(memory=student), report
@@ -196,19 +188,11 @@ def make_room(
   if how.slot_policy == 'merge':
     # The rested self teaches: what today brought is not the heir's business.
     rested = dreams.Selves(awake=life.old_self(), old=None)
-    student, _ = seeding.seed(
-      cfg,
-      dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0),
-      life.params,
-      rested,
-      memory.with_deltas(life.rested),
-      level,
-      heir,
-      tokenizer,
-      0,
-      rng,
-      ledger,
+    gently = dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0)
+    lesson = seeding.Lesson(
+      cfg, gently, life.params, rested, tokenizer, 0, level, heir, ledger
     )
+    student, _ = seeding.seed(lesson, memory.with_deltas(life.rested), rng)
     memory = memory.with_level(level, bank=student.levels[level].bank)
   return life.replace(memory=memory)
 

@@ -9,6 +9,7 @@ with GKD's mixture of dreams (1 - lambda) and the student's own rollouts
 new expert trains; everything else is an argument that nobody differentiates.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -89,45 +90,35 @@ def objective(
   """-J_KS of one batch, with the router's provenance loss beside it."""
   bank = student.levels[level].bank.with_expert(slot, expert)
   memory = student.with_level(level, bank=bank)
-  both = (
-    dreamt
-    if rolled is None
-    else jax.tree.map(
-      lambda a, b: jnp.concatenate([a, b]), dreamt, rolled.judged
-    )
-  )
+  parts = [dreamt] if rolled is None else [dreamt, rolled.judged]
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
   out = transformer.forward(
     cfg, params, both.tokens, memory, positions=both.positions
   )
   n = dreamt.tokens.shape[0]
   measure = divergences.divergence(how.divergence, how.beta)
-  kl = divergences.forward_kl(dreamt.teacher, out.logits[:n])
-  kl = _weighted(kl, dreamt.weight)
-  if how.divergence == 'forward_kl':
-    off_policy = kl
-  else:
-    off_policy = _weighted(
-      measure(dreamt.teacher, out.logits[:n]), dreamt.weight
-    )
-  gate = optax.sigmoid_binary_cross_entropy(
-    jnp.take(out.routes[level], slot, axis=-1), both.gate
-  ).mean(0)
-  router = _weighted(gate, both.gate_weight)
-  if rolled is None:
-    on_policy = reward_loss = jnp.zeros(())
-    distil = off_policy
-  else:
+  off_policy = _weighted(measure(dreamt.teacher, out.logits[:n]), dreamt.weight)
+  kl = _weighted(
+    divergences.forward_kl(dreamt.teacher, out.logits[:n]), dreamt.weight
+  )
+  distil, on_policy, unlike = off_policy, jnp.zeros(()), jnp.zeros(())
+  if rolled is not None:
     mine = rolled.judged
     on_policy = _weighted(measure(mine.teacher, out.logits[n:]), mine.weight)
     distil = (1 - how.lam) * off_policy + how.lam * on_policy
-    logp = losses.token_logprobs(out.logits[n:], mine.tokens)
-    reward_loss = policy_gradient.clipped_loss(
-      logp, rolled.old_logp[:, 1:], rolled.advantage, mine.weight[:, :-1]
+    unlike = policy_gradient.clipped_loss(
+      losses.token_logprobs(out.logits[n:], mine.tokens),
+      rolled.old_logp[:, 1:],
+      rolled.advantage,
+      mine.weight[:, :-1],
     )
-  loss = how.alpha * distil + (1 - how.alpha) * reward_loss
+  gate = optax.sigmoid_binary_cross_entropy(
+    jnp.take(out.routes[level], slot, axis=-1), both.gate
+  )
+  router = _weighted(gate.mean(0), both.gate_weight)
+  loss = how.alpha * distil + (1 - how.alpha) * unlike
   loss += how.router_weight * router
-  marks = Marks(loss, kl, off_policy, on_policy, reward_loss, router)
-  return loss, marks
+  return loss, Marks(loss, kl, off_policy, on_policy, unlike, router)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -172,50 +163,52 @@ def seed_steps(
   return expert, opt_state, marks
 
 
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """Who teaches, by what settings, and which expert learns.
+
+  cfg: the model; params: its backbone weights.
+  how: the seeding's settings.
+  selves: the teachers; never changed.
+  tokenizer: tells where dreams, and their segments, begin and end.
+  nights: how many nights the old self speaks for.
+  level, slot: the expert to train.
+  ledger: where tokens, FLOPs and seconds are written down.
+  """
+
+  cfg: config.ModelConfig
+  how: config.SeedingConfig
+  params: t.Params
+  selves: dreams.Selves
+  tokenizer: tokenizers.Tokenizer
+  nights: int
+  level: int
+  slot: int
+  ledger: accounts.Ledger
+
+  @property
+  def imitates(self) -> bool:
+    """Whether the student's own rollouts are of any use."""
+    return self.how.alpha < 1.0 or self.how.lam > 0.0
+
+
 def seed(
-  cfg: config.ModelConfig,
-  how: config.SeedingConfig,
-  params: t.Params,
-  selves: dreams.Selves,
-  student: memory_lib.Memory,
-  level: int,
-  slot: int,
-  tokenizer: tokenizers.Tokenizer,
-  nights: int,
-  rng: t.Key,
-  ledger: accounts.Ledger,
+  lesson: Lesson, student: memory_lib.Memory, rng: t.Key
 ) -> tuple[memory_lib.Memory, dict[str, np.ndarray]]:
-  """Trains the expert in `slot` of `level` to make the student a teacher.
+  """Trains one expert of the student until the student is its teachers' equal.
 
   Args:
-    cfg: the model.
-    how: the seeding's settings.
-    params: backbone weights.
-    selves: the teachers; never changed.
-    student: the prospective self, `slot` already unlocked.
-    level: index of the receiving level.
-    slot: the expert to train.
-    tokenizer: tells where dreams, and their segments, begin and end.
-    nights: how many nights the old self speaks for.
+    lesson: everything that stays as it is.
+    student: the prospective self, the lesson's slot already unlocked.
     rng: random key.
-    ledger: where tokens, FLOPs and seconds are written down.
 
   Returns:
     The student after seeding, and the curves of `Marks` (`[steps]`) together
     with `reward` (`[rounds]`).
   """
   dream_key, order_key, roll_key = jax.random.split(rng, 3)
-  with ledger.phase('rollout') as account:
-    dreamt = dreams.dream(
-      cfg, how, params, selves, tokenizer, nights, dream_key
-    )
-    account.forward(dreamt.tokens.size)
-  with ledger.phase('teacher') as account:
-    judged = dreams.judge_all(cfg, how, params, selves, dreamt)
-    jax.block_until_ready(judged)
-    times = 1 if selves.old is None else 2
-    account.forward(dreamt.tokens.size, times=times)
-
+  dreamt, judged = _dream(lesson, dream_key)
+  how, level, slot = lesson.how, lesson.level, lesson.slot
   # From here on the slot is routed as it will be when it is in force, so that
   # what it learns, and what it displaces, is what the next day will find.
   bank = student.levels[level].bank.mark(slot, memory_lib.ACTIVE)
@@ -223,86 +216,71 @@ def seed(
   expert = jax.tree.map(jnp.copy, bank.expert(slot))
   opt_state = optimizer(how).init(expert)
   order = dreams.host_rng(order_key)
-  imitates = how.alpha < 1.0 or how.lam > 0.0
-  curves, reward_curve = [], []
+  curves, rewards, rolled = [], [], None
   for start in range(0, how.steps, how.rollout_every):
     steps = min(how.rollout_every, how.steps - start)
-    rolled = None
-    if imitates:
-      bank = student.levels[level].bank.with_expert(slot, expert)
-      rolled, reward = _imitate(
-        cfg,
-        how,
-        params,
-        selves,
-        student.with_level(level, bank=bank),
-        dreamt,
-        tokenizer,
-        order,
-        jax.random.fold_in(roll_key, start),
-        ledger,
-      )
-      reward_curve.append(reward)
+    if lesson.imitates:
+      now = student.with_level(level, bank=bank.with_expert(slot, expert))
+      key = jax.random.fold_in(roll_key, start)
+      rolled, reward = _imitate(lesson, now, dreamt, order, key)
+      rewards.append(reward)
     rows = dreamt.pick(order, steps, how.batch)
     groups = order.integers(0, how.prefixes, (steps, how.rollout_groups, 1))
     of_groups = (groups * how.group + np.arange(how.group)).reshape(steps, -1)
-    with ledger.phase('update') as account:
+    with lesson.ledger.phase('update') as account:
       expert, opt_state, marks = seed_steps(
-        cfg,
-        how,
-        level,
-        expert,
-        opt_state,
-        params,
-        student,
-        jnp.asarray(slot),
-        judged,
-        rolled,
-        rows,
-        of_groups,
-      )
+        lesson.cfg, how, level, expert, opt_state, lesson.params, student,
+        jnp.asarray(slot), judged, rolled, rows, of_groups,
+      )  # fmt: skip
       curves.append(jax.device_get(marks))
-      per_step = rows.shape[1] + (of_groups.shape[1] if imitates else 0)
+      per_step = how.batch + (of_groups.shape[1] if lesson.imitates else 0)
       account.partial(steps * per_step * how.dream_length, steps=steps)
-  bank = student.levels[level].bank.with_expert(slot, expert)
+  student = student.with_level(level, bank=bank.with_expert(slot, expert))
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in Marks.__dataclass_fields__}
-  curves['reward'] = np.array(reward_curve or [0.0])
-  return student.with_level(level, bank=bank), curves
+  return student, curves | {'reward': np.array(rewards or [0.0])}
+
+
+def _dream(lesson: Lesson, rng: t.Key) -> tuple[dreams.Dreams, dreams.Judged]:
+  """The lesson's data: dreams, and what their owners make of every token."""
+  cfg, how, params, selves = (
+    lesson.cfg, lesson.how, lesson.params, lesson.selves
+  )  # fmt: skip
+  with lesson.ledger.phase('rollout') as account:
+    dreamt = dreams.dream(
+      cfg, how, params, selves, lesson.tokenizer, lesson.nights, rng
+    )
+    account.forward(dreamt.tokens.size)
+  with lesson.ledger.phase('teacher') as account:
+    judged = dreams.judge_all(cfg, how, params, selves, dreamt)
+    jax.block_until_ready(judged)
+    times = 1 if selves.old is None else 2
+    account.forward(dreamt.tokens.size, times=times)
+  return dreamt, judged
 
 
 def _imitate(
-  cfg,
-  how,
-  params,
-  selves,
-  student,
-  dreamt,
-  tokenizer,
-  order,
-  rng,
-  ledger,
+  lesson: Lesson,
+  student: memory_lib.Memory,
+  dreamt: dreams.Dreams,
+  order: np.random.Generator,
+  rng: t.Key,
 ) -> tuple[imitation.Rollouts, float]:
-  """One round of on-policy rollouts, judged and marked."""
-  with ledger.phase('rollout') as account:
+  """One round of on-policy rollouts, judged and marked; and their reward."""
+  cfg, how, params = lesson.cfg, lesson.how, lesson.params
+  size = how.prefixes * how.group * how.dream_length
+  with lesson.ledger.phase('rollout') as account:
     pick = dreamt.pick(order, how.prefixes)
     pieces = imitation.roll_out(
-      cfg,
-      how,
-      tokenizer,
-      params,
-      student,
-      jnp.asarray(dreamt.tokens[pick]),
-      jnp.asarray(dreamt.lengths[pick]),
-      rng,
-    )
+      cfg, how, lesson.tokenizer, params, student,
+      jnp.asarray(dreamt.tokens[pick]), jnp.asarray(dreamt.lengths[pick]), rng,
+    )  # fmt: skip
     jax.block_until_ready(pieces)
-    size = how.prefixes * how.group * how.dream_length
     account.forward(size)
-  with ledger.phase('reward') as account:
+  with lesson.ledger.phase('reward') as account:
     rolled, reward = imitation.mark(
-      cfg, how, tokenizer.separator, params, selves, *pieces
+      cfg, how, lesson.tokenizer.separator, params, lesson.selves, *pieces
     )
     reward = float(reward.mean())
-    account.forward(size, times=2 if selves.old is None else 5)
+    account.forward(size, times=2 if lesson.selves.old is None else 5)
   return rolled, reward
