@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+from ml_collections.config_flags import config_path
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ SMALL = {
   'sleep.max_kl_share': 9.0,
   'sleep.prefixes': 4,
   'workers': 1,
+  'model.levels[0].sleep_every': 2,
 }
 
 
@@ -54,11 +56,7 @@ def command(workdir, *extra) -> subprocess.CompletedProcess:
 def small_config(arms=('sleep',)) -> live.Settings:
   c = quickstart.get_config()
   for key, value in SMALL.items():
-    *path, last = key.split('.')
-    node = c
-    for name in path:
-      node = node[name]
-    node[last] = value
+    config_path.set_value(key, c, value)
   c.arms = {arm: {} for arm in arms}
   return json.loads(c.to_json())
 

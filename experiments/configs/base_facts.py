@@ -8,6 +8,9 @@ so that it also learns to read facts from its context.
 
 import ml_collections
 
+from experiments.configs import common
+from sleep_jax import config
+
 
 def model() -> ml_collections.ConfigDict:
   """The backbone of every `facts` experiment."""
@@ -18,7 +21,9 @@ def model() -> ml_collections.ConfigDict:
       layers=2,
       heads=4,
       unroll=2,
-      levels=(dict(hidden=128), dict(hidden=128)),
+      levels=tuple(
+        common.settings(config.LevelConfig, hidden=128) for _ in range(2)
+      ),
     )
   )
 

@@ -9,6 +9,9 @@ Prints the loss on a book that it never saw.
 
 import ml_collections
 
+from experiments.configs import common
+from sleep_jax import config
+
 
 def model() -> ml_collections.ConfigDict:
   """The backbone of every small real-text experiment."""
@@ -19,7 +22,9 @@ def model() -> ml_collections.ConfigDict:
       layers=2,
       heads=4,
       unroll=2,
-      levels=(dict(hidden=192), dict(hidden=192)),
+      levels=tuple(
+        common.settings(config.LevelConfig, hidden=192) for _ in range(2)
+      ),
     )
   )
 

@@ -10,6 +10,9 @@ Variants: `:clinc` (default; 10 x 15 classes), `:banking` (7 x 11), `:dbpedia`
 import ml_collections
 
 from experiments.configs import base_text
+from experiments.configs import common
+from sleep_jax import config
+from sleep_jax.tasks import class_incremental
 
 LANES = 8
 # Episodes, tokens of a row, seeds, passes over an episode's examples, and Eq. 2
@@ -33,7 +36,7 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_text.npz'
   c.model = base_text.model()
-  fast, slow = (dict(level) for level in c.model.levels)
+  fast, slow = c.model.levels
   fast.update(
     chunk=v['length'],
     sleep_every=v['period'],
@@ -41,16 +44,18 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     learning_rate=3e-3,
   )
   slow.update(slots=v['episodes'], rank=96, top_k=v['episodes'])
-  c.model.levels = (fast, slow)
   c.model.max_len = 256
-  c.task = dict(
-    name='class_incremental',
+  c.task = common.settings(
+    class_incremental.ClassIncrementalConfig,
     dataset=variant,
     length=v['length'],
     passes=v['passes'],
   )
-  c.wake = dict(lanes=LANES)
-  c.sleep = dict(
+  c.task.name = 'class_incremental'
+
+  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.sleep = common.settings(
+    config.SeedingConfig,
     dreams=3072,
     dream_length=v['length'],
     temperature=0.9,
@@ -66,7 +71,9 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = dict(batch=LANES, learning_rate=2e-3, ewc_lambda=0.1)
+  c.finetune = common.settings(
+    config.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=0.1
+  )
   c.arms = {
     name: {} for name in ('icl', 'sft', 'ewc', 'wake_only', 'sleep', 'joint')
   }

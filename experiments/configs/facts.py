@@ -15,6 +15,9 @@ recall (and not on the seeds of the table): sft learning rate among 2e-3, 1e-3,
 import ml_collections
 
 from experiments.configs import base_facts
+from experiments.configs import common
+from sleep_jax import config
+from sleep_jax.tasks import facts
 
 NIGHTS = 8
 ROWS, LANES, LENGTH = 960, 8, 64
@@ -25,7 +28,7 @@ def sleeping_model(
 ) -> ml_collections.ConfigDict:
   """The base with a clock: level 1 is fast, level 2 grows experts."""
   model = base_facts.model()
-  fast, slow = (dict(level) for level in model.levels)
+  fast, slow = model.levels
   fast.update(
     chunk=LENGTH,
     sleep_every=ROWS // LANES,  # Once a day.
@@ -33,7 +36,6 @@ def sleeping_model(
     learning_rate=learning_rate,
   )
   slow.update(slots=slots, rank=rank, top_k=slots)
-  model.levels = (fast, slow)
   model.max_len = 128
   return model
 
@@ -70,17 +72,22 @@ def get_config() -> ml_collections.ConfigDict:
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_facts.npz'
   c.model = sleeping_model(NIGHTS)
-  c.task = dict(
-    name='facts', episodes=NIGHTS, entities=4, rows=ROWS, length=LENGTH
+  c.task = common.settings(
+    facts.FactsConfig, episodes=NIGHTS, entities=4, rows=ROWS, length=LENGTH
   )
-  c.wake = dict(lanes=LANES)
-  c.sleep = dict(
+  c.task.name = 'facts'
+
+  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.sleep = common.settings(
+    config.SeedingConfig,
     dreams=1024,
     dream_length=LENGTH,
     steps=300,
     batch=16,
     learning_rate=0.02,
   )
-  c.finetune = dict(batch=LANES, learning_rate=2e-3, ewc_lambda=1.0)
+  c.finetune = common.settings(
+    config.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=1.0
+  )
   c.arms = LEARNERS | ABLATIONS
   return c

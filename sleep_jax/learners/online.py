@@ -1,5 +1,6 @@
 """Learners that read with the Continuum Memory System: wake_only and sleep."""
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -66,6 +67,13 @@ class Sleep(WakeOnly):
     due = schedule.transfers(
       s.model, int(life.clock.rested), int(life.clock.tokens)
     )
+    if not due:
+      logging.warning(
+        'Night %d: no level is due; %d tokens per lane were read since the '
+        'last sleep. Lower model.levels[].sleep_every, or read more.',
+        int(life.clock.nights),
+        int(life.clock.tokens - life.clock.rested),
+      )
     rng = jax.random.fold_in(life.rng, life.clock.nights)
     for transfer in due:
       life, report = consolidation.consolidate(
