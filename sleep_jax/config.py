@@ -177,6 +177,7 @@ class SeedingConfig:
   splice: bool = True  # Interleave segments of both selves in one row.
   # Distillation.
   optimizer: str = 'adam'  # or muon.
+  teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
   # Extra weight of a token per nat that the selves disagree on it: of tokens
   # that the awake, and that the old self owns.
   emphasis: tuple[float, float] = (0.0, 0.0)

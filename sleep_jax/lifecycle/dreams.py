@@ -221,13 +221,16 @@ def judge(
     return transformer.forward(cfg, params, tokens, memory, positions=positions)
 
   out = think(selves.awake)
-  teacher, gate, known = out.logits, jnp.ones(tokens.shape), owner
+  # What is copied every night flattens: a sharper teacher counters it.
+  teacher = out.logits / how.teacher_temperature
+  gate, known = jnp.ones(tokens.shape), owner
   ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
   if selves.old is not None:
     old = think(selves.old).logits
     ahead = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)))
     apart = divergences.forward_kl(out.logits, old)
-    teacher = mixture(ahead[..., None], out.logits, old)
+    sharp = old / how.teacher_temperature
+    teacher = mixture(ahead[..., None], teacher, sharp)
     gate = ahead
     known = jnp.where(ahead > 0, apart > how.router_margin, 1.0)
     # Where the selves disagree lies what must be moved, or must be kept.
