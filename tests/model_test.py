@@ -23,6 +23,25 @@ def test_fresh_memory_gives_the_base_logits_bit_for_bit(cfg, params, tokens):
   np.testing.assert_array_equal(base, logits(cfg, params, tokens, memory))
 
 
+@pytest.mark.parametrize('k', [1, 2, 3, 4])
+def test_one_code_path_serves_one_to_four_levels(tokens, k):
+  clocks = [
+    config.LevelConfig(16, chunk=4 * 2**i, sleep_every=2, slots=2, rank=4)
+    for i in range(k - 1)
+  ]
+  slowest = config.LevelConfig(16, slots=2 * (k > 1), rank=4)
+  cfg = conftest.tiny(levels=(*clocks, slowest))
+  params = transformer.init(cfg, jax.random.key(0))
+  levels = [n for n in params['blocks'] if n.startswith('level_')]
+  assert len(levels) == 2 * k  # Each level has its weights and its norm.
+  memory = memory_lib.fresh_memory(cfg)
+  np.testing.assert_array_equal(
+    logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
+  )
+  if k == 1:  # A Transformer: it has no memory that could change.
+    assert not jax.tree.leaves(memory)
+
+
 @pytest.mark.parametrize('level', [1, 2])
 def test_unlocking_a_slot_changes_no_bit(cfg, params, tokens, level):
   memory = conftest.lived(cfg)

@@ -121,6 +121,24 @@ def test_per_row_memory_ends_with_the_row(cfg, params, tokens):
   )
 
 
+def test_a_batch_of_lives_wakes_as_each_alone(cfg, params, tokens):
+  lives = [conftest.lived(cfg, seed) for seed in (1, 2)]
+  batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
+  ones = jnp.ones(tokens.shape)
+
+  def one_day(memory):
+    return wake.wake(
+      cfg, WAKE, params, memory, jnp.int32(0), tokens, ones, hold=True
+    )
+
+  together, _, losses_ = jax.vmap(one_day)(batch)
+  for i, life in enumerate(lives):
+    alone, _, loss = one_day(life)
+    np.testing.assert_allclose(losses_[i], loss, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone)):
+      np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
+
+
 def test_lanes_and_chunks_that_do_not_divide_are_refused(cfg, params, tokens):
   with pytest.raises(config.ConfigError, match='lanes=2 .* 3 rows'):
     read(cfg, params, tokens[:3])
