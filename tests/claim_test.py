@@ -13,7 +13,7 @@ from experiments.configs import quickstart
 def one_night(**sleep) -> tuple[float, float, float]:
   """Recall of the day before and after its night, and of the base's facts."""
   c = quickstart.get_config()
-  c.task.update(episodes=1, rows=480)
+  c.task.update(episodes=1)
   c.sleep.update(dreams=512, steps=250, **sleep)
   c = json.loads(c.to_json())
   task, learner, _ = live.build(live.settings_of(c, 'sleep'), seed=100)
