@@ -59,14 +59,17 @@ def recall_matrices(
 def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   """Score of the first episode, and mean over all so far, after each night."""
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-  for arm, of_arm in tables.by_arm(lives).items():
+  colours = plt.get_cmap('tab20').colors
+  for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
     matrices = np.stack([_mean_matrix([l]) for l in of_arm.values()])
     nights = np.arange(1, matrices.shape[1] + 1)
     for axis, curves in zip(
       axes, (matrices[:, :, 0], np.nanmean(matrices, axis=2)), strict=True
     ):
       mean = curves.mean(0)
-      line = axis.plot(nights, mean, marker='o', label=arm)[0]
+      line = axis.plot(
+        nights, mean, marker='o', label=arm, color=colours[index % 20]
+      )[0]
       if len(curves) > 1:
         half = [tables.interval(curves[:, i])[1] for i in range(len(nights))]
         axis.fill_between(
@@ -77,6 +80,7 @@ def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   for axis in axes:
     axis.set(xlabel='after night', ylim=(-0.03, 1.03))
     axis.grid(alpha=0.3)
-  axes[1].legend()
+  handles, labels = axes[1].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside right center')
   figure.savefig(path, dpi=120)
   plt.close(figure)
