@@ -143,13 +143,14 @@ class Joint(Finetune):
   """
 
   def init(self, rng: t.Key) -> life_lib.Life:
-    return super().init(rng).replace(notes={'tokens': None, 'weight': None})
+    nothing = {'tokens': np.zeros((0, 0), np.int32), 'weight': np.zeros((0, 0))}
+    return super().init(rng).replace(notes=nothing)
 
   def wake(
     self, life: life_lib.Life, experience: task.Experience
   ) -> tuple[life_lib.Life, learner.Metrics]:
     tokens, weight = experience.tokens, experience.weight
-    if life.notes['tokens'] is not None:
+    if np.size(life.notes['tokens']):
       tokens = np.concatenate([np.asarray(life.notes['tokens']), tokens])
       weight = np.concatenate([np.asarray(life.notes['weight']), weight])
     rng = dreams.host_rng(jax.random.fold_in(life.rng, life.clock.nights))
