@@ -1,6 +1,7 @@
 """`facts`, 8 nights, 5 seeds: every learner, and sleep taken apart.
 
-Cost: about an hour on 2 CPU cores. The table under results/facts is written by
+Cost: 95 core minutes in all (the seconds in lives.json). The table under
+results/facts is written by
 
   python -m experiments.run --config=experiments/configs/facts.py \
       --workdir=runs/facts

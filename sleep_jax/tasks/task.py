@@ -20,11 +20,6 @@ class Experience:
   tokens: np.ndarray
   weight: np.ndarray
 
-  @property
-  def token_count(self) -> int:
-    """Tokens that are read, padding included: it is computed on as well."""
-    return self.tokens.size
-
 
 @dataclasses.dataclass(frozen=True)
 class Response:
