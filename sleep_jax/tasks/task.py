@@ -1,6 +1,5 @@
 """The Task protocol. No task knows a learner."""
 
-from collections.abc import Iterator
 import dataclasses
 from typing import Protocol
 
@@ -66,9 +65,3 @@ class Task(Protocol):
   def exam(self, respond: Respond, episode: int) -> Exam:
     """Closed-book exam over episodes 0..episode."""
     ...
-
-
-def stream(task: Task) -> Iterator[Experience]:
-  """The whole life's experience, episode by episode."""
-  for episode in range(task.episodes):
-    yield task.experience(episode)
