@@ -1,9 +1,9 @@
 """The quickstart: three nights of `facts` under four learners.
 
 A small base model (shipped; `base_facts.py` is its recipe) reads new facts for
-three days. Cost: under 5 minutes on 2 CPU cores from cold. Expect `sleep` to keep
-all three days and the base's own facts; `sft` and `wake_only` to lose much of
-the earlier days; `icl` to recall little.
+three days. Cost: under 5 minutes on 2 CPU cores from cold. Expect `sleep` to
+keep all three days and the base's own facts; `sft` and `wake_only` to lose
+much of the earlier days; `icl` to recall little.
 
   python -m experiments.run --config=experiments/configs/quickstart.py
 """
