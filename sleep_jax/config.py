@@ -172,6 +172,9 @@ class SeedingConfig:
   dreams: int = 1024  # Rows, half of them from each self.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
+  # Tokens below this share of the likeliest one's probability are not dreamt:
+  # what a small self says in its tail is noise that nobody will ask about.
+  min_p: float = 0.0
   # Least and largest share of the old self; n / (n + 1) of n nights between.
   old_share: tuple[float, float] = (0.5, 1.0)
   splice: bool = True  # Interleave segments of both selves in one row.

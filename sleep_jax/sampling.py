@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 from flax import struct
 import jax
@@ -22,6 +23,7 @@ class Sampling:
   temperature: float = 1.0  # 0 = greedy.
   top_k: int = 0  # 0 = all.
   top_p: float = 1.0
+  min_p: float = 0.0  # Least share of the top token's probability; 0 = all.
   stop: int = -1  # The row ends with this token; -1 = never.
   pad: int = 0  # Fills a row after its end.
 
@@ -51,8 +53,11 @@ def left_pad(
 
 
 def filtered(logits_BxV: jax.Array, how: Sampling) -> jax.Array:
-  """Logits after temperature, top-k and top-p; dropped entries are -inf."""
+  """Logits after temperature, min-p, top-k and top-p; the dropped are -inf."""
   logits = logits_BxV / how.temperature
+  if how.min_p:
+    bar = jnp.max(logits, axis=-1, keepdims=True) + math.log(how.min_p)
+    logits = jnp.where(logits >= bar, logits, -jnp.inf)
   if how.top_k:
     bar = jax.lax.top_k(logits, how.top_k)[0][:, -1:]
     logits = jnp.where(logits >= bar, logits, -jnp.inf)

@@ -72,6 +72,7 @@ def test_a_row_ends_at_its_stop_token(cfg, params):
     sampling.Sampling(max_new=1, temperature=0.7),
     sampling.Sampling(max_new=1, top_k=5),
     sampling.Sampling(max_new=1, top_p=0.6),
+    sampling.Sampling(max_new=1, min_p=0.4),
   ],
 )
 def test_samples_follow_the_filtered_softmax(cfg, params, how):
@@ -91,6 +92,7 @@ def test_samples_follow_the_filtered_softmax(cfg, params, how):
   if how.top_p < 1:
     before = np.cumsum(p[order]) - p[order]
     p[order[before >= how.top_p]] = 0
+  p[p < how.min_p * p.max()] = 0
   p /= p.sum()
   counts = np.bincount(np.asarray(got.tokens)[:, 0], minlength=cfg.vocab)
   assert counts[p == 0].sum() == 0

@@ -58,14 +58,14 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     config.SeedingConfig,
     dreams=3072,
     dream_length=v['length'],
-    temperature=0.9,
+    min_p=0.1,
     old_share=(0.25, 0.6),
     splice=False,  # A document is one example.
     steps=500,
     batch=16,
     optimizer='muon',
     learning_rate=0.06,
-    emphasis=(1.0, 0.3),
+    emphasis=(1.0, 1.0),
     # Left out for its cost: a base of this size seldom earns a reward.
     alpha=1.0,
     lam=0.0,

@@ -78,6 +78,7 @@ def sample(
     sampling.Sampling(
       max_new=how.dream_length - 1,
       temperature=how.temperature,
+      min_p=how.min_p,
       stop=tokenizer.stop,
       pad=tokenizer.pad,
     ),
