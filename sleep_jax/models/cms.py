@@ -29,8 +29,8 @@ class LevelView:
   status: jax.Array | None  # [S]
 
 
-def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
-  """Memory as the layer scan wants it: every leaf `[L, ...]`."""
+def views(memory: memory_lib.Memory) -> tuple[LevelView, ...]:
+  """Memory as a scan over layers wants it: every leaf `[L, ...]`."""
 
   def view(level: memory_lib.LevelMemory) -> LevelView:
     bank = level.bank
@@ -38,9 +38,7 @@ def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
       delta=level.fast.delta if level.fast else None,
       experts=bank.experts if bank else None,
       status=(
-        jnp.broadcast_to(bank.status, (layers, *bank.status.shape))
-        if bank
-        else None
+        jnp.broadcast_to(bank.status, bank.experts.bias.shape) if bank else None
       ),
     )
 

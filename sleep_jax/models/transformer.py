@@ -35,7 +35,8 @@ class Output:
 
   logits: t.Float[jax.Array, 'B T V']
   hidden: t.Float[jax.Array, 'B T D']  # After the final norm.
-  routes: tuple[jax.Array | None, ...]  # Per level, logits [L, B, T, S].
+  # Per level, logits [L, B, T, S] over the layers that the level has.
+  routes: tuple[jax.Array | None, ...]
   cache: Cache | None
 
 
@@ -63,12 +64,27 @@ class RMSNorm(nn.Module):
     return (y * scale).astype(x.dtype)
 
 
+def frequencies(
+  half: int, theta: float, scaling: config.RopeScaling | None
+) -> jax.Array:
+  """RoPE's angle per token, `[half]`, stretched as Llama 3.1 does."""
+  freq = theta ** (-jnp.arange(half) / half)
+  if scaling is None:
+    return freq
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  turns = scaling.original_max_len * freq / (2 * jnp.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return freq * (kept + (1.0 - kept) / scaling.factor)
+
+
 def rotate(
-  x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
+  x_BxTxHxE: jax.Array,
+  positions_BxT: jax.Array,
+  theta: float,
+  scaling: config.RopeScaling | None = None,
 ) -> jax.Array:
   """Rotary position embedding, halves rotated against each other."""
-  half = x_BxTxHxE.shape[-1] // 2
-  freq = theta ** (-jnp.arange(half) / half)
+  freq = frequencies(x_BxTxHxE.shape[-1] // 2, theta, scaling)
   angle = positions_BxT[..., None, None] * freq
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
@@ -90,14 +106,16 @@ class Attention(nn.Module):
     past: tuple[jax.Array, jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     c = self.cfg
-    dense = functools.partial(
-      nn.DenseGeneral, use_bias=False, axis=-1, dtype=x_BxTxD.dtype
-    )
-    q = dense((c.heads, c.size_of_head), name='q')(x_BxTxD)
-    k = dense((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
-    v = dense((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
-    q = rotate(q, positions, c.rope_theta)
-    k = rotate(k, positions, c.rope_theta)
+    dense = functools.partial(nn.DenseGeneral, dtype=x_BxTxD.dtype)
+    into = functools.partial(dense, use_bias=c.qkv_bias)
+    q = into((c.heads, c.size_of_head), name='q')(x_BxTxD)
+    k = into((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
+    v = into((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, name='q_norm')(q)
+      k = RMSNorm(c.norm_eps, name='k_norm')(k)
+    q = rotate(q, positions, c.rope_theta, c.rope_scaling)
+    k = rotate(k, positions, c.rope_theta, c.rope_scaling)
     kept = None
     if past is not None:
       k_old, v_old, start = past
@@ -116,13 +134,15 @@ class Attention(nn.Module):
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
     y = jnp.einsum('bkgts,bske->btkge', p, v)
     y = y.reshape(b, q_len, c.heads, c.size_of_head)
-    return dense(c.dim, axis=(-2, -1), name='o')(y), kept
+    out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')
+    return out(y), kept
 
 
 class Block(nn.Module):
   """Attention, then the chain of levels from fast to slow (Sleep Eq. 1)."""
 
   cfg: config.ModelConfig
+  levels: tuple[config.LevelConfig, ...]
 
   @nn.compact
   def __call__(self, x, scanned, positions, key_positions, start):
@@ -134,7 +154,7 @@ class Block(nn.Module):
     )
     x = x + y
     routes = []
-    for i, level in enumerate(self.cfg.levels, 1):
+    for i, level in enumerate(self.levels, 1):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
         norm(name=f'level_{i}_norm')(x),
         None if views is None else views[i - 1],
@@ -166,32 +186,69 @@ class Decoder(nn.Module):
         cache.positions, positions, cache.next, axis=1
       )
       start = cache.next
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    x, (kept, routes) = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.layers,
-      unroll=min(c.unroll, c.layers),
-    )(c, name='blocks')(
-      x,
-      (
-        None if memory is None else cms.views(memory, c.layers),
-        None if cache is None else (cache.k, cache.v),
-      ),
-      positions,
-      key_positions,
-      start,
-    )
+    views = None if memory is None else cms.views(memory)
+    past = None if cache is None else (cache.k, cache.v)
+    context = (positions, key_positions, start)
+    if c.partition and views is not None:
+      x, kept, routes = self._level_by_level(x, views, past, context)
+    else:
+      block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+      x, (kept, routes) = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=c.layers,
+        unroll=min(c.unroll, c.layers),
+      )(c, c.chain, name='blocks')(x, (views, past), *context)
+    if views is None:
+      routes = (None,) * len(c.levels)
     hidden = RMSNorm(c.norm_eps, name='norm')(x)
     if c.tie_embeddings:
       logits = embed.attend(hidden)
     else:
-      logits = nn.Dense(c.vocab, use_bias=False, name='head')(hidden)
+      logits = nn.Dense(
+        c.vocab, use_bias=False, dtype=hidden.dtype, name='head'
+      )(hidden)
     if cache is not None:
       cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
     return Output(logits.astype(jnp.float32), hidden, routes, cache)
+
+  def _level_by_level(self, x, views, past, context):
+    """The blocks under `partition`: one scan a level, over its own layers.
+
+    A level's memory differs in shape from the next one's. The weights stay one
+    stack that every scan indexes: a slice of it would be a copy.
+    """
+    c, first = self.cfg, 0
+    stack = self.variables['params']['blocks']
+    kept, routes = [], []
+    for level, view, depth in zip(c.levels, views, c.partition, strict=True):
+      block = Block(c, (level,), parent=None)
+
+      def body(x, scanned, block=block):
+        layer, view, past = scanned
+        params = jax.tree.map(
+          lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False),
+          stack,
+        )
+        return block.apply({'params': params}, x, ((view,), past), *context)
+
+      if c.remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+      own = slice(first, first + depth)
+      columns = None if past is None else tuple(kv[own] for kv in past)
+      x, (columns, logits) = jax.lax.scan(
+        body,
+        x,
+        (jnp.arange(c.layers)[own], view, columns),
+        unroll=min(c.unroll, depth),
+      )
+      kept.append(columns)
+      routes += logits
+      first += depth
+    kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+    return x, kept, tuple(routes)
 
 
 def forward(
