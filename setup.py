@@ -35,7 +35,7 @@ setuptools.setup(
   extras_require={
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'hf': ['safetensors', 'tokenizers'],
+    'hf': ['safetensors>=0.8', 'tokenizers'],
     'bench': ['torch', 'transformers', 'rapidfuzz'],
     'dev': [
       'beartype',
@@ -45,6 +45,7 @@ setuptools.setup(
       'pytest-xdist',
       'rapidfuzz',
       'ruff',
+      'safetensors>=0.8',
     ],
   },
 )
