@@ -11,9 +11,8 @@ that holds the model; every variant is checked by shape alone (tests).
 
 The layers are split over three levels (the reading `partition`) with Sleep
 Figure 7's clocks of about 1k, 5k and 10k tokens. Each receiver has 5 experts of
-width 64 (Sleep appendix B); a level that is not the fastest is frozen between
-its updates, as Eq. 2 has it. Where the levels' borders lie is ours: the paper
-does not tell.
+width 64 (Sleep appendix B). Where the levels' borders lie, and how often each
+one sleeps, is ours: the paper does not tell.
 """
 
 import ml_collections
