@@ -73,7 +73,10 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
       f'{source} is neither a folder with a config.json nor a .npz or .bin '
       'file; see python -m sleep_jax.convert --help.'
     )
-  if huggingface.read_config(source).get('format') != folders.FORMAT:
+  if (
+    huggingface.read_json(source / 'config.json').get('format')
+    != folders.FORMAT
+  ):
     return _import(source, out)
   saved = folders.load(source)
   return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
@@ -81,7 +84,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
 
 def _import(source: pathlib.Path, out: pathlib.Path) -> str:
   """A Hugging Face folder, tensor by tensor into files mapped into memory."""
-  values = huggingface.read_config(source)
+  values = huggingface.read_json(source / 'config.json')
   cfg, grown = architectures.model_config(values), None
   if (source / bank.FILE).exists():
     grown = bank.load(source / bank.FILE)
@@ -126,7 +129,7 @@ def _export(
       _carry(companions, part)
     if not (
       (part / 'config.json').exists()
-      and architectures.same(cfg, huggingface.read_config(part))
+      and architectures.same(cfg, huggingface.read_json(part / 'config.json'))
     ):
       text = json.dumps(described, indent=2) + '\n'
       (part / 'config.json').write_text(text, encoding='utf-8')

@@ -251,6 +251,26 @@ def test_a_file_that_is_cut_off_is_named(tmp_path):
   assert not left_behind(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'file', ['config.json', 'model.safetensors.index.json']
+)
+def test_a_json_that_is_cut_off_is_named(tmp_path, file):
+  folder, *_ = source(tmp_path, files=3)
+  cut(folder / file)
+  with pytest.raises(config.ConfigError, match=f'{file} cannot be read'):
+    convert.convert(folder, tmp_path / 'ours')
+  assert not left_behind(tmp_path)
+
+
+def test_an_npz_that_is_cut_off_is_named(tmp_path):
+  folder, *_ = source(tmp_path)
+  convert.convert(folder, tmp_path / 'small.npz')
+  cut(tmp_path / 'small.npz')
+  with pytest.raises(config.ConfigError, match='small.npz is cut off'):
+    convert.convert(tmp_path / 'small.npz', tmp_path / 'ours')
+  assert not left_behind(tmp_path)
+
+
 def test_a_missing_shard_is_named(tmp_path):
   folder, *_ = source(tmp_path, files=3)
   victim = sorted(folder.glob('*.safetensors'))[2]

@@ -34,10 +34,10 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
     ConfigError: naming the architecture or setting that we do not compute.
   """
   family = values.get('model_type')
-  (architecture,) = values.get('architectures') or [_FAMILIES.get(family)]
-  if family not in _FAMILIES or architecture != _FAMILIES[family]:
+  named = values.get('architectures') or [_FAMILIES.get(family)]
+  if family not in _FAMILIES or named != [_FAMILIES[family]]:
     raise config.ConfigError(
-      f'config.json: architecture {architecture!r} (model_type={family!r}) is '
+      f'config.json: architectures={named} (model_type={family!r}) is '
       f'unknown; known are {", ".join(_FAMILIES.values())}.'
     )
   for name, allowed in _FIXED.items():

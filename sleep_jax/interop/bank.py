@@ -53,7 +53,7 @@ def obstacle(
         'block has one'
       )
   for i, level in enumerate(memory.levels if memory else (), 1):
-    used = 0 if level.bank is None else int((level.bank.status > 0).sum())
+    used = _used(level.bank) if level.bank else 0
     if used:
       return (
         f'level {i} uses {used} of its experts, and how much one adds depends '
@@ -71,6 +71,10 @@ def obstacle(
       'with the fast change would be rounded'
     )
   return None
+
+
+def _used(bank: memory_lib.Bank) -> int:
+  return int((np.asarray(bank.status) != memory_lib.LOCKED).sum())
 
 
 def _silent(down: np.ndarray, fast: memory_lib.Fast | None) -> bool:

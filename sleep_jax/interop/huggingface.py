@@ -141,8 +141,10 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
         'checkpoints are read.'
       )
     return [folder / SINGLE]
-  index = json.loads((folder / INDEX).read_text(encoding='utf-8'))
-  files = [folder / name for name in sorted(set(index['weight_map'].values()))]
+  of_tensors = read_json(folder / INDEX).get('weight_map') or {}
+  files = [folder / name for name in sorted(set(of_tensors.values()))]
+  if not files:
+    raise config.ConfigError(f'{folder / INDEX} names no shard (weight_map).')
   for file in files:
     if not file.exists():
       raise config.ConfigError(f'shard {file}, named by {INDEX}, is missing.')
@@ -195,9 +197,8 @@ def _surplus(name: str, cfg: config.ModelConfig) -> bool:
   return tied or name.endswith('.rotary_emb.inv_freq')
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
-  """A checkpoint's config.json."""
-  path = folder / 'config.json'
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object, or an error with the file's name."""
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:

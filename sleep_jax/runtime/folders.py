@@ -184,9 +184,14 @@ def load(path: pathlib.Path) -> Saved:
     ConfigError: naming the tensor's file that is missing, cut off, or not of
       the type and shape that config.json tells.
   """
-  meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+  try:
+    meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+    cfg = config.ModelConfig.of(meta['model'])
+    tensors = meta['tensors'].items()
+  except (OSError, ValueError, KeyError) as e:
+    raise config.ConfigError(f'{path}/config.json cannot be read: {e}.') from e
   tree: dict[str, Any] = {'params': {}, 'memory': {}}
-  for name, (dtype, shape) in meta['tensors'].items():
+  for name, (dtype, shape) in tensors:
     file = _file(path, name)
     try:
       array = np.load(file, mmap_mode='r')
@@ -198,7 +203,6 @@ def load(path: pathlib.Path) -> Saved:
     check(array, shape, _stored(jnp.dtype(dtype)), str(file))
     root, _, rest = name.partition('.')
     tree[root][rest] = array.view(jnp.dtype(dtype))
-  cfg = config.ModelConfig.of(meta['model'])
   check_params(cfg, tree['params'], str(path))
   memory = tree['memory']
   return Saved(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zipfile
 
 from flax import traverse_util
 import jax
@@ -42,10 +43,19 @@ def save(path: pathlib.Path, params: t.Params, cfg: config.ModelConfig) -> None:
 
 
 def read(path: pathlib.Path) -> tuple[config.ModelConfig, t.Params]:
-  """Model config and weights as they were written to an `.npz`."""
-  with np.load(path) as archive:
-    meta = json.loads(str(archive[_META]))
-    flat = {k: archive[k] for k in archive.files if k != _META}
+  """Model config and weights as they were written to an `.npz`.
+
+  Raises:
+    ConfigError: if the file is cut off, or was not written by `save`.
+  """
+  try:
+    with np.load(path) as archive:
+      meta = json.loads(str(archive[_META]))
+      flat = {k: archive[k] for k in archive.files if k != _META}
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    raise config.ConfigError(
+      f'{path} is cut off or holds no weights of ours ({e}).'
+    ) from e
   cfg = config.ModelConfig.of(meta)
   return cfg, traverse_util.unflatten_dict(flat, sep='/')
 
