@@ -73,10 +73,8 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
       f'{source} is neither a folder with a config.json nor a .npz or .bin '
       'file; see python -m sleep_jax.convert --help.'
     )
-  if (
-    huggingface.read_json(source / 'config.json').get('format')
-    != folders.FORMAT
-  ):
+  described = huggingface.read_json(source / 'config.json')
+  if described.get('format') != folders.FORMAT:
     return _import(source, out)
   saved = folders.load(source)
   return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
