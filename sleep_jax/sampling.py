@@ -11,6 +11,7 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
@@ -80,8 +81,8 @@ def _draw(
   else:
     logits = filtered(logits, how)
     token = jax.random.categorical(rng, logits)
-  logp = jax.nn.log_softmax(logits, axis=-1)
-  return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
@@ -107,12 +108,12 @@ def generate(
     how: the sampler (static).
   """
   rows, width = prompts.shape
-  cache = transformer.fresh_cache(cfg, rows, width + how.max_new)
+  views = None if memory is None else cms.views(memory, cfg.layers)
+  model = transformer.unroll(cfg, params, views)
+  cache = transformer.unrolled_cache(cfg, rows, width + how.max_new)
   positions = jnp.arange(width) - (width - lengths[:, None])
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
-  out = transformer.forward(
-    cfg, params, prompts, memory, positions=positions, cache=cache
-  )
+  out = transformer.decode(cfg, model, prompts, positions, cache)
 
   def proceed(state):
     step, _, _, done, *_ = state
@@ -125,21 +126,15 @@ def generate(
     logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logp))
     taken = taken + ~done
     done = done | (token == how.stop)
-    out = transformer.forward(
-      cfg,
-      params,
-      token[:, None],
-      memory,
-      positions=(lengths + step)[:, None],
-      cache=cache,
-    )
+    positions = (lengths + step)[:, None]
+    out = transformer.decode(cfg, model, token[:, None], positions, cache)
     return step + 1, out.cache, out.logits[:, 0], done, tokens, logprobs, taken
 
   shape = (rows, how.max_new)
   state = (
     jnp.zeros((), jnp.int32),
     out.cache,
-    out.logits[:, -1],
+    out.logits[:, 0],
     jnp.zeros((rows,), bool),
     jnp.full(shape, how.pad, jnp.int32),
     jnp.zeros(shape),

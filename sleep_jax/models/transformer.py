@@ -23,8 +23,8 @@ PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
 class Cache:
   """Keys and values of what was read; `next` is the first free column."""
 
-  k: t.Float[jax.Array, 'L B C K E']
-  v: t.Float[jax.Array, 'L B C K E']
+  k: t.Float[jax.Array, 'L B K E C']  # Or, for `decode`, a tuple over L.
+  v: t.Float[jax.Array, 'L B K C E']
   positions: t.Int[jax.Array, 'B C']
   next: t.Int[jax.Array, '']
 
@@ -41,10 +41,10 @@ class Output:
 
 def fresh_cache(cfg: config.ModelConfig, rows: int, capacity: int) -> Cache:
   """An empty cache for `rows` rows of up to `capacity` tokens."""
-  shape = (cfg.layers, rows, capacity, cfg.num_kv_heads, cfg.size_of_head)
+  shape = (cfg.layers, rows, cfg.num_kv_heads)
   return Cache(
-    k=jnp.zeros(shape, cfg.dtype),
-    v=jnp.zeros(shape, cfg.dtype),
+    k=jnp.zeros((*shape, cfg.size_of_head, capacity), cfg.dtype),
+    v=jnp.zeros((*shape, capacity, cfg.size_of_head), cfg.dtype),
     positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
     next=jnp.zeros((), jnp.int32),
   )
@@ -63,14 +63,25 @@ class RMSNorm(nn.Module):
     return (y * scale).astype(x.dtype)
 
 
-def rotate(
-  x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
-) -> jax.Array:
-  """Rotary position embedding, halves rotated against each other."""
-  half = x_BxTxHxE.shape[-1] // 2
+def rotation(
+  positions_BxT: jax.Array, size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the rotary angles, `[B, T, 1, E/2]` for all heads.
+
+  Computed once per forward pass: the barrier keeps XLA from computing them
+  anew for every head of every layer, which costs more than using them.
+  """
+  half = size // 2
   freq = theta ** (-jnp.arange(half) / half)
   angle = positions_BxT[..., None, None] * freq
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+
+
+def rotate(
+  x_BxTxHxE: jax.Array, turn: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Rotary position embedding, halves rotated against each other."""
+  cos, sin = turn
   a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x_BxTxHxE.dtype)
@@ -85,8 +96,8 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_BxTxD: jax.Array,
-    positions: jax.Array,
-    key_positions: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    seen_BxTxC: jax.Array,
     past: tuple[jax.Array, jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     c = self.cfg
@@ -96,26 +107,29 @@ class Attention(nn.Module):
     q = dense((c.heads, c.size_of_head), name='q')(x_BxTxD)
     k = dense((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
     v = dense((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
-    q = rotate(q, positions, c.rope_theta)
-    k = rotate(k, positions, c.rope_theta)
+    q = rotate(q, turn)
+    k = rotate(k, turn)
+    # Keys with columns last, values with columns first, and the queries that
+    # share them as one matrix: so a decode step reads its cache in order.
+    k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
     kept = None
     if past is not None:
       k_old, v_old, start = past
-      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=1)
-      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=1)
+      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=3)
+      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=2)
       kept = (k, v)
     b, q_len = x_BxTxD.shape[:2]
     groups = c.heads // c.num_kv_heads
     q = q.reshape(b, q_len, c.num_kv_heads, groups, c.size_of_head)
-    scores = jnp.einsum('btkge,bske->bkgts', q, k) * c.size_of_head**-0.5
-    seen = (key_positions[:, None, :] <= positions[:, :, None]) & (
-      key_positions[:, None, :] != PAD_POSITION
-    )
+    shared = (b, c.num_kv_heads, groups * q_len)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, c.size_of_head)
+    scores = jnp.einsum('bkqe,bkec->bkqc', q, k) * c.size_of_head**-0.5
+    scores = scores.reshape(b, c.heads, q_len, -1).astype(jnp.float32)
     # A padded query sees nothing; a finite floor keeps its softmax finite.
-    scores = jnp.where(seen[:, None, None], scores.astype(jnp.float32), -1e30)
+    scores = jnp.where(seen_BxTxC[:, None], scores, -1e30)
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
-    y = jnp.einsum('bkgts,bske->btkge', p, v)
-    y = y.reshape(b, q_len, c.heads, c.size_of_head)
+    y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v)
+    y = y.reshape(b, c.heads, q_len, c.size_of_head).swapaxes(1, 2)
     return dense(c.dim, axis=(-2, -1), name='o')(y), kept
 
 
@@ -125,12 +139,12 @@ class Block(nn.Module):
   cfg: config.ModelConfig
 
   @nn.compact
-  def __call__(self, x, scanned, positions, key_positions, start):
+  def __call__(self, x, scanned, turn, seen, start):
     views, past = scanned
     past = None if past is None else (*past, start)
     norm = functools.partial(RMSNorm, self.cfg.norm_eps)
     y, kept = Attention(self.cfg, name='attention')(
-      norm(name='attention_norm')(x), positions, key_positions, past
+      norm(name='attention_norm')(x), turn, seen, past
     )
     x = x + y
     routes = []
@@ -145,12 +159,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Tokens in, logits out; see `forward`."""
+  """Tokens in, logits out; see `forward`, and `decode` for `unrolled`."""
 
   cfg: config.ModelConfig
+  unrolled: bool = False
 
   @nn.compact
-  def __call__(self, tokens, memory, positions, cache) -> Output:
+  def __call__(self, tokens, views, positions, cache) -> Output:
     c = self.cfg
     embed = nn.Embed(
       c.vocab,
@@ -166,24 +181,15 @@ class Decoder(nn.Module):
         cache.positions, positions, cache.next, axis=1
       )
       start = cache.next
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    x, (kept, routes) = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.layers,
-      unroll=min(c.unroll, c.layers),
-    )(c, name='blocks')(
-      x,
-      (
-        None if memory is None else cms.views(memory, c.layers),
-        None if cache is None else (cache.k, cache.v),
-      ),
-      positions,
-      key_positions,
-      start,
+    layers = self._unrolled if self.unrolled else self._scanned
+    past = None if cache is None else (cache.k, cache.v)
+    turn = rotation(positions, c.size_of_head, c.rope_theta)
+    seen = (key_positions[:, None] <= positions[..., None]) & (
+      key_positions[:, None] != PAD_POSITION
     )
+    x, (kept, routes) = layers(x, (views, past), turn, seen, start)
+    if self.unrolled:  # A sampler asks for the last column alone.
+      x = x[:, -1:]
     hidden = RMSNorm(c.norm_eps, name='norm')(x)
     if c.tie_embeddings:
       logits = embed.attend(hidden)
@@ -192,6 +198,27 @@ class Decoder(nn.Module):
     if cache is not None:
       cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
     return Output(logits.astype(jnp.float32), hidden, routes, cache)
+
+  def _scanned(self, x, stacked, *shared):
+    c = self.cfg
+    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    return nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.layers,
+      unroll=min(c.unroll, c.layers),
+    )(c, name='blocks')(x, stacked, *shared)
+
+  def _unrolled(self, x, stacked, *shared):
+    views, past = stacked
+    kept = []
+    for i, view in enumerate(views):
+      block = Block(self.cfg, name=f'block_{i}')
+      x, (new, _) = block(x, (view, (past[0][i], past[1][i])), *shared)
+      kept.append(new)
+    return x, (tuple(zip(*kept)), ())
 
 
 def forward(
@@ -222,9 +249,77 @@ def forward(
     positions = jnp.broadcast_to(
       first + jnp.arange(tokens.shape[1]), tokens.shape
     )
-  return Decoder(cfg).apply(
-    {'params': params}, tokens, memory, positions, cache
+  views = None if memory is None else cms.views(memory, cfg.layers)
+  return Decoder(cfg).apply({'params': params}, tokens, views, positions, cache)
+
+
+@struct.dataclass
+class Unrolled:
+  """A model laid out for decoding: each layer's weights a buffer of their own.
+
+  A slice of a stacked array is a copy, and a decode loop would make all of
+  them, of every weight, for every token.
+  """
+
+  params: t.Params  # `block_0` and so on, in place of `blocks`.
+  views: tuple[tuple[cms.LevelView, ...] | None, ...]  # Per layer.
+
+
+def unroll(
+  cfg: config.ModelConfig,
+  params: t.Params,
+  views: tuple[cms.LevelView, ...] | None,
+) -> Unrolled:
+  """Weights and `cms.views` layer by layer, in the type of the computation.
+
+  Fast changes are added to the weights here, once and not for each token.
+  """
+  blocks = dict(params['blocks'])
+  if views is not None:
+    for i, view in enumerate(views, 1):
+      if view.delta is not None:
+        name = f'level_{i}'
+        blocks[name] = jax.tree.map(jnp.add, blocks[name], view.delta)
+    views = tuple(view.replace(delta=None) for view in views)
+
+  def layer(tree: t.Tree, i: int) -> t.Tree:
+    return jax.tree.map(lambda x: x[i], tree)
+
+  def matrices(tree: t.Tree) -> t.Tree:  # Norms compute in float32.
+    return jax.tree.map(lambda x: x.astype(cfg.dtype) if x.ndim > 1 else x, tree)
+
+  rest = {k: v for k, v in params.items() if k != 'blocks'}
+  layers = range(cfg.layers)
+  return Unrolled(
+    params=rest
+    | {'embed': matrices(params['embed'])}
+    | {f'block_{i}': matrices(layer(blocks, i)) for i in layers},
+    views=tuple(None if views is None else layer(views, i) for i in layers),
   )
+
+
+def decode(
+  cfg: config.ModelConfig,
+  model: Unrolled,
+  tokens: t.Int[jax.Array, 'B T'],
+  positions: t.Int[jax.Array, 'B T'],
+  cache: Cache,
+) -> Output:
+  """`forward` of an unrolled model, with the logits of the last column alone.
+
+  The cache is one of `unrolled_cache`.
+  """
+  return Decoder(cfg, unrolled=True).apply(
+    {'params': model.params}, tokens, model.views, positions, cache
+  )
+
+
+def unrolled_cache(
+  cfg: config.ModelConfig, rows: int, capacity: int
+) -> Cache:
+  """An empty cache of one buffer per layer, which a loop updates in place."""
+  cache = fresh_cache(cfg, rows, capacity)
+  return cache.replace(k=tuple(cache.k), v=tuple(cache.v))
 
 
 def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:
