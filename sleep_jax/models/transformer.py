@@ -23,7 +23,7 @@ PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
 class Cache:
   """Keys and values of what was read; `next` is the first free column."""
 
-  k: t.Float[jax.Array, 'L B K E C']  # Or, for `decode`, a tuple over L.
+  k: t.Float[jax.Array, 'L B K E C']  # `decoding` has a tuple over L.
   v: t.Float[jax.Array, 'L B K C E']
   positions: t.Int[jax.Array, 'B C']
   next: t.Int[jax.Array, '']
@@ -159,7 +159,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Tokens in, logits out; see `forward`, and `decode` for `unrolled`."""
+  """Tokens in, logits out; see `forward`, or `decoding` for `unrolled`."""
 
   cfg: config.ModelConfig
   unrolled: bool = False
@@ -251,75 +251,6 @@ def forward(
     )
   views = None if memory is None else cms.views(memory, cfg.layers)
   return Decoder(cfg).apply({'params': params}, tokens, views, positions, cache)
-
-
-@struct.dataclass
-class Unrolled:
-  """A model laid out for decoding: each layer's weights a buffer of their own.
-
-  A slice of a stacked array is a copy, and a decode loop would make all of
-  them, of every weight, for every token.
-  """
-
-  params: t.Params  # `block_0` and so on, in place of `blocks`.
-  views: tuple[tuple[cms.LevelView, ...] | None, ...]  # Per layer.
-
-
-def unroll(
-  cfg: config.ModelConfig,
-  params: t.Params,
-  views: tuple[cms.LevelView, ...] | None,
-) -> Unrolled:
-  """Weights and `cms.views` layer by layer, in the type of the computation.
-
-  Fast changes are added to the weights here, once and not for each token.
-  """
-  blocks = dict(params['blocks'])
-  if views is not None:
-    for i, view in enumerate(views, 1):
-      if view.delta is not None:
-        name = f'level_{i}'
-        blocks[name] = jax.tree.map(jnp.add, blocks[name], view.delta)
-    views = tuple(view.replace(delta=None) for view in views)
-
-  def layer(tree: t.Tree, i: int) -> t.Tree:
-    return jax.tree.map(lambda x: x[i], tree)
-
-  def matrices(tree: t.Tree) -> t.Tree:  # Norms compute in float32.
-    return jax.tree.map(lambda x: x.astype(cfg.dtype) if x.ndim > 1 else x, tree)
-
-  rest = {k: v for k, v in params.items() if k != 'blocks'}
-  layers = range(cfg.layers)
-  return Unrolled(
-    params=rest
-    | {'embed': matrices(params['embed'])}
-    | {f'block_{i}': matrices(layer(blocks, i)) for i in layers},
-    views=tuple(None if views is None else layer(views, i) for i in layers),
-  )
-
-
-def decode(
-  cfg: config.ModelConfig,
-  model: Unrolled,
-  tokens: t.Int[jax.Array, 'B T'],
-  positions: t.Int[jax.Array, 'B T'],
-  cache: Cache,
-) -> Output:
-  """`forward` of an unrolled model, with the logits of the last column alone.
-
-  The cache is one of `unrolled_cache`.
-  """
-  return Decoder(cfg, unrolled=True).apply(
-    {'params': model.params}, tokens, model.views, positions, cache
-  )
-
-
-def unrolled_cache(
-  cfg: config.ModelConfig, rows: int, capacity: int
-) -> Cache:
-  """An empty cache of one buffer per layer, which a loop updates in place."""
-  cache = fresh_cache(cfg, rows, capacity)
-  return cache.replace(k=tuple(cache.k), v=tuple(cache.v))
 
 
 def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:
