@@ -134,9 +134,21 @@ class ModelConfig:
     """The levels whose dense weights every block holds."""
     return self.levels[:1] if self.partition else self.levels
 
+  def layers_of(self, level: int) -> range:
+    """The layers that have a part in `level` (0 = fastest)."""
+    if not self.partition:
+      return range(self.layers)
+    first = sum(self.partition[:level])
+    return range(first, first + self.partition[level])
+
   def depth(self, level: int) -> int:
     """How many layers have a part in `level` (0 = fastest)."""
-    return self.partition[level] if self.partition else self.layers
+    return len(self.layers_of(level))
+
+  def levels_at(self, layer: int) -> tuple[LevelConfig, ...]:
+    """The levels that `layer` has a part in."""
+    pairs = enumerate(self.levels)
+    return tuple(level for i, level in pairs if layer in self.layers_of(i))
 
   @property
   def num_kv_heads(self) -> int:

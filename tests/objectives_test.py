@@ -1,5 +1,6 @@
 """Divergences, rewards and policy gradients against independent oracles."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,104 @@ def test_jsd_near_its_ends_is_refused():
 def test_unknown_divergence_lists_the_known():
   with pytest.raises(config.ConfigError, match='forward_kl, jsd, reverse_kl'):
     divergences.divergence('kl', 0.5)
+
+
+DIVERGENCES = [('forward_kl', 0.0), ('reverse_kl', 0.0), ('jsd', 0.3)]
+
+
+def speakers(b=3, t=5, v=11, seed=0):
+  """Hidden states and matrices of a teacher (width 6) and a student (4)."""
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return jnp.array(rng.normal(size=shape), jnp.float32)
+
+  return (normal(b, t, 6), normal(v, 6)), (normal(b, t, 4), normal(v, 4))
+
+
+@pytest.mark.parametrize('name, beta', DIVERGENCES)
+@pytest.mark.parametrize('chunk', [1, 4, 15, 100])
+def test_chunks_change_neither_value_nor_gradient(name, beta, chunk):
+  teacher, student = speakers()
+  measure = divergences.divergence(name, beta)
+  weight = jnp.arange(15.0).reshape(3, 5) / 105  # A mean, as in training.
+
+  def whole(student):
+    logits = [(h @ w.T) / 0.7 for h, w in (teacher, student)]
+    return (measure(*logits) * weight).sum()
+
+  def parts(student):
+    each = divergences.from_hidden(
+      measure, teacher, student, temperature=0.7, chunk=chunk
+    )
+    return (each * weight).sum()
+
+  chex.assert_trees_all_close(
+    jax.value_and_grad(whole)(student),
+    jax.jit(jax.value_and_grad(parts))(student),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
+def test_chunked_jsd_matches_numpy_in_double(beta):
+  teacher, student = speakers()
+  t, s = (
+    softmax(np.asarray(h, float) @ np.asarray(w, float).T)
+    for h, w in (teacher, student)
+  )
+  m = beta * t + (1 - beta) * s
+  want = beta * numpy_kl(t, m) + (1 - beta) * numpy_kl(s, m)
+  got = divergences.from_hidden(
+    divergences.divergence('jsd', beta), teacher, student, chunk=4
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name, beta', DIVERGENCES)
+def test_top_k_bounds_the_divergence_from_below(name, beta):
+  (h, w), student = speakers()
+  measure = divergences.divergence(name, beta)
+
+  def loss(student, teacher):
+    return divergences.from_hidden(measure, teacher, student, chunk=4).sum()
+
+  whole, grads = jax.value_and_grad(loss)(student, (h, w))
+  values = []
+  for k in (1, 3, 6, 10):
+    teacher = divergences.top_k(h @ w.T, k)
+    np.testing.assert_allclose(jnp.exp(teacher.logprobs).sum(-1), 1, rtol=1e-5)
+    value, lumped = jax.value_and_grad(loss)(student, teacher)
+    values.append(float(value))
+  assert 0 < values[0] < values[1] < values[2] < values[3]
+  # With all tokens but one, lumping changes nothing.
+  np.testing.assert_allclose(values[3], whole, rtol=1e-5)
+  chex.assert_trees_all_close(lumped, grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('k', [0, 11])
+def test_a_top_k_that_is_none_is_refused(k):
+  with pytest.raises(config.ConfigError, match=f'top_k={k} .* in 1..10'):
+    divergences.top_k(jnp.zeros((2, 11)), k)
+
+
+def test_chunks_need_little_memory_at_a_large_vocabulary():
+  """By XLA's account of the compiled gradient; nothing is run."""
+  v, d, shape = 151_936, 32, (4, 128)
+  f32 = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  speaker = (f32(*shape, d), f32(v, d))
+
+  def temporaries(chunk):
+    def loss(student, teacher):
+      return divergences.from_hidden(
+        divergences.divergence('jsd', 0.5), teacher, student, chunk=chunk
+      ).mean()
+
+    step = jax.jit(jax.grad(loss)).lower(speaker, speaker).compile()
+    return step.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(chunk=32) < temporaries(chunk=512) / 4
 
 
 def test_levenshtein_matches_rapidfuzz():
