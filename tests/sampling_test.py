@@ -142,7 +142,21 @@ def test_the_unrolled_decoder_equals_the_scanned(cfg, params, tokens, unroll):
   memory = conftest.lived(cfg)
   cfg = conftest.replace(cfg, unroll=unroll)
   np.testing.assert_allclose(
-    prefill(cfg, params, cms.views(memory, cfg.layers), tokens),
+    prefill(cfg, params, cms.views(memory), tokens),
+    transformer.forward(cfg, params, tokens, memory).logits[:, -1],
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def test_the_unrolled_decoder_knows_partitions(tokens):
+  levels = tuple(
+    dataclasses.replace(x, hidden=16) for x in conftest.tiny().levels
+  )
+  cfg = conftest.tiny(layers=4, partition=(1, 2, 1), levels=levels)
+  params, memory = conftest.weights(cfg), conftest.lived(cfg)
+  np.testing.assert_allclose(
+    prefill(cfg, params, cms.views(memory), tokens),
     transformer.forward(cfg, params, tokens, memory).logits[:, -1],
     rtol=1e-4,
     atol=1e-5,
@@ -152,7 +166,7 @@ def test_the_unrolled_decoder_equals_the_scanned(cfg, params, tokens, unroll):
 def test_a_random_expert_is_one_active_slot_per_router_and_row(cfg):
   rows, weight = 400, 0.7
   views = cms.with_random_experts(
-    cms.views(conftest.lived(cfg), cfg.layers),
+    cms.views(conftest.lived(cfg)),
     rows,
     weight,
     jax.random.key(0),
@@ -182,7 +196,7 @@ def test_a_random_expert_is_a_gate_of_at_least_its_weight(cfg, params, tokens):
 
   def seen(experts):
     bank = level.bank.replace(experts=experts)
-    return cms.views(memory.with_level(2, bank=bank), cfg.layers)
+    return cms.views(memory.with_level(2, bank=bank))
 
   extra = jnp.zeros((cfg.layers, len(tokens), 3)).at[:, :, slot].set(weight)
   views = seen(silent)
