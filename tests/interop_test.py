@@ -232,10 +232,25 @@ def test_else_the_base_goes_home_with_its_bank(
 
 @pytest.mark.parametrize('reading', ['partition', 'stack'])
 def test_a_sleeper_that_never_woke_goes_home_as_it_came(tmp_path, reading):
-  folder, _, w = source(tmp_path)
+  c = checkpoints.settings('llama3_2', True)
+  w = checkpoints.tensors(c)
+  w['model.layers.0.mlp.up_proj.weight'][0, :3] = -0.0
+  folder = checkpoints.write(tmp_path / 'theirs', c, w)
   slept(folder, tmp_path, reading, memory_lib.fresh_memory)
   assert 'folded' in convert.convert(tmp_path / 'ours', tmp_path / 'home')
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
+
+
+def test_a_model_that_was_born_with_levels_goes_home_in_two_parts(tmp_path):
+  cfg = conftest.tiny()
+  params = conftest.weights(cfg)
+  weights.save(tmp_path / 'base.npz', params, cfg)
+  told = convert.convert(tmp_path / 'base.npz', tmp_path / 'home')
+  assert 'level 1 adds an MLP of its own' in told
+  convert.convert(tmp_path / 'home', tmp_path / 'back')
+  back = folders.load(tmp_path / 'back')
+  assert back.cfg == cfg and back.memory is None
+  assert equal(back.params, params)
 
 
 def cut(path: pathlib.Path) -> None:

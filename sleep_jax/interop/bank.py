@@ -36,8 +36,8 @@ class Sum:
 
   def __getitem__(self, layer: int) -> np.ndarray:
     base, change = np.asarray(self._base[layer]), self._layers[layer]
-    if change is None:
-      return base
+    if change is None or not change.any():
+      return base  # As it is: adding zero would turn -0 into 0.
     return (base + change).astype(self.dtype)
 
 
@@ -59,17 +59,16 @@ def obstacle(
         f'level {i} uses {used} of its experts, and how much one adds depends '
         'on the token'
       )
-  stored = params['blocks'][f'level_{len(cfg.chain)}']['gate'].dtype
-  changed = memory and any(
-    np.asarray(x).any()
-    for delta in memory.deltas()
-    for x in (delta or {}).values()
-  )
-  if changed and stored not in (jnp.float32, jnp.dtype(cfg.dtype)):
-    return (
-      f'the weights are {stored} but computed with in {cfg.dtype}, so the sum '
-      'with the fast change would be rounded'
-    )
+  dense = params['blocks'][f'level_{len(cfg.chain)}']
+  for delta in memory.deltas() if memory else ():
+    for key, change in (delta or {}).items():
+      stored = dense[key].dtype
+      exact = stored in (jnp.float32, jnp.dtype(cfg.dtype))
+      if not exact and np.asarray(change).any():
+        return (
+          f'the weights are {stored} but computed with in {cfg.dtype}, so the '
+          'sum with the fast change would be rounded'
+        )
   return None
 
 

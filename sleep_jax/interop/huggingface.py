@@ -4,7 +4,7 @@ Reading holds one tensor of the source in RAM beside what `allocate` returns
 (files mapped into memory, for a large model); writing holds one shard.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -18,6 +18,7 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.runtime import folders
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -27,9 +28,6 @@ _DTYPES = {
   'F16': np.dtype('float16'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-
-# (name, shape, dtype) -> an array to fill.
-Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +206,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def load(
   folder: pathlib.Path,
   cfg: config.ModelConfig,
-  allocate: Allocate | None = None,
+  allocate: folders.Allocate | None = None,
 ) -> t.Params:
   """The weights of a plain checkpoint, types and bits as they are.
 

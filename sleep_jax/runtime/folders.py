@@ -24,6 +24,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
 FORMAT = 'sleep_jax'
+# (name, shape, dtype) -> an array to fill.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
 
