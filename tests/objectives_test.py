@@ -118,12 +118,13 @@ def test_top_k_bounds_the_divergence_from_below(name, beta):
   def loss(student, teacher):
     return divergences.from_hidden(measure, teacher, student, chunk=4).sum()
 
-  whole, grads = jax.value_and_grad(loss)(student, (h, w))
+  graded = jax.jit(jax.value_and_grad(loss))
+  whole, grads = graded(student, (h, w))
   values = []
   for k in (1, 3, 6, 10):
     teacher = divergences.top_k(h @ w.T, k)
     np.testing.assert_allclose(jnp.exp(teacher.logprobs).sum(-1), 1, rtol=1e-5)
-    value, lumped = jax.value_and_grad(loss)(student, teacher)
+    value, lumped = graded(student, teacher)
     values.append(float(value))
   assert 0 < values[0] < values[1] < values[2] < values[3]
   # With all tokens but one, lumping changes nothing.
@@ -155,14 +156,15 @@ def test_chunks_need_little_memory_at_a_large_vocabulary():
   assert temporaries(chunk=32) < temporaries(chunk=512) / 4
 
 
-def test_levenshtein_matches_rapidfuzz():
+@pytest.mark.parametrize(
+  'm, n', [(12, 9), (1, 1), (32, 40), (70, 33), (300, 64)]
+)
+def test_levenshtein_matches_rapidfuzz(m, n):
   rng = np.random.default_rng(1)
-  a = rng.integers(0, 4, (200, 12))
-  b = rng.integers(0, 4, (200, 9))
-  la, lb = rng.integers(0, 13, 200), rng.integers(0, 10, 200)
-  got = jax.vmap(rewards.levenshtein)(
-    jnp.array(a), jnp.array(la), jnp.array(b), jnp.array(lb)
-  )
+  a, b = rng.integers(0, 4, (200, m)), rng.integers(0, 4, (200, n))
+  la, lb = rng.integers(0, m + 1, 200), rng.integers(0, n + 1, 200)
+  la[:4], lb[:4] = (0, m, 0, m), (0, 0, n, n)  # The corners of the table.
+  got = jax.jit(rewards.levenshtein)(*map(jnp.array, (a, la, b, lb)))
   want = [
     rapidfuzz.distance.Levenshtein.distance(x[:i].tolist(), y[:j].tolist())
     for x, i, y, j in zip(a, la, b, lb)
