@@ -35,16 +35,18 @@ setuptools.setup(
   extras_require={
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'hf': ['safetensors', 'tokenizers'],
+    'hf': ['jinja2', 'safetensors', 'tokenizers'],
     'bench': ['torch', 'transformers', 'rapidfuzz'],
     'dev': [
       'beartype',
       'import-linter',
+      'jinja2',
       'pre-commit',
       'pytest',
       'pytest-xdist',
       'rapidfuzz',
       'ruff',
+      'tokenizers',
     ],
   },
 )

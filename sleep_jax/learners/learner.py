@@ -39,6 +39,9 @@ class Setup:
   finetune: config.FinetuneConfig
   ledger: accounts.Ledger
 
+  def __post_init__(self):
+    tokenizers.check_fits(self.tokenizer, self.model.vocab)
+
 
 class Learner(Protocol):
   """A way to live. Lives are values: each verb returns a new one."""
