@@ -6,6 +6,7 @@ from typing import Protocol
 import sentencepiece
 
 from sleep_jax import config
+from sleep_jax.data import catalog
 from sleep_jax.data import hf_tokenizer
 from sleep_jax.data import llama2c_tokenizer
 
@@ -78,28 +79,32 @@ class SentencePieceTokenizer:
     return self._model.decode([int(i) for i in tokens])
 
 
-def load(path: pathlib.Path | str) -> Tokenizer:
+def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
   """A tokenizer by what `path` is.
 
   Args:
-    path: a sentencepiece `.model`, a llama2.c `.bin`, or the folder of a
-      Hugging Face checkpoint (or the `tokenizer.json` in it).
+    path: a sentencepiece `.model`, a llama2.c `.bin` (of one's own, or listed
+      in `catalog`), or the folder of a Hugging Face checkpoint (or the
+      `tokenizer.json` in it).
+    folder: the data folder, see `sources.data_dir`.
 
   Raises:
     ConfigError: if it is none of these, or broken.
   """
   path = pathlib.Path(path)
-  if path.is_dir() or path.name == 'tokenizer.json':
-    folder = path if path.is_dir() else path.parent
-    return hf_tokenizer.HuggingFaceTokenizer(folder)
+  if path.is_dir():
+    return hf_tokenizer.HuggingFaceTokenizer(path)
+  if path.name == 'tokenizer.json':
+    return hf_tokenizer.HuggingFaceTokenizer(path.parent)
   if path.suffix == '.model':
     return SentencePieceTokenizer(path)
-  if path.suffix != '.bin' or not path.exists():
-    raise config.ConfigError(
-      f'tokenizer {str(path)!r} does not exist, or is none of: a .model of '
-      'sentencepiece, a .bin of llama2.c, a folder with tokenizer.json.'
-    )
-  return llama2c_tokenizer.Llama2cTokenizer(path.read_bytes(), path.name)
+  if path.suffix == '.bin':
+    content = catalog.read(str(path), folder)
+    return llama2c_tokenizer.Llama2cTokenizer(content, path.name)
+  raise config.ConfigError(
+    f'tokenizer {str(path)!r} does not exist, or is none of: a .model of '
+    'sentencepiece, a .bin of llama2.c, a folder with tokenizer.json.'
+  )
 
 
 def check_fits(tokenizer: Tokenizer, vocab: int) -> None:

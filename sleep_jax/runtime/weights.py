@@ -1,9 +1,11 @@
 """Backbone weights in one `.npz` file, with the config that fits them."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 from flax import traverse_util
 import numpy as np
@@ -41,17 +43,28 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
   with np.load(path) as archive:
     meta = json.loads(str(archive[_META]))
     flat = {k: archive[k] for k in archive.files if k != _META}
+  check(path.name, meta, cfg)
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def check(where: str, meta: Mapping[str, Any], cfg: config.ModelConfig) -> None:
+  """Refuses weights of another model.
+
+  Args:
+    where: the file, for the message.
+    meta: the config that the weights were trained with, as a mapping.
+    cfg: the model that is wanted.
+  """
   for name in ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim'):
     if meta[name] != getattr(cfg, name):
       raise config.ConfigError(
-        f'{path.name} was trained with {name}={meta[name]}, but model.{name}'
+        f'{where} was trained with {name}={meta[name]}, but model.{name}'
         f"={getattr(cfg, name)}; use the base's own setting or another base."
       )
   hidden = [level['hidden'] for level in meta['levels']]
   wanted = [level.hidden for level in cfg.levels]
   if hidden != wanted:
     raise config.ConfigError(
-      f'{path.name} was trained with levels of hidden width {hidden}, but '
+      f'{where} was trained with levels of hidden width {hidden}, but '
       f'model.levels asks for {wanted}.'
     )
-  return traverse_util.unflatten_dict(flat, sep='/')
