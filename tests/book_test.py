@@ -122,7 +122,7 @@ def test_where_a_life_begins_is_seeded(small):
   [
     (dict(rows=20), 'task.rows=20 is not a multiple of 9'),
     (dict(rows=1800), 'book.txt has .* tokens, and 3 days of 1800 rows need'),
-    (dict(known_rows=10), 'old.txt has too few documents'),
+    (dict(known_rows=10), 'old.txt has 9 documents of 8 tokens'),
     (dict(read_probes=19), 'task.read_probes=19 is more than task.rows=18'),
     (dict(book='none.txt'), "file 'none.txt' does not exist"),
   ],
@@ -151,6 +151,7 @@ def test_a_base_gains_levels_and_says_the_same_bit_for_bit(tmp_path):
   params = bases.load(str(tmp_path / 'b.bin'), cfg)
   memory = memory_lib.fresh_memory(cfg)
 
+  @jax.jit
   @jax.grad
   def slope(deltas):
     out = transformer.forward(cfg, params, tokens, memory.with_deltas(deltas))

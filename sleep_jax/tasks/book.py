@@ -9,6 +9,7 @@ book a life begins is drawn by seed.
 """
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -82,21 +83,20 @@ class Book:
     return np.pad(rows, ((0, 0), (1, 0)), constant_values=self.tokenizer.bos)
 
   def _known_rows(self) -> np.ndarray:
-    """The beginnings of documents that the base was trained on, or might."""
+    """How documents of the kind that the base was trained on begin."""
     cfg, room = self.cfg, self.cfg.length - 1
     text = catalog.read(cfg.known, cfg.data_dir).decode('utf-8')
-    order = np.random.default_rng([self._seed, 2]).permutation(
-      [story.strip() for story in _END_OF_STORY.split(text)]
-    )
-    found = (self.tokenizer.encode(str(story)) for story in order)
-    long = [ids[:room] for _, ids in zip(range(4 * cfg.known_rows), found)
-            if len(ids) >= room][: cfg.known_rows]  # fmt: skip
-    if len(long) < cfg.known_rows:
+    stories = _END_OF_STORY.split(text)
+    order = np.random.default_rng([self._seed, 2]).permutation(len(stories))
+    encoded = (self.tokenizer.encode(stories[i].strip()) for i in order)
+    long = (ids[:room] for ids in encoded if len(ids) >= room)
+    found = list(itertools.islice(long, cfg.known_rows))
+    if len(found) < cfg.known_rows:
       raise config.ConfigError(
-        f'{cfg.known} has too few documents of {room} tokens for task.'
+        f'{cfg.known} has {len(found)} documents of {room} tokens, and task.'
         f'known_rows={cfg.known_rows}; lower that or task.length.'
       )
-    return self._rows(np.array(long, np.int32))
+    return self._rows(np.array(found, np.int32))
 
   def experience(self, episode: int) -> task.Experience:
     tokens = self._read[episode]
