@@ -35,17 +35,19 @@ setuptools.setup(
   extras_require={
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'hf': ['safetensors>=0.8', 'tokenizers'],
+    'hf': ['jinja2', 'safetensors>=0.8', 'tokenizers'],
     'bench': ['torch', 'transformers', 'rapidfuzz'],
     'dev': [
       'beartype',
       'import-linter',
+      'jinja2',
       'pre-commit',
       'pytest',
       'pytest-xdist',
       'rapidfuzz',
       'ruff',
       'safetensors>=0.8',
+      'tokenizers',
     ],
   },
 )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
+from experiments import bases
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
@@ -19,7 +20,6 @@ from sleep_jax.learners import learner as learner_lib
 from sleep_jax.runtime import accounts
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import metrics as metrics_lib
-from sleep_jax.runtime import weights
 from sleep_jax.tasks import task as task_lib
 
 Settings = dict[str, Any]
@@ -56,7 +56,7 @@ def build(
   ledger = accounts.Ledger(model, given['length'])
   setup = learner_lib.Setup(
     model=model,
-    params=weights.load(pathlib.Path(c['base']), model),
+    params=bases.load(c['base'], model, given.get('data_dir')),
     tokenizer=task.tokenizer,
     wake=config.from_mapping(config.WakeConfig, c['wake'], 'wake'),
     sleep=config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep'),
@@ -161,7 +161,7 @@ def _one_day(task, learner, life, night) -> tuple[dict[str, Any], Any]:
 
 def _glance(scalars: dict[str, float]) -> dict[str, str]:
   """The few figures that a progress bar has room for."""
-  keys = ('base', 'recall', 'accuracy', 'first')
+  keys = ('base', 'recall', 'accuracy', 'first', 'held_out_ppl', 'known_ppl')
   return {
     k: f'{scalars[f"exam/{k}"]:.2f}' for k in keys if f'exam/{k}' in scalars
   }

@@ -5,7 +5,6 @@ python -m experiments.pretrain --config=experiments/configs/base_facts.py
 
 from collections.abc import Callable
 import pathlib
-import re
 import time
 
 from absl import app
@@ -21,6 +20,7 @@ import tqdm
 
 from sleep_jax import config
 from sleep_jax import training
+from sleep_jax.data import catalog
 from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
 from sleep_jax.models import transformer
@@ -71,10 +71,9 @@ def paragraphs(
 ) -> tuple[np.ndarray, np.ndarray]:
   """All paragraphs as one stream, each ended by EOS, and where they begin."""
   parts = [
-    [*tokenizer.encode(' '.join(p.split())), tokenizer.stop]
+    [*tokenizer.encode(p), tokenizer.stop]
     for text in texts
-    for p in re.split(r'\n\s*\n', text)
-    if p.strip()
+    for p in catalog.paragraphs(text)
   ]
   starts = np.cumsum([0, *(len(p) for p in parts)])[:-1]
   return np.concatenate(parts).astype(np.int32), starts[1:]
@@ -82,12 +81,11 @@ def paragraphs(
 
 def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   """Windows of the books, and of the held-out book."""
-  train = sources.books(c.data_dir, held_out=c.held_out)
-  every = sources.books(c.data_dir, held_out=())
-  held_out = [text for name, text in every.items() if name in c.held_out]
-  train_tokenizer(
-    list(train.values()), pathlib.Path(c.tokenizer), c.model.vocab
-  )
+  train, held_out = [], []
+  for name, file in catalog.BOOKS.items():
+    text = sources.read(file, c.data_dir).decode()
+    (held_out if name in c.held_out else train).append(text)
+  train_tokenizer(train, pathlib.Path(c.tokenizer), c.model.vocab)
   tokenizer = tokenizers.SentencePieceTokenizer(c.tokenizer)
 
   def windows(texts: list[str]) -> Corpus:
@@ -102,7 +100,7 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 
     return draw
 
-  return windows(list(train.values())), windows(held_out)
+  return windows(train), windows(held_out)
 
 
 def main(_) -> None:

@@ -10,10 +10,12 @@ from scipy import stats
 Life = dict[str, Any]
 
 _COLUMNS = {
+  'Book': ('held_out_ppl', 'ahead_ppl', 'read_ppl', 'known_ppl', 'accuracy'),
   'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
   'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
 }
 _HEADLINE = {
+  'Book': ('held_out_ppl', 'ahead_ppl', 'known_ppl'),
   'Facts': ('first', 'recall', 'base'),
   'ClassIncremental': ('accuracy',),
 }

@@ -27,6 +27,7 @@ from sleep_jax import typing as t
 from sleep_jax.interop import architectures
 from sleep_jax.interop import bank
 from sleep_jax.interop import huggingface
+from sleep_jax.interop import llama2c
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import folders
@@ -63,8 +64,6 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
       f'{out} exists already; name another output, or delete it yourself.'
     )
   if source.suffix == '.bin' and source.is_file():
-    from sleep_jax.interop import llama2c
-
     return _write(out, *llama2c.read(source))
   if source.suffix == '.npz' and source.is_file():
     return _export(out, *weights.read(source), None, None)

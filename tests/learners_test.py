@@ -87,7 +87,9 @@ def test_sleep_uses_a_slot_each_night_and_wake_only_none():
 
 
 def test_an_unknown_learner_lists_the_known():
-  with pytest.raises(config.ConfigError, match='ewc, icl, joint, sft, sleep'):
+  with pytest.raises(
+    config.ConfigError, match='ewc, frozen, icl, joint, sft, sleep'
+  ):
     learners.build('hope', setup())
 
 
@@ -108,8 +110,10 @@ def test_scores_equal_greedy_decoding_and_the_chain_rule():
   ).tokens.tolist()
   wrong = [[*a[:-1], (a[-1] + 1) % 168] for a in said]
   right = learner_lib.score(s, s.params, memory, prompts, said)
-  assert right.exact.all()
-  assert not learner_lib.score(s, s.params, memory, prompts, wrong).exact.any()
+  assert right.exact.all() and (right.token_accuracy == 1.0).all()
+  missed = learner_lib.score(s, s.params, memory, prompts, wrong)
+  assert not missed.exact.any()
+  np.testing.assert_allclose(missed.token_accuracy, 2 / 3, rtol=1e-6)
   for p, a, got in zip(prompts, said, right.answer_logprob):
     logits = transformer.forward(
       s.model, s.params, jnp.array([p + a]), memory

@@ -178,6 +178,7 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
     'class_incremental:clinc',
     'class_incremental:banking',
     'class_incremental:dbpedia',
+    'stories',
   ],
 )
 def test_every_config_builds_a_model(name):

@@ -34,7 +34,7 @@ def oracle(task, known):
       (*p[-3:], *a, task.tokenizer.separator) in known
       for p, a in zip(prompts, answers)
     ]
-    return task_lib.Response(np.array(exact), np.zeros(len(prompts)))
+    return task_lib.Response(np.array(exact), *np.zeros((2, len(prompts))))
 
   return respond, asked
 
@@ -99,7 +99,9 @@ def test_too_many_entities_are_refused():
 
 
 def test_unknown_task_and_setting_are_refused():
-  with pytest.raises(config.ConfigError, match='class_incremental, facts'):
+  with pytest.raises(
+    config.ConfigError, match='book, class_incremental, facts'
+  ):
     tasks.build('fact', {}, 0)
   with pytest.raises(config.ConfigError, match="'episode'.*known are"):
     tasks.build('facts', dict(episode=1), 0)
@@ -140,7 +142,7 @@ def test_no_label_of_a_later_episode_leaks():
   def respond(prompts, answers):
     asked.extend(zip(prompts, answers))
     exact = np.array([tuple(a) in labels[1] for a in answers])
-    return task_lib.Response(exact, np.zeros(len(prompts)))
+    return task_lib.Response(exact, *np.zeros((2, len(prompts))))
 
   exam = task.exam(respond, 1)
   assert exam.by_episode == [0.0, 1.0]

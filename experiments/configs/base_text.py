@@ -1,8 +1,8 @@
 """Pretrains the small base model of the real-text tasks on old novels.
 
 A sentencepiece vocabulary of 1,024 pieces and a decoder of 0.4M parameters, on
-the books of $SLEEP_JAX_DATA/gutenberg. Cost: under 30 minutes on 2 CPU cores.
-Prints the loss on a book that it never saw.
+the books that `sleep_jax/data/catalog.py` lists. Cost: under 30 minutes on 2
+CPU cores. Prints the loss on a book that it never saw.
 
   python -m experiments.pretrain --config=experiments/configs/base_text.py
 """

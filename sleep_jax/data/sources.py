@@ -6,7 +6,7 @@ The project ships no data. A file is looked for, as it is or gzipped, under
 with: a table of results is worth nothing over other data.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 import dataclasses
 import gzip
 import hashlib
@@ -31,12 +31,14 @@ class DataError(config.ConfigError):
 class RawFile:
   """A file by its path below the data folder, its origin and its SHA-256.
 
-  The hash is of the uncompressed content.
+  The hash is of the uncompressed content; `prepare` makes that content of what
+  the origin sends, if it is not the same.
   """
 
   path: str
   url: str
   sha256: str
+  prepare: Callable[[bytes], bytes] | None = None
 
 
 def data_dir(given: str | None) -> pathlib.Path | None:
@@ -64,7 +66,10 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
     for path in (root / file.path, root / f'{file.path}.gz'):
       if path.exists():
         return _checked(file, _content(path), str(path))
-  content = _checked(file, _download(file), file.url)
+  content = _download(file)
+  if file.prepare:
+    content = file.prepare(content)
+  content = _checked(file, content, file.url)
   target = _CACHE / file.path
   target.parent.mkdir(parents=True, exist_ok=True)
   part = target.with_name(f'{target.name}.{os.getpid()}.part')
@@ -101,20 +106,3 @@ def _download(file: RawFile) -> bytes:
       f'{file.path} is in no local folder and {file.url} cannot be reached '
       f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
     ) from None
-
-
-def books(folder: str | None, held_out: Iterable[str]) -> dict[str, str]:
-  """Public-domain books `gutenberg/*.txt[.gz]`, without the held-out ones."""
-  root = data_dir(folder)
-  found = sorted((root / 'gutenberg').glob('*.txt*')) if root else []
-  if not found:
-    raise DataError(
-      'no books: put plain-text books into $SLEEP_JAX_DATA/gutenberg/*.txt '
-      '(Project Gutenberg, headers removed). Only retraining the shipped '
-      'base model needs them.'
-    )
-  return {
-    path.name.split('.')[0]: _content(path).decode('utf-8')
-    for path in found
-    if not any(path.name.startswith(h) for h in held_out)
-  }

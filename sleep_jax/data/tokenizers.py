@@ -6,6 +6,9 @@ from typing import Protocol
 import sentencepiece
 
 from sleep_jax import config
+from sleep_jax.data import catalog
+from sleep_jax.data import hf_tokenizer
+from sleep_jax.data import llama2c_tokenizer
 
 
 class Tokenizer(Protocol):
@@ -46,7 +49,7 @@ class WordTokenizer:
 
 
 class SentencePieceTokenizer:
-  """A sentencepiece `.model` with padding, BOS and EOS; EOS ends a document."""
+  """A sentencepiece `.model` with BOS and EOS; EOS ends a document."""
 
   def __init__(self, path: pathlib.Path | str):
     if not pathlib.Path(path).exists():
@@ -54,16 +57,54 @@ class SentencePieceTokenizer:
         f'tokenizer file {str(path)!r} does not exist; train one with '
         'python -m experiments.pretrain, or correct the path.'
       )
-    self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as e:
+      raise config.ConfigError(f'{path} is no sentencepiece model: {e}') from e
     self.vocab = self._model.vocab_size()
-    self.pad, self.bos = self._model.pad_id(), self._model.bos_id()
+    self.bos = self._model.bos_id()
     self.separator = self.stop = self._model.eos_id()
+    if min(self.bos, self.stop) < 0:
+      raise config.ConfigError(
+        f'{path} has BOS {self.bos} and EOS {self.stop}, -1 meaning none; '
+        'documents need both.'
+      )
+    # Llama 2's has no padding; what is padded is masked, so any id serves.
+    self.pad = max(self._model.pad_id(), 0)
 
   def encode(self, text: str) -> list[int]:
     return self._model.encode(text)
 
   def decode(self, tokens: list[int]) -> str:
     return self._model.decode([int(i) for i in tokens])
+
+
+def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
+  """A tokenizer by what `path` is.
+
+  Args:
+    path: a sentencepiece `.model`, a llama2.c `.bin` (of one's own, or listed
+      in `catalog`), or the folder of a Hugging Face checkpoint (or the
+      `tokenizer.json` in it).
+    folder: the data folder, see `sources.data_dir`.
+
+  Raises:
+    ConfigError: if it is none of these, or broken.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return hf_tokenizer.HuggingFaceTokenizer(path)
+  if path.name == 'tokenizer.json':
+    return hf_tokenizer.HuggingFaceTokenizer(path.parent)
+  if path.suffix == '.model':
+    return SentencePieceTokenizer(path)
+  if path.suffix == '.bin':
+    content = catalog.read(str(path), folder)
+    return llama2c_tokenizer.Llama2cTokenizer(content, path.name)
+  raise config.ConfigError(
+    f'tokenizer {str(path)!r} does not exist, or is none of: a .model of '
+    'sentencepiece, a .bin of llama2.c, a folder with tokenizer.json.'
+  )
 
 
 def check_fits(tokenizer: Tokenizer, vocab: int) -> None:

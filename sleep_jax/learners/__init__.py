@@ -6,6 +6,7 @@ from sleep_jax.learners import learner
 from sleep_jax.learners import online
 
 _LEARNERS = {
+  'frozen': online.Frozen,
   'icl': online.InContext,
   'wake_only': online.WakeOnly,
   'sleep': online.Sleep,

@@ -39,6 +39,9 @@ class Setup:
   finetune: config.FinetuneConfig
   ledger: accounts.Ledger
 
+  def __post_init__(self):
+    tokenizers.check_fits(self.tokenizer, self.model.vocab)
+
 
 class Learner(Protocol):
   """A way to live. Lives are values: each verb returns a new one."""
@@ -82,8 +85,8 @@ def _score(
   tokens_BxT: jax.Array,
   lengths_B: jax.Array,
   answer_BxT: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Exact match under greedy decoding, and log-probability, of answers."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Exact match under greedy decoding, log-probability and token accuracy."""
   positions = jnp.arange(tokens_BxT.shape[1]) - (
     tokens_BxT.shape[1] - lengths_B[:, None]
   )
@@ -94,8 +97,13 @@ def _score(
   target, asked = tokens_BxT[:, 1:], answer_BxT[:, 1:]
   logp = jax.nn.log_softmax(logits)
   logp = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
-  hit = (logits.argmax(-1) == target) | ~asked
-  return hit.all(axis=1), (logp * asked).sum(axis=1)
+  hit = (logits.argmax(-1) == target) & asked
+  hits, length = hit.sum(axis=1), asked.sum(axis=1)
+  return (
+    hits == length,
+    (logp * asked).sum(axis=1),
+    hits / jnp.maximum(length, 1),
+  )
 
 
 def score(
@@ -112,7 +120,7 @@ def score(
   decoded to know.
   """
   exact = np.zeros(len(prompts), bool)
-  logprob = np.zeros(len(prompts), np.float32)
+  logprob, accuracy = np.zeros((2, len(prompts)), np.float32)
   whole = [p + a for p, a in zip(prompts, answers, strict=True)]
   order = np.argsort([len(w) for w in whole], kind='stable')
   with setup.ledger.phase('exam') as account:
@@ -125,7 +133,7 @@ def score(
       for row, j in zip(asked, index, strict=True):
         row[len(row) - len(answers[j]) :] = True
       fill = _EXAM_ROWS - len(index)
-      hit, logp = _score(
+      hit, logp, right = _score(
         setup.model,
         params,
         memory,
@@ -135,5 +143,6 @@ def score(
       )
       exact[index] = np.asarray(hit)[: len(index)]
       logprob[index] = np.asarray(logp)[: len(index)]
+      accuracy[index] = np.asarray(right)[: len(index)]
       account.forward(_EXAM_ROWS * tokens.shape[1])
-  return task.Response(exact, logprob)
+  return task.Response(exact, logprob, accuracy)

@@ -57,6 +57,15 @@ class WakeOnly:
     return learner.score(self.setup, life.params, life.memory, prompts, answers)
 
 
+class Frozen(WakeOnly):
+  """frozen: the base as it is; it reads, and learns nothing."""
+
+  def wake(
+    self, life: life_lib.Life, experience: task.Experience
+  ) -> tuple[life_lib.Life, learner.Metrics]:
+    return life, {}
+
+
 class Sleep(WakeOnly):
   """Wake, then consolidate what is due, slowest first (Sleep section 5)."""
 

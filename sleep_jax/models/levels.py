@@ -45,7 +45,7 @@ def adopt(
     params: its weights.
     cfg: the same model, or that model with levels: `cfg.partition` set, or
       more `cfg.levels` of which the slowest is the one that `had` has.
-    rng: draws `gate` and `up` of new levels.
+    rng: draws what of `gate` and `up` is wider than the MLP's own.
 
   Raises:
     ConfigError: naming the first setting that does not fit.
@@ -76,21 +76,30 @@ def _meant(cfg: config.ModelConfig, name: str):
 
 
 def _stacked(cfg: config.ModelConfig, blocks: t.Params, rng: t.Key) -> t.Params:
-  """The blocks' one MLP as the slowest of `cfg.levels`, silent ones before."""
+  """The blocks' one MLP as the slowest of `cfg.levels`, silent ones before.
+
+  A new level begins with the norm and the features of that MLP, which it would
+  else have to learn, and draws what it has beyond them.
+  """
   blocks = dict(blocks)
-  slowest = len(cfg.levels)
-  for name in ('level_{}', 'level_{}_norm'):
-    blocks[name.format(slowest)] = blocks.pop(name.format(1))
-  dtype = blocks[f'level_{slowest}']['gate'].dtype
+  own, norm = blocks.pop('level_1'), blocks.pop('level_1_norm')
+  slowest, dtype = len(cfg.levels), own['gate'].dtype
   draw = nn.initializers.lecun_normal(batch_axis=(0,))
+
+  def features(key: t.Key, name: str, hidden: int) -> jax.Array:
+    shape = (cfg.layers, cfg.dim, hidden)
+    borrowed = own[name][..., :hidden]
+    if borrowed.shape == shape:
+      return jnp.asarray(borrowed)
+    fresh = draw(key, shape, dtype)
+    return fresh.at[..., : borrowed.shape[-1]].set(borrowed)
+
   for i, level in enumerate(cfg.levels[:-1], 1):
-    into = (cfg.layers, cfg.dim, level.hidden)
     gate, up = jax.random.split(jax.random.fold_in(rng, i))
     blocks[f'level_{i}'] = {
-      'gate': draw(gate, into, dtype),
-      'up': draw(up, into, dtype),
+      'gate': features(gate, 'gate', level.hidden),
+      'up': features(up, 'up', level.hidden),
       'down': jnp.zeros((cfg.layers, level.hidden, cfg.dim), dtype),
     }
-    scale = blocks[f'level_{slowest}_norm']['scale']
-    blocks[f'level_{i}_norm'] = {'scale': jnp.ones(scale.shape, scale.dtype)}
-  return blocks
+    blocks[f'level_{i}_norm'] = norm
+  return blocks | {f'level_{slowest}': own, f'level_{slowest}_norm': norm}

@@ -97,7 +97,7 @@ class ClassIncremental:
       cfg.dataset, SPLITS, 'task.dataset'
     )
     self.cfg, self._seed = cfg, seed
-    self.tokenizer = tokenizers.SentencePieceTokenizer(cfg.tokenizer)
+    self.tokenizer = tokenizers.load(cfg.tokenizer)
     train = examples(cfg.dataset, 'train', cfg.data_dir)
     test = examples(cfg.dataset, 'test', cfg.data_dir)
     classes = sorted({label for _, label in train})

@@ -26,10 +26,13 @@ class Response:
 
   exact: `[N]` bool, whether the greedy completion is the answer, to the token.
   answer_logprob: `[N]` log-probability of the answer in nats.
+  token_accuracy: `[N]` share of the answer's tokens that are the greedy choice
+    after the prompt and the answer's own tokens before.
   """
 
   exact: np.ndarray
   answer_logprob: np.ndarray
+  token_accuracy: np.ndarray
 
 
 class Respond(Protocol):

@@ -1,0 +1,32 @@
+"""Base weights by file: our own `.npz`, or a checkpoint of llama2.c."""
+
+import pathlib
+
+import jax
+
+from sleep_jax import config
+from sleep_jax import typing as t
+from sleep_jax.data import catalog
+from sleep_jax.interop import llama2c
+from sleep_jax.models import levels
+from sleep_jax.runtime import weights
+
+
+def load(
+  base: str, cfg: config.ModelConfig, folder: str | None = None
+) -> t.Params:
+  """The weights that `--config.base` names, as `cfg` wants them.
+
+  Args:
+    base: a `.npz` of ours; or a `.bin` of llama2.c, a path or a listed name.
+    cfg: the model; a `.bin` gains the levels that it does not have.
+    folder: the data folder, see `sources.data_dir`.
+
+  Raises:
+    ConfigError: if there is no such file, or it does not fit.
+  """
+  path = pathlib.Path(base)
+  if path.suffix != '.bin':
+    return weights.load(path, cfg)
+  found, params = llama2c.parse(catalog.read(base, folder), path.name)
+  return levels.adopt(found, params, cfg, jax.random.key(0))

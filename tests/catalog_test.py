@@ -1,0 +1,74 @@
+"""Listed raw files: by name, by checksum, and from their origin."""
+
+import hashlib
+import os
+
+import pytest
+
+from sleep_jax.data import catalog
+from sleep_jax.data import sources
+
+needs_data = pytest.mark.skipif(
+  not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
+)
+
+TEXT = 'Produced by A. Nobody\n\n\nA TALE\n\nIt was “night”.\n'
+RAW = (
+  '\ufeffThe Project Gutenberg EBook of A Tale\n\n'
+  '*** START OF THIS PROJECT GUTENBERG EBOOK A\nTALE ***\n\n\n'
+  f'{TEXT}\n\nEnd of the Project Gutenberg EBook of A Tale\n'
+  '*** END OF THIS PROJECT GUTENBERG EBOOK A TALE ***\n\nThe licence.\n'
+).replace('\n', '\r\n')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'cp1252'])
+def test_a_book_loses_all_but_its_text(encoding):
+  raw = RAW if encoding == 'utf-8' else RAW.removeprefix('\ufeff')
+  assert catalog.body(raw.encode(encoding)).decode() == TEXT
+
+
+def test_a_text_without_the_marks_is_refused():
+  with pytest.raises(sources.DataError, match='START and END'):
+    catalog.body(b'<html>404</html>')
+
+
+def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, '_CACHE', tmp_path / 'cache')
+  monkeypatch.delenv('SLEEP_JAX_DATA', raising=False)
+  origin = tmp_path / 'raw.txt'
+  origin.write_bytes(RAW.encode())
+
+  def file(content: str) -> sources.RawFile:
+    sha = hashlib.sha256(content.encode()).hexdigest()
+    return sources.RawFile('b/tale.txt', origin.as_uri(), sha, catalog.body)
+
+  with pytest.raises(sources.DataError, match='SHA-256'):
+    sources.read(file(RAW))
+  assert not (tmp_path / 'cache').exists()
+  assert sources.read(file(TEXT)).decode() == TEXT
+  origin.unlink()
+  assert sources.read(file(TEXT)).decode() == TEXT  # From the cache.
+
+
+def test_a_file_of_ones_own_or_a_listed_one(tmp_path):
+  (tmp_path / 'mine.txt').write_text('Mine.')
+  assert catalog.read(str(tmp_path / 'mine.txt')) == b'Mine.'
+  with pytest.raises(sources.DataError, match="'x.txt'.*listed gutenberg/Anna"):
+    catalog.read('x.txt')
+
+
+def test_every_listed_file_has_an_origin_and_a_hash():
+  for path, file in catalog._FILES.items():
+    assert path == file.path and file.url.startswith('https://')
+    assert len(bytes.fromhex(file.sha256)) == 32
+  assert len({f.sha256 for f in catalog._FILES.values()}) == 18
+
+
+@needs_data
+@pytest.mark.parametrize('name', sorted(catalog._FILES))
+def test_local_files_are_the_listed_ones(name):
+  assert len(catalog.read(name)) > 1000
+
+
+def test_paragraphs_stand_on_one_line_each():
+  assert catalog.paragraphs('A\n  b\n\n \nC\n\n\n') == ['A b', 'C']
