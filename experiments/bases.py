@@ -2,13 +2,10 @@
 
 import pathlib
 
-import jax
-
 from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.data import catalog
 from sleep_jax.interop import llama2c
-from sleep_jax.models import levels
 from sleep_jax.runtime import weights
 
 
@@ -29,4 +26,4 @@ def load(
   if path.suffix != '.bin':
     return weights.load(path, cfg)
   found, params = llama2c.parse(catalog.read(base, folder), path.name)
-  return levels.adopt(found, params, cfg, jax.random.key(0))
+  return weights.adopted(path.name, found, params, cfg)

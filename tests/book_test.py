@@ -167,9 +167,8 @@ def test_a_base_gains_levels_and_says_the_same_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
   'changes, words',
   [
-    (dict(dim=32), 'b.bin was trained with dim=16, but model.dim=32'),
-    (dict(levels=levels(24, 8)), r'hidden width \[24\], but .* \[8\]'),
-    (dict(levels=levels(25, 24)), r'levels\[0\].hidden=25: .* at most its 24'),
+    (dict(dim=32), 'b.bin: .* trained with dim=16, but model.dim=32'),
+    (dict(levels=levels(24, 8)), r'hidden width \[24\], but .* \[24, 8\]'),
   ],
 )
 def test_a_base_that_does_not_fit_is_refused(tmp_path, changes, words):

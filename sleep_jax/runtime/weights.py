@@ -76,8 +76,22 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
     had, params = saved.cfg, jax.tree.map(jnp.asarray, saved.params)
   else:
     had, params = read(path)
+  return adopted(path.name, had, params, cfg)
+
+
+def adopted(
+  where: str,
+  had: config.ModelConfig,
+  params: t.Params,
+  cfg: config.ModelConfig,
+) -> t.Params:
+  """Weights of the model `had` for the model `cfg`, see `levels.adopt`.
+
+  Raises:
+    ConfigError: naming `where`, the file, and what does not fit.
+  """
   try:
     # Always the same draw: a base is the same model in every life.
     return levels.adopt(had, params, cfg, jax.random.key(0))
   except config.ConfigError as e:
-    raise config.ConfigError(f'{path.name}: {e}') from e
+    raise config.ConfigError(f'{where}: {e}') from e
