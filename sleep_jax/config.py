@@ -261,6 +261,10 @@ class SeedingConfig:
   # Distillation.
   optimizer: str = 'adam'  # or muon.
   teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
+  # With a large vocabulary: keep so many of a teacher's logits per token, the
+  # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
+  teacher_top_k: int = 0
+  tokens_in_flight: int = 512
   # Extra weight of a token per nat that the selves disagree on it: of tokens
   # that the awake, and that the old self owns.
   emphasis: tuple[float, float] = (0.0, 0.0)

@@ -99,6 +99,24 @@ def test_kl_is_positive_at_first_and_falls(cfg, life, teachers):
   assert report.transferred
 
 
+def test_a_lumped_teacher_of_all_tokens_is_the_whole_teacher(cfg, life):
+  whole = dataclasses.replace(HOW, steps=6, rollout_every=3)
+  lumped = dataclasses.replace(
+    whole, teacher_top_k=cfg.vocab - 1, tokens_in_flight=50
+  )
+  curves = [night(cfg, life, how)[1].curves for how in (whole, lumped)]
+  for name in ('kl', 'on_policy', 'imitation', 'router'):
+    np.testing.assert_allclose(
+      curves[0][name], curves[1][name], rtol=2e-3, atol=1e-4, err_msg=name
+    )
+
+
+def test_a_few_tokens_of_the_teacher_suffice_to_learn(cfg, life):
+  how = dataclasses.replace(HOW, teacher_top_k=8, tokens_in_flight=64)
+  _, report = night(cfg, life, how)
+  assert 0.05 < report.kl_first and report.kl_last < 0.7 * report.kl_first
+
+
 def test_seeding_touches_the_new_slot_alone(cfg, life):
   ledger = accounts.Ledger(cfg, 16)
   student = consolidation.compute(cfg, HOW, life.memory, 0)

@@ -44,7 +44,8 @@ class Judged:
   tokens: t.Int[jax.Array, 'N T']
   positions: t.Int[jax.Array, 'N T']
   weight: t.Float[jax.Array, 'N T']  # Weight of the prediction; 0 = padding.
-  teacher: t.Float[jax.Array, 'N T V']  # Logits of the owner.
+  # Logits of the owner `[N, T, V]`, or the likeliest of them.
+  teacher: jax.Array | divergences.TopK
   gate: t.Float[jax.Array, 'N T']  # Where the new expert belongs: 1 or 0,
   gate_weight: t.Float[jax.Array, 'N T']  # and how much that is known.
 
@@ -197,6 +198,26 @@ def mixture(share: jax.Array, awake: jax.Array, old: jax.Array) -> jax.Array:
   )
 
 
+def _verdict(
+  how: config.SeedingConfig,
+  share: jax.Array,
+  awake: jax.Array,
+  old: jax.Array | None = None,
+) -> tuple[jax.Array | divergences.TopK, jax.Array]:
+  """The teacher of each token, and the nats that the selves are apart.
+
+  `share` is how much of the next token the awake self owns.
+  """
+  # What is copied every night flattens: a sharper teacher counters it.
+  teacher, apart = awake / how.teacher_temperature, jnp.zeros(share.shape)
+  if old is not None:
+    apart = divergences.forward_kl(awake, old)
+    teacher = mixture(share[..., None], teacher, old / how.teacher_temperature)
+  if how.teacher_top_k:
+    teacher = divergences.top_k(teacher, how.teacher_top_k)
+  return teacher, apart
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def judge(
   cfg: config.ModelConfig,
@@ -222,16 +243,27 @@ def judge(
     return transformer.forward(cfg, params, tokens, memory, positions=positions)
 
   out = think(selves.awake)
-  # What is copied every night flattens: a sharper teacher counters it.
-  teacher = out.logits / how.teacher_temperature
+  old = None if selves.old is None else think(selves.old)
+  ahead = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)))
+  rule = functools.partial(_verdict, how)
+  if how.teacher_top_k:
+    matrix = transformer.head(cfg, params)
+
+    def per_token(rows):
+      hidden, share = rows
+      return rule(share, *(h @ matrix.T.astype(h.dtype) for h in hidden))
+
+    hidden = [x.hidden for x in (out, old) if x is not None]
+    teacher, apart = divergences.chunked(
+      per_token, (hidden, ahead), how.tokens_in_flight
+    )
+  else:
+    teacher, apart = rule(
+      ahead, *(x.logits for x in (out, old) if x is not None)
+    )
   gate, known = jnp.ones(tokens.shape), owner
   ahead_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
-  if selves.old is not None:
-    old = think(selves.old).logits
-    ahead = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)))
-    apart = divergences.forward_kl(out.logits, old)
-    sharp = old / how.teacher_temperature
-    teacher = mixture(ahead[..., None], teacher, sharp)
+  if old is not None:
     gate = ahead
     known = jnp.where(ahead > 0, apart > how.router_margin, 1.0)
     # Where the selves disagree lies what must be moved, or must be kept.

@@ -97,17 +97,38 @@ def objective(
   )
   n = dreamt.tokens.shape[0]
   measure = divergences.divergence(how.divergence, how.beta)
-  off_policy = _weighted(measure(dreamt.teacher, out.logits[:n]), dreamt.weight)
-  kl = _weighted(
-    divergences.forward_kl(dreamt.teacher, out.logits[:n]), dreamt.weight
-  )
+
+  def apart(measure: divergences.Divergence, judged: dreams.Judged, own: slice):
+    if how.teacher_top_k:
+      student = (out.hidden[own], transformer.head(cfg, params))
+      per_token = divergences.from_hidden(
+        measure, judged.teacher, student, chunk=how.tokens_in_flight
+      )
+    else:
+      per_token = measure(judged.teacher, out.logits[own])
+    return _weighted(per_token, judged.weight)
+
+  def said() -> jax.Array:
+    if not how.teacher_top_k:
+      return losses.token_logprobs(out.logits[n:], rolled.judged.tokens)
+    matrix = transformer.head(cfg, params)
+    return divergences.chunked(
+      lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
+      (out.hidden[n:, :-1], rolled.judged.tokens[:, 1:]),
+      how.tokens_in_flight,
+    )
+
+  off_policy = apart(measure, dreamt, slice(n))
+  kl = off_policy
+  if how.divergence != 'forward_kl':
+    kl = apart(divergences.forward_kl, dreamt, slice(n))
   distil, on_policy, unlike = off_policy, jnp.zeros(()), jnp.zeros(())
   if rolled is not None:
     mine = rolled.judged
-    on_policy = _weighted(measure(mine.teacher, out.logits[n:]), mine.weight)
+    on_policy = apart(measure, mine, slice(n, None))
     distil = (1 - how.lam) * off_policy + how.lam * on_policy
     unlike = policy_gradient.clipped_loss(
-      losses.token_logprobs(out.logits[n:], mine.tokens),
+      said(),
       rolled.old_logp[:, 1:],
       rolled.advantage,
       mine.weight[:, :-1],

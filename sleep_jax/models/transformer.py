@@ -319,6 +319,15 @@ def forward(
   return Decoder(cfg).apply({'params': params}, tokens, views, positions, cache)
 
 
+def head(
+  cfg: config.ModelConfig, params: t.Params
+) -> t.Float[jax.Array, 'V D']:
+  """The matrix that turns `Output.hidden` into logits."""
+  if cfg.tie_embeddings:
+    return params['embed']['embedding']
+  return params['head']['kernel'].T
+
+
 def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:
   """Fresh backbone weights."""
   tokens = jnp.zeros((1, 2), jnp.int32)

@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 
 
+def logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Log-probability of `tokens` `[...]` under logits `[..., V]`."""
+  logp = jax.nn.log_softmax(logits, axis=-1)
+  return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+
 def token_logprobs(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
   """Log-probability of token t+1 given tokens up to t, `[B, T-1]`."""
-  logp = jax.nn.log_softmax(logits_BxTxV[:, :-1], axis=-1)
-  return jnp.take_along_axis(logp, tokens_BxT[:, 1:, None], axis=-1)[..., 0]
+  return logprobs(logits_BxTxV[:, :-1], tokens_BxT[:, 1:])
 
 
 def next_token_loss(
