@@ -35,7 +35,7 @@ setuptools.setup(
   extras_require={
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'hf': ['jinja2', 'safetensors', 'tokenizers'],
+    'hf': ['jinja2', 'safetensors>=0.8', 'tokenizers'],
     'bench': ['torch', 'transformers', 'rapidfuzz'],
     'dev': [
       'beartype',
@@ -46,6 +46,7 @@ setuptools.setup(
       'pytest-xdist',
       'rapidfuzz',
       'ruff',
+      'safetensors>=0.8',
       'tokenizers',
     ],
   },

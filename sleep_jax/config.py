@@ -57,8 +57,39 @@ class LevelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3.1's stretching of RoPE: slow frequencies are divided by `factor`.
+
+  A frequency counts as slow if it turns fewer than `low_freq_factor` times in
+  `original_max_len` tokens, as fast if more than `high_freq_factor` times.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_len: int
+
+  def __post_init__(self):
+    if not 0 < self.low_freq_factor < self.high_freq_factor:
+      raise ConfigError(
+        f'model.rope_scaling: low_freq_factor={self.low_freq_factor} must be '
+        f'positive and below high_freq_factor={self.high_freq_factor}.'
+      )
+    if self.factor <= 0:
+      raise ConfigError(
+        f'model.rope_scaling.factor={self.factor} must be positive.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer."""
+  """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer.
+
+  Without `partition` every block holds the whole chain of levels (the reading
+  `stack`). With it every block holds one MLP, and the blocks stand at different
+  clocks: the first `partition[0]`, next to the embedding, are level 1, the next
+  `partition[1]` are level 2, and so on, in the order of Sleep Eq. 1.
+  """
 
   vocab: int
   dim: int
@@ -69,11 +100,17 @@ class ModelConfig:
   head_dim: int = 0  # 0: dim / heads.
   max_len: int = 2048
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
+  qkv_bias: bool = False  # Qwen2.5: q, k and v have a bias, o has none.
+  qk_norm: bool = False  # Qwen3: RMS norm of every query and key head.
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
+  partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
   unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
   remat: bool = False
-  dtype: str = 'float32'  # Of the computation; parameters stay float32.
+  # Of the computation. Fresh parameters are float32; converted ones keep the
+  # type of their file.
+  dtype: str = 'float32'
 
   def __post_init__(self):
     if not self.levels:
@@ -88,7 +125,30 @@ class ModelConfig:
         f'model.heads={self.heads} is not a multiple of model.kv_heads='
         f'{self.num_kv_heads}.'
       )
+    if self.partition:
+      _check_partition(self)
     _check_clocks(self.levels)
+
+  @property
+  def chain(self) -> tuple[LevelConfig, ...]:
+    """The levels whose dense weights every block holds."""
+    return self.levels[:1] if self.partition else self.levels
+
+  def layers_of(self, level: int) -> range:
+    """The layers that have a part in `level` (0 = fastest)."""
+    if not self.partition:
+      return range(self.layers)
+    first = sum(self.partition[:level])
+    return range(first, first + self.partition[level])
+
+  def depth(self, level: int) -> int:
+    """How many layers have a part in `level` (0 = fastest)."""
+    return len(self.layers_of(level))
+
+  def levels_at(self, layer: int) -> tuple[LevelConfig, ...]:
+    """The levels that `layer` has a part in."""
+    pairs = enumerate(self.levels)
+    return tuple(level for i, level in pairs if layer in self.layers_of(i))
 
   @property
   def num_kv_heads(self) -> int:
@@ -106,7 +166,27 @@ class ModelConfig:
       from_mapping(LevelConfig, level, f'model.levels[{i}]')
       for i, level in enumerate(values.get('levels', ()))
     )
+    values['partition'] = tuple(values.get('partition', ()))
+    if scaling := values.get('rope_scaling'):
+      values['rope_scaling'] = from_mapping(
+        RopeScaling, scaling, 'model.rope_scaling'
+      )
     return from_mapping(cls, values, 'model')
+
+
+def _check_partition(cfg: ModelConfig) -> None:
+  """Every layer belongs to one level, and all MLPs have one shape."""
+  parts, levels = cfg.partition, cfg.levels
+  if len(parts) != len(levels) or min(parts) < 1 or sum(parts) != cfg.layers:
+    raise ConfigError(
+      f'model.partition={parts} must give each of the {len(levels)} levels at '
+      f'least one layer, and {cfg.layers} (model.layers) in all.'
+    )
+  if len(widths := sorted({level.hidden for level in levels})) > 1:
+    raise ConfigError(
+      f'model.levels: under model.partition all levels have the hidden width '
+      f"of the backbone's MLP, but they have {widths}."
+    )
 
 
 def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:

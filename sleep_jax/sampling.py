@@ -11,6 +11,8 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.models import cms
+from sleep_jax.models import decoding
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
@@ -26,6 +28,20 @@ class Sampling:
   min_p: float = 0.0  # Least share of the top token's probability; 0 = all.
   stop: int = -1  # The row ends with this token; -1 = never.
   pad: int = 0  # Fills a row after its end.
+  # Least gate of one random active expert per router and row, in addition to
+  # those the router picks (`cms.with_random_experts`); 0 = none.
+  random_expert: float = 0.0
+
+  def __post_init__(self):
+    if self.max_new < 1 or self.temperature < 0 or self.top_k < 0:
+      raise config.ConfigError(
+        f'{self}: max_new must be at least 1; temperature and top_k at least 0 '
+        '(temperature 0 is greedy, top_k 0 keeps all).'
+      )
+    if not (0 < self.top_p <= 1 and 0 <= self.random_expert <= 1):
+      raise config.ConfigError(
+        f'{self}: top_p must be in (0, 1] and random_expert in [0, 1].'
+      )
 
 
 @struct.dataclass
@@ -80,8 +96,45 @@ def _draw(
   else:
     logits = filtered(logits, how)
     token = jax.random.categorical(rng, logits)
-  logp = jax.nn.log_softmax(logits, axis=-1)
-  return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _check_fit(cfg: config.ModelConfig, longest: int, how: Sampling) -> None:
+  if longest + how.max_new > cfg.max_len:
+    raise config.ConfigError(
+      f'A prompt of {longest} tokens and max_new={how.max_new} need a cache of '
+      f'{longest + how.max_new}, but model.max_len={cfg.max_len}; shorten the '
+      'prompt, lower max_new or raise model.max_len.'
+    )
+
+
+def complete(
+  cfg: config.ModelConfig,
+  params: t.Params,
+  memory: memory_lib.Memory | None,
+  prompts: list[list[int]],
+  rng: t.Key,
+  how: Sampling,
+) -> list[list[int]]:
+  """What follows each prompt, the stop token included.
+
+  Rows are padded to a power of two and prompts to a multiple of 8, so that few
+  shapes are ever compiled.
+
+  Raises:
+    config.ConfigError: a prompt is empty, or too long for `cfg.max_len`.
+  """
+  if not prompts or not all(prompts):
+    raise config.ConfigError('A prompt is empty; give at least the BOS token.')
+  longest = max(map(len, prompts))
+  _check_fit(cfg, longest, how)
+  rows = 1 << (len(prompts) - 1).bit_length()
+  tokens, lengths = left_pad([*prompts, *[[]] * (rows - len(prompts))], how.pad)
+  room = cfg.max_len - how.max_new
+  out = generate(cfg, params, memory, tokens[:, -room:], lengths, rng, how)
+  pairs = zip(np.asarray(out.tokens), np.asarray(out.lengths))
+  return [row[:n].tolist() for row, n in list(pairs)[: len(prompts)]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
@@ -99,51 +152,98 @@ def generate(
   Args:
     cfg: the model (static).
     params: backbone weights.
-    memory: fast weights and experts, shared by the rows; for a memory per row,
-      `jax.vmap` this function over (memory, prompts, lengths, rng).
+    memory: fast weights and experts, shared by the rows; see `generate_each`.
     prompts: right-aligned prompts, see `left_pad`.
-    lengths: how many tokens of each row are real; at least 1.
+    lengths: how many tokens of each row are real; a row of 0 yields nothing.
     rng: random key.
     how: the sampler (static).
+
+  Raises:
+    config.ConfigError: prompt and continuation exceed `cfg.max_len`.
   """
+  views = None
+  if memory is not None:
+    views = _views(cfg, memory, prompts.shape[0], rng, how)
+  model = decoding.unroll(cfg, params, views)
+  read = functools.partial(decoding.decode, cfg, model)
+
+  def draw(logits, step):
+    return _draw(logits, jax.random.fold_in(rng, step), how)
+
+  return _roll_out(cfg, read, draw, prompts, lengths, how)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def generate_each(
+  cfg: config.ModelConfig,
+  params: t.Params,
+  memories: memory_lib.Memory,
+  prompts: t.Int[jax.Array, 'B P'],
+  lengths: t.Int[jax.Array, 'B'],
+  rngs: t.Key,
+  how: Sampling,
+) -> Completions:
+  """`generate` with a memory and a random key per row: leaves `[B, ...]`.
+
+  Each row is what `generate` makes of it alone. Weights that memory does not
+  change are shared by the rows.
+  """
+  views = jax.vmap(lambda m, key: _views(cfg, m, 1, key, how))(memories, rngs)
+  model, axes = decoding.unroll_each(cfg, params, views)
+  read = functools.partial(decoding.decode_each, cfg, model, axes)
+
+  def draw(logits, step):
+    def one(logits, rng):
+      key = jax.random.fold_in(rng, step)
+      return jax.tree.map(lambda x: x[0], _draw(logits[None], key, how))
+
+    return jax.vmap(one)(logits, rngs)
+
+  return _roll_out(cfg, read, draw, prompts, lengths, how)
+
+
+def _views(cfg, memory, rows, rng, how) -> decoding.Views:
+  """What the layers see of the memory while sampling."""
+  views = cms.views(memory)
+  if not how.random_expert:
+    return views
+  key = jax.random.fold_in(rng, how.max_new)  # Steps use those below.
+  return cms.with_random_experts(views, rows, how.random_expert, key)
+
+
+def _roll_out(cfg, read, draw, prompts, lengths, how) -> Completions:
+  """Prefill and decode; `read` advances the model, `draw` picks the tokens."""
   rows, width = prompts.shape
-  cache = transformer.fresh_cache(cfg, rows, width + how.max_new)
+  _check_fit(cfg, width, how)
+  cache = decoding.fresh_cache(cfg, rows, width + how.max_new)
   positions = jnp.arange(width) - (width - lengths[:, None])
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
-  out = transformer.forward(
-    cfg, params, prompts, memory, positions=positions, cache=cache
-  )
+  logits, cache = read(prompts, positions, cache)
+
+  def say(step, logits, done, tokens, logprobs, taken):
+    token, logp = draw(logits, step)
+    tokens = tokens.at[:, step].set(jnp.where(done, how.pad, token))
+    logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logp))
+    taken = taken + ~done
+    return token, done | (token == how.stop), tokens, logprobs, taken
 
   def proceed(state):
     step, _, _, done, *_ = state
     return (step < how.max_new) & ~done.all()
 
   def decode(state):
-    step, cache, logits, done, tokens, logprobs, taken = state
-    token, logp = _draw(logits, jax.random.fold_in(rng, step), how)
-    tokens = tokens.at[:, step].set(jnp.where(done, how.pad, token))
-    logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logp))
-    taken = taken + ~done
-    done = done | (token == how.stop)
-    out = transformer.forward(
-      cfg,
-      params,
-      token[:, None],
-      memory,
-      positions=(lengths + step)[:, None],
-      cache=cache,
-    )
-    return step + 1, out.cache, out.logits[:, 0], done, tokens, logprobs, taken
+    step, cache, token, *said = state
+    at = (lengths + step - 1)[:, None]
+    logits, cache = read(token[:, None], at, cache)
+    return step + 1, cache, *say(step, logits, *said)
 
   shape = (rows, how.max_new)
-  state = (
-    jnp.zeros((), jnp.int32),
-    out.cache,
-    out.logits[:, -1],
-    jnp.zeros((rows,), bool),
+  nothing = (
+    lengths == 0,
     jnp.full(shape, how.pad, jnp.int32),
     jnp.zeros(shape),
     jnp.zeros((rows,), jnp.int32),
   )
+  state = (jnp.ones((), jnp.int32), cache, *say(0, logits, *nothing))
   *_, tokens, logprobs, taken = jax.lax.while_loop(proceed, decode, state)
   return Completions(tokens, logprobs, taken)

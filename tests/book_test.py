@@ -5,7 +5,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +22,6 @@ from tests import conftest
 from tests import tokenizers_test
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'sleep_jax' / 'assets'
-BIN = 'stories260k/stories260K.bin'
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
@@ -147,29 +145,18 @@ def test_a_base_gains_levels_and_says_the_same_bit_for_bit(tmp_path):
   want = transformer.forward(
     plain, bases.load(str(tmp_path / 'b.bin'), plain), tokens
   ).logits
-  cfg = conftest.replace(plain, levels=levels(16, 24, 24))
+  cfg = conftest.replace(plain, levels=levels(16, 24))
   params = bases.load(str(tmp_path / 'b.bin'), cfg)
   memory = memory_lib.fresh_memory(cfg)
-
-  @jax.jit
-  @jax.grad
-  def slope(deltas):
-    out = transformer.forward(cfg, params, tokens, memory.with_deltas(deltas))
-    return out.logits.std()
-
   got = transformer.forward(cfg, params, tokens, memory).logits
   np.testing.assert_array_equal(got, want)
-  # A zero output must not stay one: its gradient is not zero.
-  for level in slope(memory.deltas())[:-1]:
-    assert jnp.abs(level['down']).max() > 0
 
 
 @pytest.mark.parametrize(
   'changes, words',
   [
-    (dict(dim=32), 'b.bin was trained with dim=16, but model.dim=32'),
-    (dict(levels=levels(24, 8)), r'hidden width \[24\], but .* \[8\]'),
-    (dict(levels=levels(25, 24)), r'levels\[0\].hidden=25: .* at most its 24'),
+    (dict(dim=32), 'b.bin: .* trained with dim=16, but model.dim=32'),
+    (dict(levels=levels(24, 8)), r'b.bin: .* \[24\], but .* \[24, 8\]'),
   ],
 )
 def test_a_base_that_does_not_fit_is_refused(tmp_path, changes, words):

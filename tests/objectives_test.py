@@ -1,5 +1,6 @@
 """Divergences, rewards and policy gradients against independent oracles."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,14 +57,114 @@ def test_unknown_divergence_lists_the_known():
     divergences.divergence('kl', 0.5)
 
 
-def test_levenshtein_matches_rapidfuzz():
-  rng = np.random.default_rng(1)
-  a = rng.integers(0, 4, (200, 12))
-  b = rng.integers(0, 4, (200, 9))
-  la, lb = rng.integers(0, 13, 200), rng.integers(0, 10, 200)
-  got = jax.vmap(rewards.levenshtein)(
-    jnp.array(a), jnp.array(la), jnp.array(b), jnp.array(lb)
+DIVERGENCES = [('forward_kl', 0.0), ('reverse_kl', 0.0), ('jsd', 0.3)]
+
+
+def speakers(b=3, t=5, v=11, seed=0):
+  """Hidden states and matrices of a teacher (width 6) and a student (4)."""
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return jnp.array(rng.normal(size=shape), jnp.float32)
+
+  return (normal(b, t, 6), normal(v, 6)), (normal(b, t, 4), normal(v, 4))
+
+
+@pytest.mark.parametrize('name, beta', DIVERGENCES)
+@pytest.mark.parametrize('chunk', [1, 4, 15, 100])
+def test_chunks_change_neither_value_nor_gradient(name, beta, chunk):
+  teacher, student = speakers()
+  measure = divergences.divergence(name, beta)
+  weight = jnp.arange(15.0).reshape(3, 5) / 105  # A mean, as in training.
+
+  def whole(student):
+    logits = [(h @ w.T) / 0.7 for h, w in (teacher, student)]
+    return (measure(*logits) * weight).sum()
+
+  def parts(student):
+    each = divergences.from_hidden(
+      measure, teacher, student, temperature=0.7, chunk=chunk
+    )
+    return (each * weight).sum()
+
+  chex.assert_trees_all_close(
+    jax.value_and_grad(whole)(student),
+    jax.jit(jax.value_and_grad(parts))(student),
+    rtol=1e-5,
+    atol=1e-5,
   )
+
+
+@pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
+def test_chunked_jsd_matches_numpy_in_double(beta):
+  teacher, student = speakers()
+  t, s = (
+    softmax(np.asarray(h, float) @ np.asarray(w, float).T)
+    for h, w in (teacher, student)
+  )
+  m = beta * t + (1 - beta) * s
+  want = beta * numpy_kl(t, m) + (1 - beta) * numpy_kl(s, m)
+  got = divergences.from_hidden(
+    divergences.divergence('jsd', beta), teacher, student, chunk=4
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name, beta', DIVERGENCES)
+def test_top_k_bounds_the_divergence_from_below(name, beta):
+  (h, w), student = speakers()
+  measure = divergences.divergence(name, beta)
+
+  def loss(student, teacher):
+    return divergences.from_hidden(measure, teacher, student, chunk=4).sum()
+
+  graded = jax.jit(jax.value_and_grad(loss))
+  whole, grads = graded(student, (h, w))
+  values = []
+  for k in (1, 3, 6, 10):
+    teacher = divergences.top_k(h @ w.T, k)
+    np.testing.assert_allclose(jnp.exp(teacher.logprobs).sum(-1), 1, rtol=1e-5)
+    value, lumped = graded(student, teacher)
+    values.append(float(value))
+  assert 0 < values[0] < values[1] < values[2] < values[3]
+  # With all tokens but one, lumping changes nothing.
+  np.testing.assert_allclose(values[3], whole, rtol=1e-5)
+  chex.assert_trees_all_close(lumped, grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('k', [0, 11])
+def test_a_top_k_that_is_none_is_refused(k):
+  with pytest.raises(config.ConfigError, match=f'top_k={k} .* in 1..10'):
+    divergences.top_k(jnp.zeros((2, 11)), k)
+
+
+def test_chunks_need_little_memory_at_a_large_vocabulary():
+  """By XLA's account of the compiled gradient; nothing is run."""
+  v, d, shape = 151_936, 32, (4, 128)
+  f32 = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  speaker = (f32(*shape, d), f32(v, d))
+
+  def temporaries(chunk):
+    def loss(student, teacher):
+      return divergences.from_hidden(
+        divergences.divergence('jsd', 0.5), teacher, student, chunk=chunk
+      ).mean()
+
+    step = jax.jit(jax.grad(loss)).lower(speaker, speaker).compile()
+    return step.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(chunk=32) < temporaries(chunk=512) / 4
+
+
+@pytest.mark.parametrize(
+  'm, n', [(12, 9), (1, 1), (32, 40), (70, 33), (300, 64)]
+)
+def test_levenshtein_matches_rapidfuzz(m, n):
+  rng = np.random.default_rng(1)
+  a, b = rng.integers(0, 4, (200, m)), rng.integers(0, 4, (200, n))
+  la, lb = rng.integers(0, m + 1, 200), rng.integers(0, n + 1, 200)
+  la[:4], lb[:4] = (0, m, 0, m), (0, 0, n, n)  # The corners of the table.
+  got = jax.jit(rewards.levenshtein)(*map(jnp.array, (a, la, b, lb)))
   want = [
     rapidfuzz.distance.Levenshtein.distance(x[:i].tolist(), y[:j].tolist())
     for x, i, y, j in zip(a, la, b, lb)

@@ -1,1 +1,1 @@
-"""Checkpoints of other projects, in and out."""
+"""Checkpoints of other houses: how they come in, and how they go home."""

@@ -58,7 +58,7 @@ def compute(
   level = memory.levels[sender]
   fast = level.fast
   if how.sender_reset == 'restart':
-    fresh = memory_lib.fresh_fast(cfg, cfg.levels[sender])
+    fresh = memory_lib.fresh_fast(cfg, sender)
     fast = fresh.replace(grads=fast.grads, chunks=fast.chunks)
   fast = jax.lax.cond(
     fast.chunks > 0,

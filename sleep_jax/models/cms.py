@@ -27,10 +27,11 @@ class LevelView:
   delta: t.Tree | None
   experts: memory_lib.Expert | None
   status: jax.Array | None  # [S]
+  extra: jax.Array | None = None  # [B, S], see `with_random_experts`.
 
 
-def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
-  """Memory as the layer scan wants it: every leaf `[L, ...]`."""
+def views(memory: memory_lib.Memory) -> tuple[LevelView, ...]:
+  """Memory as a scan over layers wants it: every leaf `[L, ...]`."""
 
   def view(level: memory_lib.LevelMemory) -> LevelView:
     bank = level.bank
@@ -38,13 +39,38 @@ def views(memory: memory_lib.Memory, layers: int) -> tuple[LevelView, ...]:
       delta=level.fast.delta if level.fast else None,
       experts=bank.experts if bank else None,
       status=(
-        jnp.broadcast_to(bank.status, (layers, *bank.status.shape))
-        if bank
-        else None
+        jnp.broadcast_to(bank.status, bank.experts.bias.shape) if bank else None
       ),
     )
 
   return tuple(view(level) for level in memory.levels)
+
+
+def with_random_experts(
+  views: tuple[LevelView, ...], rows: int, weight: float, rng: t.Key
+) -> tuple[LevelView, ...]:
+  """Views under which every router also picks one random active expert.
+
+  That of a dreamer: what is unrelated is mixed in (Sleep section 6, step 1).
+  Each layer of each level draws one expert per row, uniformly and for the whole
+  row, and gives it a gate of at least `weight`. Where no expert is active
+  nothing changes.
+  """
+
+  def draw(i: int, view: LevelView) -> LevelView:
+    if view.experts is None:
+      return view
+    active = view.status == memory_lib.ACTIVE
+    layers, slots = active.shape
+    picked = jax.random.categorical(
+      jax.random.fold_in(rng, i),
+      jnp.where(active, 0.0, -jnp.inf)[:, None],
+      shape=(layers, rows),
+    )
+    one = jax.nn.one_hot(picked, slots) * active[:, None]
+    return view.replace(extra=weight * one)
+
+  return tuple(draw(i, view) for i, view in enumerate(views))
 
 
 def route(
@@ -72,6 +98,8 @@ def apply_experts(
   e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), view.experts)
   logits = jnp.einsum('btd,sd->bts', x_BxTxD, e.router) + e.bias
   gate = route(logits, view.status, top_k)
+  if view.extra is not None:
+    gate = jnp.maximum(gate, view.extra[:, None].astype(gate.dtype))
   h = jax.nn.silu(jnp.einsum('btd,sdr->btsr', x_BxTxD, e.a))
   return jnp.einsum('btsr,srd->btd', h * gate[..., None], e.b), logits
 

@@ -16,11 +16,14 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
   heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.size_of_head
   attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
   levels = sum(
-    3 * cfg.dim * level.hidden
-    + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
-    for level in cfg.levels
+    cfg.depth(i)
+    * (
+      3 * cfg.dim * level.hidden
+      + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
+    )
+    for i, level in enumerate(cfg.levels)
   )
-  return 2.0 * (cfg.layers * (attention + levels) + cfg.dim * cfg.vocab)
+  return 2.0 * (cfg.layers * attention + levels + cfg.dim * cfg.vocab)
 
 
 def train_flops(cfg: config.ModelConfig, context: float) -> float:
@@ -31,9 +34,11 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
   """FLOPs of one token read awake: only levels with a clock get gradients."""
   moving = sum(
-    3 * cfg.dim * level.hidden for level in cfg.levels if level.chunk
+    cfg.depth(i) * 3 * cfg.dim * level.hidden
+    for i, level in enumerate(cfg.levels)
+    if level.chunk
   )
-  return 2.0 * forward_flops(cfg, context) + 2.0 * cfg.layers * moving
+  return 2.0 * forward_flops(cfg, context) + 2.0 * moving
 
 
 def partial_train_flops(cfg: config.ModelConfig, context: float) -> float:

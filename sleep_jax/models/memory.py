@@ -5,7 +5,8 @@ System owns a *fast* part (the change that Eq. 2 has made to its weights, with
 the accumulator and optimizer state of the next change) and a *bank* of
 low-rank experts (Sleep section 3), allocated once and masked until unlocked.
 
-Every leaf that belongs to layers is stacked over them, `[L, ...]`. A leading
+Every leaf that belongs to layers is stacked over those that have a part in its
+level, `[L, ...]`: all of them, or under `partition` the level's own. A leading
 axis over independent lives is added by `jax.vmap`, never here.
 """
 
@@ -153,33 +154,31 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   )
 
 
-def base_shapes(cfg: config.ModelConfig, level: config.LevelConfig) -> t.Tree:
-  """Shapes of a level's dense weights, stacked over layers."""
-  into = (cfg.layers, cfg.dim, level.hidden)
-  return {
-    'gate': into,
-    'up': into,
-    'down': (cfg.layers, level.hidden, cfg.dim),
-  }
+def base_shapes(cfg: config.ModelConfig, level: int) -> t.Tree:
+  """Shapes of a level's dense weights, stacked over its layers."""
+  depth, hidden = cfg.depth(level), cfg.levels[level].hidden
+  into = (depth, cfg.dim, hidden)
+  return {'gate': into, 'up': into, 'down': (depth, hidden, cfg.dim)}
 
 
-def fresh_fast(cfg: config.ModelConfig, level: config.LevelConfig) -> Fast:
-  """A level that has not changed since birth."""
+def fresh_fast(cfg: config.ModelConfig, level: int) -> Fast:
+  """Level number `level` (0 = fastest) as it is before it first changes."""
 
-  def zeros() -> t.Tree:  # Called twice: donated buffers must not be shared.
+  def zeros() -> t.Tree:  # Called anew: donated buffers must not be shared.
     return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
 
   return Fast(
     delta=zeros(),
     grads=zeros(),
     chunks=jnp.zeros((), jnp.int32),
-    opt_state=level_optimizer(level).init(zeros()),
+    opt_state=level_optimizer(cfg.levels[level]).init(zeros()),
   )
 
 
-def fresh_bank(cfg: config.ModelConfig, level: config.LevelConfig) -> Bank:
-  """All slots of a level, locked."""
-  l, s, d, r = cfg.layers, level.slots, cfg.dim, level.rank
+def fresh_bank(cfg: config.ModelConfig, level: int) -> Bank:
+  """All slots of level number `level` (0 = fastest), locked."""
+  l, d = cfg.depth(level), cfg.dim
+  s, r = cfg.levels[level].slots, cfg.levels[level].rank
   return Bank(
     experts=Expert(
       a=jnp.zeros((l, s, d, r)),
@@ -197,9 +196,9 @@ def fresh_memory(cfg: config.ModelConfig) -> Memory:
   return Memory(
     tuple(
       LevelMemory(
-        fast=fresh_fast(cfg, level) if level.chunk else None,
-        bank=fresh_bank(cfg, level) if level.slots else None,
+        fast=fresh_fast(cfg, i) if level.chunk else None,
+        bank=fresh_bank(cfg, i) if level.slots else None,
       )
-      for level in cfg.levels
+      for i, level in enumerate(cfg.levels)
     )
   )

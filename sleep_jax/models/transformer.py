@@ -23,8 +23,8 @@ PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
 class Cache:
   """Keys and values of what was read; `next` is the first free column."""
 
-  k: t.Float[jax.Array, 'L B C K E']
-  v: t.Float[jax.Array, 'L B C K E']
+  k: t.Float[jax.Array, 'L B K E C']  # `decoding` has a tuple over L.
+  v: t.Float[jax.Array, 'L B K C E']
   positions: t.Int[jax.Array, 'B C']
   next: t.Int[jax.Array, '']
 
@@ -35,16 +35,17 @@ class Output:
 
   logits: t.Float[jax.Array, 'B T V']
   hidden: t.Float[jax.Array, 'B T D']  # After the final norm.
-  routes: tuple[jax.Array | None, ...]  # Per level, logits [L, B, T, S].
+  # Per level, logits [L, B, T, S] over the layers that the level has.
+  routes: tuple[jax.Array | None, ...]
   cache: Cache | None
 
 
 def fresh_cache(cfg: config.ModelConfig, rows: int, capacity: int) -> Cache:
   """An empty cache for `rows` rows of up to `capacity` tokens."""
-  shape = (cfg.layers, rows, capacity, cfg.num_kv_heads, cfg.size_of_head)
+  shape = (cfg.layers, rows, cfg.num_kv_heads)
   return Cache(
-    k=jnp.zeros(shape, cfg.dtype),
-    v=jnp.zeros(shape, cfg.dtype),
+    k=jnp.zeros((*shape, cfg.size_of_head, capacity), cfg.dtype),
+    v=jnp.zeros((*shape, capacity, cfg.size_of_head), cfg.dtype),
     positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
     next=jnp.zeros((), jnp.int32),
   )
@@ -63,14 +64,40 @@ class RMSNorm(nn.Module):
     return (y * scale).astype(x.dtype)
 
 
+def frequencies(
+  half: int, theta: float, scaling: config.RopeScaling | None
+) -> jax.Array:
+  """RoPE's angle per token, `[half]`, stretched as Llama 3.1 does."""
+  freq = theta ** (-jnp.arange(half) / half)
+  if scaling is None:
+    return freq
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  turns = scaling.original_max_len * freq / (2 * jnp.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return freq * (kept + (1.0 - kept) / scaling.factor)
+
+
+def rotation(
+  positions_BxT: jax.Array,
+  size: int,
+  theta: float,
+  scaling: config.RopeScaling | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the rotary angles, `[B, T, 1, E/2]` for all heads.
+
+  Computed once per forward pass: the barrier keeps XLA from computing them
+  anew for every head of every layer, which costs more than using them.
+  """
+  freq = frequencies(size // 2, theta, scaling)
+  angle = positions_BxT[..., None, None] * freq
+  return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+
+
 def rotate(
-  x_BxTxHxE: jax.Array, positions_BxT: jax.Array, theta: float
+  x_BxTxHxE: jax.Array, turn: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
   """Rotary position embedding, halves rotated against each other."""
-  half = x_BxTxHxE.shape[-1] // 2
-  freq = theta ** (-jnp.arange(half) / half)
-  angle = positions_BxT[..., None, None] * freq
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  cos, sin = turn
   a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x_BxTxHxE.dtype)
@@ -85,56 +112,63 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_BxTxD: jax.Array,
-    positions: jax.Array,
-    key_positions: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    seen_BxTxC: jax.Array,
     past: tuple[jax.Array, jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     c = self.cfg
-    dense = functools.partial(
-      nn.DenseGeneral, use_bias=False, axis=-1, dtype=x_BxTxD.dtype
-    )
-    q = dense((c.heads, c.size_of_head), name='q')(x_BxTxD)
-    k = dense((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
-    v = dense((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
-    q = rotate(q, positions, c.rope_theta)
-    k = rotate(k, positions, c.rope_theta)
+    dense = functools.partial(nn.DenseGeneral, dtype=x_BxTxD.dtype)
+    into = functools.partial(dense, use_bias=c.qkv_bias)
+    q = into((c.heads, c.size_of_head), name='q')(x_BxTxD)
+    k = into((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
+    v = into((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, name='q_norm')(q)
+      k = RMSNorm(c.norm_eps, name='k_norm')(k)
+    q = rotate(q, turn)
+    k = rotate(k, turn)
+    # Keys with columns last, values with columns first, and the queries that
+    # share them as one matrix: so a decode step reads its cache in order.
+    k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
     kept = None
     if past is not None:
       k_old, v_old, start = past
-      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=1)
-      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=1)
+      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=3)
+      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=2)
       kept = (k, v)
     b, q_len = x_BxTxD.shape[:2]
     groups = c.heads // c.num_kv_heads
     q = q.reshape(b, q_len, c.num_kv_heads, groups, c.size_of_head)
-    scores = jnp.einsum('btkge,bske->bkgts', q, k) * c.size_of_head**-0.5
-    seen = (key_positions[:, None, :] <= positions[:, :, None]) & (
-      key_positions[:, None, :] != PAD_POSITION
-    )
+    shared = (b, c.num_kv_heads, groups * q_len)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, c.size_of_head)
+    scores = jnp.einsum('bkqe,bkec->bkqc', q, k) * c.size_of_head**-0.5
+    scores = scores.reshape(b, c.heads, q_len, -1).astype(jnp.float32)
     # A padded query sees nothing; a finite floor keeps its softmax finite.
-    scores = jnp.where(seen[:, None, None], scores.astype(jnp.float32), -1e30)
+    scores = jnp.where(seen_BxTxC[:, None], scores, -1e30)
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
-    y = jnp.einsum('bkgts,bske->btkge', p, v)
-    y = y.reshape(b, q_len, c.heads, c.size_of_head)
-    return dense(c.dim, axis=(-2, -1), name='o')(y), kept
+    y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v)
+    y = y.reshape(b, c.heads, q_len, c.size_of_head).swapaxes(1, 2)
+    out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')
+    return out(y), kept
 
 
 class Block(nn.Module):
   """Attention, then the chain of levels from fast to slow (Sleep Eq. 1)."""
 
   cfg: config.ModelConfig
+  levels: tuple[config.LevelConfig, ...]
 
   @nn.compact
-  def __call__(self, x, scanned, positions, key_positions, start):
+  def __call__(self, x, scanned, turn, seen, start):
     views, past = scanned
     past = None if past is None else (*past, start)
     norm = functools.partial(RMSNorm, self.cfg.norm_eps)
     y, kept = Attention(self.cfg, name='attention')(
-      norm(name='attention_norm')(x), positions, key_positions, past
+      norm(name='attention_norm')(x), turn, seen, past
     )
     x = x + y
     routes = []
-    for i, level in enumerate(self.cfg.levels, 1):
+    for i, level in enumerate(self.levels, 1):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
         norm(name=f'level_{i}_norm')(x),
         None if views is None else views[i - 1],
@@ -145,12 +179,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Tokens in, logits out; see `forward`."""
+  """Tokens in, logits out; see `forward`, or `decoding` for `unrolled`."""
 
   cfg: config.ModelConfig
+  unrolled: bool = False
 
   @nn.compact
-  def __call__(self, tokens, memory, positions, cache) -> Output:
+  def __call__(self, tokens, views, positions, cache) -> Output:
     c = self.cfg
     embed = nn.Embed(
       c.vocab,
@@ -166,32 +201,90 @@ class Decoder(nn.Module):
         cache.positions, positions, cache.next, axis=1
       )
       start = cache.next
+    past = None if cache is None else (cache.k, cache.v)
+    turn = rotation(positions, c.size_of_head, c.rope_theta, c.rope_scaling)
+    seen = (key_positions[:, None] <= positions[..., None]) & (
+      key_positions[:, None] != PAD_POSITION
+    )
+    layers = self._scanned
+    if self.unrolled:
+      layers = self._unrolled
+    elif c.partition and views is not None:
+      layers = self._level_by_level
+    x, (kept, routes) = layers(x, views, past, (turn, seen, start))
+    if views is None:
+      routes = (None,) * len(c.levels)
+    if self.unrolled:  # A sampler asks for the last column alone.
+      x = x[:, -1:]
+    hidden = RMSNorm(c.norm_eps, name='norm')(x)
+    if c.tie_embeddings:
+      logits = embed.attend(hidden)
+    else:
+      logits = nn.Dense(
+        c.vocab, use_bias=False, dtype=hidden.dtype, name='head'
+      )(hidden)
+    if cache is not None:
+      cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
+    return Output(logits.astype(jnp.float32), hidden, routes, cache)
+
+  def _scanned(self, x, views, past, shared):
+    """All blocks as one scan over stacked weights and memory."""
+    c = self.cfg
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    x, (kept, routes) = nn.scan(
+    return nn.scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.layers,
       unroll=min(c.unroll, c.layers),
-    )(c, name='blocks')(
-      x,
-      (
-        None if memory is None else cms.views(memory, c.layers),
-        None if cache is None else (cache.k, cache.v),
-      ),
-      positions,
-      key_positions,
-      start,
-    )
-    hidden = RMSNorm(c.norm_eps, name='norm')(x)
-    if c.tie_embeddings:
-      logits = embed.attend(hidden)
-    else:
-      logits = nn.Dense(c.vocab, use_bias=False, name='head')(hidden)
-    if cache is not None:
-      cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
-    return Output(logits.astype(jnp.float32), hidden, routes, cache)
+    )(c, c.chain, name='blocks')(x, (views, past), *shared)
+
+  def _level_by_level(self, x, views, past, shared):
+    """The blocks under `partition`: one scan a level, over its own layers.
+
+    A level's memory differs in shape from the next one's. The weights stay one
+    stack that every scan indexes: a slice of it would be a copy.
+    """
+    c = self.cfg
+    stack = self.variables['params']['blocks']
+    kept, routes = [], []
+    for i, (level, view) in enumerate(zip(c.levels, views, strict=True)):
+      block = Block(c, (level,), parent=None)
+      own = c.layers_of(i)
+
+      def body(x, scanned, block=block):
+        layer, view, past = scanned
+        params = jax.tree.map(
+          lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False),
+          stack,
+        )
+        return block.apply({'params': params}, x, ((view,), past), *shared)
+
+      if c.remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+      columns = None
+      if past is not None:
+        columns = tuple(kv[own.start : own.stop] for kv in past)
+      x, (columns, logits) = jax.lax.scan(
+        body,
+        x,
+        (jnp.arange(c.layers)[own.start : own.stop], view, columns),
+        unroll=min(c.unroll, len(own)),
+      )
+      kept.append(columns)
+      routes += logits
+    kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+    return x, (kept, tuple(routes))
+
+  def _unrolled(self, x, views, past, shared):
+    """Block by block, each with buffers of its own; see `decoding.py`."""
+    c, kept = self.cfg, []
+    for i, view in enumerate(views):
+      block = Block(c, c.levels_at(i), name=f'block_{i}')
+      x, (new, _) = block(x, (view, (past[0][i], past[1][i])), *shared)
+      kept.append(new)
+    return x, (tuple(zip(*kept)), ())
 
 
 def forward(
@@ -222,9 +315,8 @@ def forward(
     positions = jnp.broadcast_to(
       first + jnp.arange(tokens.shape[1]), tokens.shape
     )
-  return Decoder(cfg).apply(
-    {'params': params}, tokens, memory, positions, cache
-  )
+  views = None if memory is None else cms.views(memory)
+  return Decoder(cfg).apply({'params': params}, tokens, views, positions, cache)
 
 
 def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:

@@ -1,24 +1,37 @@
-"""Backbone weights in one `.npz` file, with the config that fits them."""
+"""Backbone weights on disk: one `.npz`, or a folder for a large model."""
 
-from collections.abc import Mapping
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+import zipfile
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.models import levels
+from sleep_jax.runtime import folders
 
 _META = '__model__'
 
 
 def save(path: pathlib.Path, params: t.Params, cfg: config.ModelConfig) -> None:
-  """Writes weights and model config; under its final name only when whole."""
+  """Writes weights and model config; under its final name only when whole.
+
+  Raises:
+    ConfigError: for a type that the format does not know, such as bfloat16.
+  """
   flat = traverse_util.flatten_dict(params, sep='/')
+  for name, x in flat.items():
+    if x.dtype.kind == 'V':
+      raise config.ConfigError(
+        f'{path.name}: tensor {name} is {x.dtype}, which .npz does not know; '
+        'write a folder (a name without .npz).'
+      )
   meta = json.dumps(dataclasses.asdict(cfg))
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +42,26 @@ def save(path: pathlib.Path, params: t.Params, cfg: config.ModelConfig) -> None:
   part.replace(path)
 
 
+def read(path: pathlib.Path) -> tuple[config.ModelConfig, t.Params]:
+  """Model config and weights as they were written to an `.npz`.
+
+  Raises:
+    ConfigError: if the file is cut off, or was not written by `save`.
+  """
+  try:
+    with np.load(path) as archive:
+      meta = json.loads(str(archive[_META]))
+      flat = {k: archive[k] for k in archive.files if k != _META}
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    raise config.ConfigError(
+      f'{path} is cut off or holds no weights of ours ({e}).'
+    ) from e
+  cfg = config.ModelConfig.of(meta)
+  return cfg, traverse_util.unflatten_dict(flat, sep='/')
+
+
 def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
-  """Reads weights and checks every shape against `cfg`.
+  """Weights for `cfg`; a plain base gains the levels that `cfg` asks for.
 
   Raises:
     ConfigError: naming the first setting or tensor that does not fit.
@@ -40,31 +71,13 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> t.Params:
       f'base weights {str(path)!r} do not exist; train them with python -m '
       'experiments.pretrain, or correct --config.base.'
     )
-  with np.load(path) as archive:
-    meta = json.loads(str(archive[_META]))
-    flat = {k: archive[k] for k in archive.files if k != _META}
-  check(path.name, meta, cfg)
-  return traverse_util.unflatten_dict(flat, sep='/')
-
-
-def check(where: str, meta: Mapping[str, Any], cfg: config.ModelConfig) -> None:
-  """Refuses weights of another model.
-
-  Args:
-    where: the file, for the message.
-    meta: the config that the weights were trained with, as a mapping.
-    cfg: the model that is wanted.
-  """
-  for name in ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim'):
-    if meta[name] != getattr(cfg, name):
-      raise config.ConfigError(
-        f'{where} was trained with {name}={meta[name]}, but model.{name}'
-        f"={getattr(cfg, name)}; use the base's own setting or another base."
-      )
-  hidden = [level['hidden'] for level in meta['levels']]
-  wanted = [level.hidden for level in cfg.levels]
-  if hidden != wanted:
-    raise config.ConfigError(
-      f'{where} was trained with levels of hidden width {hidden}, but '
-      f'model.levels asks for {wanted}.'
-    )
+  if path.is_dir():
+    saved = folders.load(path)
+    had, params = saved.cfg, jax.tree.map(jnp.asarray, saved.params)
+  else:
+    had, params = read(path)
+  try:
+    # Always the same draw: a base is the same model in every life.
+    return levels.adopt(had, params, cfg, jax.random.key(0))
+  except config.ConfigError as e:
+    raise config.ConfigError(f'{path.name}: {e}') from e
