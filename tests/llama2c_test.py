@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax import convert
 from sleep_jax import sampling
 from sleep_jax.data import tokenizers
 from sleep_jax.interop import llama2c
 from sleep_jax.models import transformer
+from sleep_jax.runtime import folders
 from tests import conftest
 
 STORIES = (
@@ -142,6 +144,17 @@ def test_logits_are_those_of_the_formats_own_program(tmp_path, tied):
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_the_command_line_takes_it_home_in_another_format(tmp_path):
+  cfg = plain()
+  params = jax.tree.map(np.asarray, conftest.weights(cfg))
+  llama2c.write(tmp_path / 'a.bin', cfg, params)
+  convert.convert(tmp_path / 'a.bin', tmp_path / 'a')
+  saved = folders.load(tmp_path / 'a')
+  assert saved.cfg == cfg
+  for a, b in zip(jax.tree.leaves(saved.params), jax.tree.leaves(params)):
+    np.testing.assert_array_equal(a, b, strict=True)
+
+
 def damaged(content: bytes, at: int, value: int) -> bytes:
   header = list(struct.unpack_from('<7i', content))
   header[at] = value
@@ -176,6 +189,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path, damage, words):
     (dict(head_dim=8), 'model.head_dim is 8'),
     (dict(rope_theta=5e5), 'model.rope_theta is 500000.0'),
     (dict(norm_eps=1e-6), 'model.norm_eps is 1e-06'),
+    (dict(qk_norm=True), 'model.qk_norm is True'),
   ],
 )
 def test_what_the_format_cannot_hold_is_not_written(tmp_path, changes, words):

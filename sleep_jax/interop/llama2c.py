@@ -119,9 +119,12 @@ def _config(content: bytes, where: str) -> config.ModelConfig:
 
 def _check_expressible(cfg: config.ModelConfig) -> None:
   wanted = {
-    'levels': (len(cfg.levels), 1),
+    'levels': (len(cfg.chain), 1),
     'head_dim': (cfg.size_of_head, cfg.dim // cfg.heads),
     'rope_theta': (cfg.rope_theta, _THETA),
+    'rope_scaling': (cfg.rope_scaling, None),
+    'qkv_bias': (cfg.qkv_bias, False),
+    'qk_norm': (cfg.qk_norm, False),
     'norm_eps': (cfg.norm_eps, _EPS),
   }
   for name, (value, needed) in wanted.items():
