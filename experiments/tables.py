@@ -127,11 +127,20 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> str:
         f'{steps:.0f}',
         f'{mean[at]["tokens"] / steps:.0f}',
         f'{1e3 * seconds / steps:.1f}',
+        f'{1e6 * seconds / mean[at]["tokens"]:.1f}',
         f'{flops / steps / 1e9:.2f}',
         f'{1e9 * seconds / flops:.3f}',
       ]
     )
-  header = ['per step', 'steps', 'tokens', 'ms', 'GFLOPs', 'seconds per GFLOP']
+  header = [
+    'per step',
+    'steps',
+    'tokens',
+    'ms',
+    'us per token',
+    'GFLOPs',
+    'seconds per GFLOP',
+  ]
   return _rows(header, rows)
 
 

@@ -6,9 +6,9 @@ Cost: 11 core minutes a seed. Expect `sleep` ahead of the learners that do not
 re-read, and far behind `joint`.
 
 Settings of sleep were chosen on CLINC150, seed 11, two or three nights, by
-accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among 0.9,
-1, 1.3; emphasis, steps, rank, optimizer and router_weight; ewc's lambda among
-0.1 and 1. The other data sets use them as they are.
+accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among
+0.9, 1, 1.3; emphasis, steps, rank, optimizer and router_weight; ewc's lambda
+among 0.1 and 1. The other data sets use them as they are.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
