@@ -5,6 +5,12 @@ import os
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
+# Compiled once, for both workers and for the next run.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  os.path.expanduser('~/.cache/sleep_jax/xla_tests'),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
 
