@@ -128,7 +128,11 @@ def get_config(variant: str = 'llama3_2_1b') -> ml_collections.ConfigDict:
   c.wake = common.settings(config.WakeConfig, lanes=1)
   # 100 steps and an effective batch of 32 (Sleep section 7).
   c.sleep = common.settings(
-    config.SeedingConfig, steps=100, batch=32, dream_length=1024
+    config.SeedingConfig,
+    steps=100,
+    batch=32,
+    dream_length=1024,
+    teacher_top_k=128,
   )
   # Of the paper's runs that adapt the backbone itself.
   c.lora = dict(rank=64, alpha=128, learning_rate=5e-6)
