@@ -4,6 +4,7 @@ Names, shapes and formulas stand here once more on purpose: they are the oracle
 that `sleep_jax.interop` is held against.
 """
 
+import copy
 import json
 import pathlib
 
@@ -39,7 +40,7 @@ FAMILIES = {
 
 
 def settings(family: str, tied: bool, **changes) -> dict:
-  """A config.json."""
+  """A config.json, copied: transformers writes into what it is given."""
   common = dict(
     vocab_size=VOCAB,
     hidden_size=DIM,
@@ -54,7 +55,7 @@ def settings(family: str, tied: bool, **changes) -> dict:
     torch_dtype='float32',
     bos_token_id=1,
   )
-  return common | FAMILIES[family] | changes
+  return copy.deepcopy(common | FAMILIES[family] | changes)
 
 
 def tensors(c: dict, dtype=np.float32, seed: int = 0) -> dict[str, np.ndarray]:

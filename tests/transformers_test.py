@@ -32,8 +32,10 @@ def _pair(request, tmp_path):
   torch.manual_seed(0)
   theirs = transformers.AutoModelForCausalLM.from_config(made).eval()
   with torch.no_grad():
-    for p in theirs.parameters():  # Also norms and biases, born as constants.
-      p.add_(0.2 * torch.randn_like(p))
+    # Also norms and biases, born as constants. Blocks get more, or the model
+    # would say one token over and over, and greedy decoding would prove little.
+    for name, p in theirs.named_parameters():
+      p.add_((0.4 if 'layers' in name else 0.2) * torch.randn_like(p))
   theirs.save_pretrained(tmp_path / 'theirs')
   convert.convert(tmp_path / 'theirs', tmp_path / 'ours')
   ours = folders.load(tmp_path / 'ours')
@@ -72,7 +74,7 @@ def test_greedy_output_is_token_identical(pair):
     eos_token_id=None,
     pad_token_id=0,
   )
-  assert len(np.unique(got.tokens)) > 5  # Not one token over and over.
+  assert min(len(set(row)) for row in want[:, -24:].tolist()) > 2
   np.testing.assert_array_equal(got.tokens, want[:, tokens.shape[1] :].numpy())
 
 

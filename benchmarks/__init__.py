@@ -1,0 +1,1 @@
+"""Speed against the field's usual tools; see `docs/benchmarks.md`."""

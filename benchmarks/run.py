@@ -1,0 +1,118 @@
+"""Runs the suite: `python -m benchmarks.run --out=results/benchmarks.json`.
+
+Each bench asserts that both sides compute the same before it times them. The
+last line on stdout is the path of the JSON file; `--only` runs some benches and
+leaves the file's entries of the others as they are.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import sys
+from typing import Any
+
+# What each needs beyond the base install.
+BENCHES = {
+  'train': ('torch', 'transformers'),
+  'decode': ('torch', 'transformers'),
+  'gkd': ('torch', 'transformers', 'trl'),
+  'jsd': ('torch', 'trl'),
+  'levenshtein': ('rapidfuzz',),
+  'accelerator': (),
+}
+
+
+def pin(threads: int) -> None:
+  """Gives this process `threads` cores; XLA and torch follow it.
+
+  Must be called before either is imported.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  if threads > len(cores):
+    raise SystemExit(
+      f'--threads={threads}, but this process may use {len(cores)} cores; '
+      f'choose --threads={len(cores)} or fewer.'
+    )
+  os.sched_setaffinity(0, cores[:threads])
+  os.environ['OMP_NUM_THREADS'] = str(threads)
+  os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+
+def machine(threads: int) -> dict[str, Any]:
+  """Where, and with which versions."""
+  from importlib import metadata
+
+  cpu = platform.processor()
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    lines = info.read_text().splitlines()
+    cpu = next(
+      (l.split(':')[1].strip() for l in lines if 'model name' in l), ''
+    )
+  versions = {}
+  for name in ('jax', 'flax', 'torch', 'transformers', 'trl', 'rapidfuzz'):
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      versions[name] = None
+  return {
+    'cpu': cpu,
+    'cores': os.cpu_count(),
+    'threads': threads,
+    'python': platform.python_version(),
+    'versions': versions,
+  }
+
+
+def write(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes all or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+  os.replace(partial, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--out', default='results/benchmarks.json')
+  parser.add_argument('--only', default='', help='names, comma-separated')
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--tiny', action='store_true', help='shapes for a test')
+  args = parser.parse_args(argv)
+  names = [n for n in args.only.split(',') if n] or list(BENCHES)
+  for name in names:
+    if name not in BENCHES:
+      parser.error(f'--only={name}: choose among {", ".join(BENCHES)}.')
+    for needed in BENCHES[name]:
+      if importlib.util.find_spec(needed) is None:
+        parser.error(
+          f'{name} compares with {needed}, which is not installed; run pip '
+          "install -e '.[bench]', or leave it out with --only."
+        )
+  pin(args.threads)
+  from benchmarks import timing  # After pinning.
+
+  if any('torch' in BENCHES[name] for name in names):
+    import torch
+
+    torch.set_num_threads(args.threads)
+  plan = timing.Plan(args.threads, args.repeats, args.tiny)
+  out = pathlib.Path(args.out)
+  old = json.loads(out.read_text('utf-8')) if out.exists() else {}
+  entries = [e for e in old.get('entries', []) if e['bench'] not in names]
+  for name in names:
+    for entry in importlib.import_module(f'benchmarks.{name}').run(plan):
+      entries.append(entry | {'machine': machine(args.threads)})
+      print(json.dumps(entry), file=sys.stderr, flush=True)
+    write(out, {'entries': entries})
+  print(out)
+
+
+if __name__ == '__main__':
+  main()
