@@ -28,8 +28,8 @@ from sleep_jax.runtime import accounts
 class Report:
   """What one transfer did.
 
-  kl_first, kl_last: KL(teacher || student) on dreams, nats per token, averaged
-    over the first and the last tenth of the steps.
+  kl_first, kl_last: KL(teacher || student) before and after, in nats per token,
+    on the same dreams: a comparison of two batches would be mostly noise.
   transferred: whether it counted; if not, the old life was kept.
   curves: every step's measurements, see `seeding.Marks`.
   """
@@ -141,9 +141,7 @@ def _report(
   slot: int,
   curves: dict[str, np.ndarray],
 ) -> Report:
-  tenth = max(1, how.steps // 10)
-  first = float(curves['kl'][0])
-  last = float(curves['kl'][-tenth:].mean())
+  first, last = map(float, curves['probe'])
   done = np.isfinite(last) and last <= how.max_kl_share * first
   return Report(
     transfer, slot, first, last, bool(done or not how.train_expert), curves

@@ -184,6 +184,10 @@ def seed_steps(
   return expert, opt_state, marks
 
 
+_PROBE_ROWS = 64  # Dreams on which a lesson is judged, before and after.
+_measure = jax.jit(objective, static_argnums=(1, 2, 3))
+
+
 @dataclasses.dataclass(frozen=True)
 class Lesson:
   """Who teaches, by what settings, and which expert learns.
@@ -225,7 +229,8 @@ def seed(
 
   Returns:
     The student after seeding, and the curves of `Marks` (`[steps]`) together
-    with `reward` (`[rounds]`).
+    with `reward` (`[rounds]`) and `probe`: KL(teacher || student) before and
+    after, on the same dreams.
   """
   dream_key, order_key, roll_key = jax.random.split(rng, 3)
   dreamt, judged = _dream(lesson, dream_key)
@@ -236,6 +241,21 @@ def seed(
   student = student.with_level(level, bank=bank)
   expert = jax.tree.map(jnp.copy, bank.expert(slot))
   opt_state = optimizer(how).init(expert)
+  probed = judged.rows(
+    dreamt.pick(dreams.host_rng(jax.random.fold_in(rng, 1)), _PROBE_ROWS)
+  )
+
+  def probe(expert: memory_lib.Expert) -> float:
+    with lesson.ledger.phase('update') as account:
+      marks = _measure(
+        expert, lesson.cfg, how, level, lesson.params, student,
+        jnp.asarray(slot), probed, None,
+      )[1]  # fmt: skip
+      kl = float(marks.kl)
+      account.forward(probed.tokens.size)
+    return kl
+
+  before = probe(expert)
   order = dreams.host_rng(order_key)
   curves, rewards, rolled = [], [], None
   for start in range(0, how.steps, how.rollout_every):
@@ -256,10 +276,12 @@ def seed(
       curves.append(jax.device_get(marks))
       per_step = how.batch + (of_groups.shape[1] if lesson.imitates else 0)
       account.partial(steps * per_step * how.dream_length, steps=steps)
+  probes = np.array([before, probe(expert)])
   student = student.with_level(level, bank=bank.with_expert(slot, expert))
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in Marks.__dataclass_fields__}
-  return student, curves | {'reward': np.array(rewards or [0.0])}
+  reward = np.array(rewards or [0.0])
+  return student, curves | {'reward': reward, 'probe': probes}
 
 
 def _dream(lesson: Lesson, rng: t.Key) -> tuple[dreams.Dreams, dreams.Judged]:
