@@ -115,7 +115,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _cost(c: ml_collections.ConfigDict) -> None:
-  """sft at the 32 rows of a sleep step, and at 4 and 16 times the stream."""
+  """sft at the 32 rows of a sleep step, and at 4 and 8 times the stream."""
   c.arms = {
     'sleep': {},
     'sft': SFT,
@@ -123,7 +123,7 @@ def _cost(c: ml_collections.ConfigDict) -> None:
       learner='sft', finetune=dict(learning_rate=5e-4, batch=32)
     ),
     'sft_4_passes': _again(4),
-    'sft_16_passes': _again(16),
+    'sft_8_passes': _again(8),
   }
 
 
