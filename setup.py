@@ -36,7 +36,7 @@ setuptools.setup(
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
     'hf': ['safetensors', 'tokenizers'],
-    'bench': ['torch', 'transformers', 'rapidfuzz'],
+    'bench': ['rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
       'import-linter',

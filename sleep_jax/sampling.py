@@ -16,7 +16,6 @@ from sleep_jax.models import decoding
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
-
 _BLOCK = 128  # Tokens; near the square root of usual vocabularies.
 
 
