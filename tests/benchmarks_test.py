@@ -1,0 +1,126 @@
+"""The suite runs, at a size that says nothing about speed."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import accelerator
+from benchmarks import jsd
+from benchmarks import run
+from benchmarks import timing
+from sleep_jax import sampling
+from sleep_jax.models import transformer
+
+TINY = timing.Plan(threads=1, repeats=2, tiny=True)
+
+
+def suite(out: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+  """The command, in a process of its own: it pins its threads."""
+  command = [sys.executable, '-m', 'benchmarks.run', '--tiny', '--threads=1']
+  return subprocess.run(
+    [*command, '--repeats=2', f'--out={out}', *flags],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def entries(out: pathlib.Path) -> dict[str, dict]:
+  return {e['bench']: e for e in json.loads(out.read_text())['entries']}
+
+
+def test_the_command_writes_what_needs_no_torch(tmp_path):
+  out = tmp_path / 'sub' / 'benchmarks.json'
+  done = suite(out, '--only=levenshtein,accelerator')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == str(out)
+  found = entries(out)
+  assert found['accelerator']['skipped'].startswith('no accelerator')
+  assert found['levenshtein']['seconds']['rapidfuzz']['n'] == 2
+  assert found['levenshtein']['machine']['threads'] == 1
+  # One bench alone replaces its own entry and keeps the other.
+  assert suite(out, '--only=accelerator').returncode == 0
+  assert entries(out)['levenshtein'] == found['levenshtein']
+  assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [('--only=speed', 'choose among train'), ('--threads=4096', 'or fewer')],
+)
+def test_a_command_that_cannot_work_is_refused(tmp_path, flag, message):
+  done = suite(tmp_path / 'out.json', '--only=accelerator', flag)
+  assert done.returncode and message in done.stderr
+  assert not (tmp_path / 'out.json').exists()
+
+
+def test_a_missing_opponent_is_named(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(run.BENCHES, 'decode', ('no_such_library',))
+  with pytest.raises(SystemExit):
+    run.main(['--only=decode', f'--out={tmp_path / "out.json"}'])
+  assert 'no_such_library' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('bench', ['train', 'decode', 'gkd', 'jsd'])
+def test_benches_against_torch_agree_and_run(tmp_path, bench):
+  for needed in run.BENCHES[bench]:
+    pytest.importorskip(needed)
+  out = tmp_path / 'benchmarks.json'
+  done = suite(out, f'--only={bench}')
+  assert done.returncode == 0, done.stderr
+  entry = entries(out)[bench]
+  assert entry['parity']
+  assert 'sleep_jax' in entry['seconds']
+
+
+def test_sides_take_turns():
+  calls = []
+  sides = {name: lambda name=name: calls.append(name) for name in 'ab'}
+  seconds = timing.interleave(sides, timing.Plan(repeats=3))
+  assert calls == list('ababbaab')  # The first pair is not counted.
+  for spread in seconds.values():
+    assert spread['n'] == 3
+    assert spread['low'] <= spread['median'] <= spread['high']
+
+
+def test_a_side_that_differs_is_not_timed():
+  one = [np.ones(()), np.ones((2, 2)), np.ones((3, 2))]
+  off = [one[0], one[1], one[2] * (1 + 1e-4)]
+  assert max(jsd._parity(one, one).values()) == 0
+  with pytest.raises(AssertionError, match='gradient of the matrix'):
+    jsd._parity(off, one)
+
+
+def test_the_accelerator_bench_lowers():
+  cfg = accelerator.model(TINY)
+  lowered, (weights, _) = accelerator.train_step(cfg, 2, 8)
+  assert 'bf16' in lowered.as_text()
+  how = sampling.Sampling(max_new=4, temperature=0.0)
+  assert 'bf16' in accelerator.rollout(cfg, 2, 5, how).as_text()
+  # All weights multiply but the norms'; the embedding does so as the head.
+  norms = sum(
+    x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(weights)
+    if 'norm' in jax.tree_util.keystr(path)
+  )
+  assert accelerator.multiplying(cfg) == transformer.count(weights) - norms
+
+
+def test_decoding_holds_its_weights_in_the_type_of_the_computation():
+  cfg = accelerator.model(TINY)
+  params = transformer.init(cfg, jax.random.key(0))
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  how = sampling.Sampling(max_new=4, temperature=0.0)
+  prompts, lengths = jnp.ones((2, 5), jnp.int32), jnp.full((2,), 5)
+  args = (prompts, lengths, jax.random.key(0), how)
+  np.testing.assert_array_equal(
+    sampling.generate(cfg, params, None, *args).tokens,
+    sampling.generate(cfg, half, None, *args).tokens,
+  )
