@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sleep_jax.data import contexts
 from sleep_jax.data import tokenizers
 
 
@@ -14,10 +15,12 @@ class Experience:
 
   tokens: `[N, T]` int32 rows, each a document that begins with BOS.
   weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
+  contexts: what the stream was about, for the dreams of the coming night.
   """
 
   tokens: np.ndarray
   weight: np.ndarray
+  contexts: tuple[contexts.Context, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,18 @@ class Respond(Protocol):
   def __call__(
     self, prompts: list[list[int]], answers: list[list[int]]
   ) -> Response: ...
+
+
+class Learn(Protocol):
+  """How an exam has a life study something first, and then asks.
+
+  Each study begins with a copy of the life, which ends with it. What comes back
+  are the completions: `[study][attempt][question]`.
+  """
+
+  def __call__(
+    self, studies: list[contexts.Study]
+  ) -> list[list[list[list[int]]]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +83,16 @@ class Task(Protocol):
   def exam(self, respond: Respond, episode: int) -> Exam:
     """Closed-book exam over episodes 0..episode."""
     ...
+
+
+class ReadingTask(Task, Protocol):
+  """A task whose episodes are contexts that a life can dream about.
+
+  Its exam is `study_exam(respond, learn, episode)` in place of `exam`.
+  """
+
+  reader: contexts.Reader
+
+  def study_exam(
+    self, respond: Respond, learn: Learn, episode: int
+  ) -> Exam: ...
