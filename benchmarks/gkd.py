@@ -93,19 +93,20 @@ class Ours:
     self._state = self._rule.init(self._student)
     self._steps = 0
     self._listen = jax.jit(
-      lambda w, tokens: transformer.forward(large, w, tokens).hidden[:, :-1]
+      lambda w, tokens: transformer.forward(large, w, tokens).hidden
     )
     self._grads = jax.jit(jax.value_and_grad(self._loss), static_argnums=4)
     self._update = jax.jit(self._apply, static_argnums=5)
 
   def _loss(self, student, teacher, heard, tokens, width):
-    hidden = transformer.forward(self._small, student, tokens).hidden[:, :-1]
+    hidden = transformer.forward(self._small, student, tokens).hidden
+    said = slice(width - 1, -1)  # What predicts a token of the completion.
     each = divergences.from_hidden(
       divergences.divergence('jsd', _BETA),
-      (heard, teacher['embed']['embedding']),
-      (hidden, student['embed']['embedding']),
+      (heard[:, said], teacher['embed']['embedding']),
+      (hidden[:, said], student['embed']['embedding']),
     )
-    return each[:, width - 1 :].mean()
+    return each.mean()
 
   def _apply(self, student, state, teacher, heard, tokens, width):
     _, grads = jax.value_and_grad(self._loss)(

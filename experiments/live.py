@@ -24,6 +24,13 @@ from sleep_jax.tasks import task as task_lib
 
 Settings = dict[str, Any]
 
+# Sections that only tasks with contexts to dream about need.
+_DREAMS = {
+  'lora': config.LoraConfig,
+  'trial': config.TrialConfig,
+  'dreaming': config.DreamingConfig,
+}
+
 
 def settings_of(c: Settings, arm: str) -> Settings:
   """The config of one arm: the common one with the arm's changes put in.
@@ -64,6 +71,12 @@ def build(
       config.FinetuneConfig, c['finetune'], 'finetune'
     ),
     ledger=ledger,
+    reader=getattr(task, 'reader', None),
+    **{
+      name: config.from_mapping(cls, c[name], name)
+      for name, cls in _DREAMS.items()
+      if name in c
+    },
   )
   check_slots(setup, task.episodes)
   return task, learners.build(c['learner'], setup), ledger
@@ -137,9 +150,14 @@ def _one_day(task, learner, life, night) -> tuple[dict[str, Any], Any]:
   start = time.perf_counter()
   life, woke = learner.wake(life, task.experience(night))
   life, slept = learner.sleep(life)
-  exam = task.exam(
-    lambda prompts, answers: learner.respond(life, prompts, answers), night
-  )
+
+  def respond(prompts, answers):
+    return learner.respond(life, prompts, answers)
+
+  if hasattr(task, 'study_exam'):
+    exam = task.study_exam(respond, lambda s: learner.study(life, s), night)
+  else:
+    exam = task.exam(respond, night)
   scalars = {
     **{f'wake/{k}': v for k, v in woke.items()},
     **{f'sleep/{k}': v for k, v in slept.items()},

@@ -395,11 +395,16 @@ class DreamingConfig:
   retention_margin: float = 0.2
   retention_rows: int = 64
   retention_length: int = 32  # Tokens of such a row.
-  # At an exam: dreams of each context that are trained on.
+  # At an exam: dreams of each context that are trained on; and whether `sleep`
+  # first spends a day on the contexts, in so many rows, and a night.
   study_dreams: int = 1
+  study_night: bool = True
+  study_rows: int = 64
 
   def __post_init__(self):
-    object.__setattr__(self, 'importance_targets', tuple(self.importance_targets))
+    object.__setattr__(
+      self, 'importance_targets', tuple(self.importance_targets)
+    )
     rules = ('grad_cosine', 'grad_norm', 'greats', 'loss', 'random')
     choose(self.importance, dict.fromkeys(rules), 'dreaming.importance')
     choose(self.learn_from, {'best': 0, 'all': 0}, 'dreaming.learn_from')

@@ -4,6 +4,7 @@ from sleep_jax import config
 from sleep_jax.learners import finetuning
 from sleep_jax.learners import learner
 from sleep_jax.learners import online
+from sleep_jax.learners import selfedit
 
 _LEARNERS = {
   'frozen': online.Frozen,
@@ -15,11 +16,22 @@ _LEARNERS = {
   'joint': finetuning.Joint,
 }
 
+# Where a task has contexts to dream about and an exam that lets one study them.
+_READERS = {
+  'frozen': selfedit.Base,
+  'icl': selfedit.OpenBook,
+  'finetune_passage': selfedit.Passage,
+  'ttt': selfedit.Untrained,
+  'seal': selfedit.Seal,
+  'sleep': selfedit.Sleep,
+}
+
 
 def build(name: str, setup: learner.Setup) -> learner.Learner:
-  """The learner called `name`.
+  """The learner called `name`, as the task wants it.
 
   Raises:
     ConfigError: if there is none of that name.
   """
-  return config.choose(name, _LEARNERS, 'learner')(setup)
+  known = _LEARNERS if setup.reader is None else _READERS
+  return config.choose(name, known, 'learner')(setup)

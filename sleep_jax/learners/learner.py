@@ -15,6 +15,7 @@ import numpy as np
 from sleep_jax import config
 from sleep_jax import sampling
 from sleep_jax import typing as t
+from sleep_jax.data import contexts
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import memory as memory_lib
@@ -38,6 +39,11 @@ class Setup:
   sleep: config.SeedingConfig
   finetune: config.FinetuneConfig
   ledger: accounts.Ledger
+  # Of a task with contexts to dream about.
+  reader: contexts.Reader | None = None
+  lora: config.LoraConfig = config.LoraConfig()
+  trial: config.TrialConfig = config.TrialConfig()
+  dreaming: config.DreamingConfig = config.DreamingConfig()
 
   def __post_init__(self):
     tokenizers.check_fits(self.tokenizer, self.model.vocab)

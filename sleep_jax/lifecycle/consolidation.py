@@ -202,4 +202,5 @@ def awaken(life: life_lib.Life) -> life_lib.Life:
     clock=life.clock.replace(
       rested=life.clock.tokens, nights=life.clock.nights + 1
     ),
+    contexts=(),
   )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.data import contexts as contexts_lib
+from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
 
@@ -36,10 +38,20 @@ class Life:
   rng: t.Key
   opt_state: Any  # Of a learner that trains `params`; else None.
   notes: Any  # What one kind of learner keeps: a context, a Fisher, a buffer.
+  adapter: lora.Adapter | None = None  # Of a dreamer that keeps a LoRA.
+  contexts: tuple[contexts_lib.Context, ...] = struct.field(
+    pytree_node=False, default=()
+  )
 
   def old_self(self) -> memory_lib.Memory:
     """The memory as it was before this day."""
     return self.memory.with_deltas(self.rested)
+
+  def backbone(self) -> t.Params:
+    """The backbone as it thinks: with a LoRA of its own folded in."""
+    if self.adapter is None:
+      return self.params
+    return lora.fold(self.params, self.adapter)
 
 
 def born(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sleep_jax import config
 from sleep_jax import typing as t
+from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
 # The null choice. A gate below sigmoid(-4) = 0.018 is exactly off; between it
@@ -112,7 +113,10 @@ class Level(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, view: LevelView | None
+    self,
+    x_BxTxD: jax.Array,
+    view: LevelView | None,
+    adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     d, f = self.cfg.dim, self.level.hidden
     init = nn.initializers.lecun_normal()
@@ -124,8 +128,13 @@ class Level(nn.Module):
     if view is not None and view.delta is not None:
       w = jax.tree.map(jnp.add, w, view.delta)
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
-    h = jax.nn.silu(x_BxTxD @ w['gate']) * (x_BxTxD @ w['up'])
-    y = h @ w['down']
+
+    def times(x: jax.Array, matrix: str) -> jax.Array:
+      return lora.add(x @ w[matrix], adapter, self.name, matrix, x)
+
+    h = jax.nn.silu(times(x_BxTxD, 'gate')) * times(x_BxTxD, 'up')
+    # Else XLA computes h anew, column by column, for the gradient of `down`.
+    y = times(jax.lax.optimization_barrier(h), 'down')
     if view is None or view.experts is None:
       return y, None
     grown, logits = apply_experts(view, x_BxTxD, self.level.top_k)

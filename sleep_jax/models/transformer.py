@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.models import cms
+from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
 PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
@@ -115,13 +116,19 @@ class Attention(nn.Module):
     turn: tuple[jax.Array, jax.Array],
     seen_BxTxC: jax.Array,
     past: tuple[jax.Array, jax.Array, jax.Array] | None,
+    adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     c = self.cfg
     dense = functools.partial(nn.DenseGeneral, dtype=x_BxTxD.dtype)
-    into = functools.partial(dense, use_bias=c.qkv_bias)
-    q = into((c.heads, c.size_of_head), name='q')(x_BxTxD)
-    k = into((c.num_kv_heads, c.size_of_head), name='k')(x_BxTxD)
-    v = into((c.num_kv_heads, c.size_of_head), name='v')(x_BxTxD)
+
+    def into(heads: int, name: str) -> jax.Array:
+      shape = (heads, c.size_of_head)
+      y = dense(shape, use_bias=c.qkv_bias, name=name)(x_BxTxD)
+      return lora.add(y, adapter, 'attention', name, x_BxTxD)
+
+    q = into(c.heads, 'q')
+    k = into(c.num_kv_heads, 'k')
+    v = into(c.num_kv_heads, 'v')
     if c.qk_norm:
       q = RMSNorm(c.norm_eps, name='q_norm')(q)
       k = RMSNorm(c.norm_eps, name='k_norm')(k)
@@ -148,8 +155,9 @@ class Attention(nn.Module):
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
     y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v)
     y = y.reshape(b, c.heads, q_len, c.size_of_head).swapaxes(1, 2)
-    out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')
-    return out(y), kept
+    out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')(y)
+    y = y.reshape(b, q_len, -1)
+    return lora.add(out, adapter, 'attention', 'o', y), kept
 
 
 class Block(nn.Module):
@@ -160,11 +168,11 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, scanned, turn, seen, start):
-    views, past = scanned
+    views, past, adapter = scanned
     past = None if past is None else (*past, start)
     norm = functools.partial(RMSNorm, self.cfg.norm_eps)
     y, kept = Attention(self.cfg, name='attention')(
-      norm(name='attention_norm')(x), turn, seen, past
+      norm(name='attention_norm')(x), turn, seen, past, adapter
     )
     x = x + y
     routes = []
@@ -172,6 +180,7 @@ class Block(nn.Module):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
         norm(name=f'level_{i}_norm')(x),
         None if views is None else views[i - 1],
+        adapter,
       )
       x = x + y
       routes.append(logits)
@@ -185,7 +194,7 @@ class Decoder(nn.Module):
   unrolled: bool = False
 
   @nn.compact
-  def __call__(self, tokens, views, positions, cache) -> Output:
+  def __call__(self, tokens, views, positions, cache, adapter=None) -> Output:
     c = self.cfg
     embed = nn.Embed(
       c.vocab,
@@ -211,7 +220,7 @@ class Decoder(nn.Module):
       layers = self._unrolled
     elif c.partition and views is not None:
       layers = self._level_by_level
-    x, (kept, routes) = layers(x, views, past, (turn, seen, start))
+    x, (kept, routes) = layers(x, (views, past, adapter), (turn, seen, start))
     if views is None:
       routes = (None,) * len(c.levels)
     if self.unrolled:  # A sampler asks for the last column alone.
@@ -227,7 +236,7 @@ class Decoder(nn.Module):
       cache = Cache(*kept, key_positions, cache.next + tokens.shape[1])
     return Output(logits.astype(jnp.float32), hidden, routes, cache)
 
-  def _scanned(self, x, views, past, shared):
+  def _scanned(self, x, scanned, shared):
     """All blocks as one scan over stacked weights and memory."""
     c = self.cfg
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
@@ -238,15 +247,16 @@ class Decoder(nn.Module):
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.layers,
       unroll=min(c.unroll, c.layers),
-    )(c, c.chain, name='blocks')(x, (views, past), *shared)
+    )(c, c.chain, name='blocks')(x, scanned, *shared)
 
-  def _level_by_level(self, x, views, past, shared):
+  def _level_by_level(self, x, scanned, shared):
     """The blocks under `partition`: one scan a level, over its own layers.
 
     A level's memory differs in shape from the next one's. The weights stay one
     stack that every scan indexes: a slice of it would be a copy.
     """
     c = self.cfg
+    views, past, adapter = scanned
     stack = self.variables['params']['blocks']
     kept, routes = [], []
     for i, (level, view) in enumerate(zip(c.levels, views, strict=True)):
@@ -254,22 +264,22 @@ class Decoder(nn.Module):
       own = c.layers_of(i)
 
       def body(x, scanned, block=block):
-        layer, view, past = scanned
+        layer, view, *rest = scanned
         params = jax.tree.map(
           lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False),
           stack,
         )
-        return block.apply({'params': params}, x, ((view,), past), *shared)
+        return block.apply({'params': params}, x, ((view,), *rest), *shared)
 
       if c.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-      columns = None
-      if past is not None:
-        columns = tuple(kv[own.start : own.stop] for kv in past)
+      rest = jax.tree.map(
+        lambda leaf, own=own: leaf[own.start : own.stop], (past, adapter)
+      )
       x, (columns, logits) = jax.lax.scan(
         body,
         x,
-        (jnp.arange(c.layers)[own.start : own.stop], view, columns),
+        (jnp.arange(c.layers)[own.start : own.stop], view, *rest),
         unroll=min(c.unroll, len(own)),
       )
       kept.append(columns)
@@ -277,12 +287,13 @@ class Decoder(nn.Module):
     kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
     return x, (kept, tuple(routes))
 
-  def _unrolled(self, x, views, past, shared):
+  def _unrolled(self, x, scanned, shared):
     """Block by block, each with buffers of its own; see `decoding.py`."""
     c, kept = self.cfg, []
+    views, past, _ = scanned
     for i, view in enumerate(views):
       block = Block(c, c.levels_at(i), name=f'block_{i}')
-      x, (new, _) = block(x, (view, (past[0][i], past[1][i])), *shared)
+      x, (new, _) = block(x, (view, (past[0][i], past[1][i]), None), *shared)
       kept.append(new)
     return x, (tuple(zip(*kept)), ())
 
@@ -295,6 +306,7 @@ def forward(
   *,
   positions: jax.Array | None = None,
   cache: Cache | None = None,
+  adapter: lora.Adapter | None = None,
 ) -> Output:
   """One forward pass.
 
@@ -306,6 +318,7 @@ def forward(
     positions: `[B, T]`, PAD_POSITION where a token is padding; default
       0..T-1, or continuing after the cache's columns.
     cache: keys and values of earlier columns; its space must suffice.
+    adapter: low-rank changes of the backbone's matrices.
 
   Returns:
     The `Output`; `cache` holds the new columns if one was given.
@@ -316,7 +329,9 @@ def forward(
       first + jnp.arange(tokens.shape[1]), tokens.shape
     )
   views = None if memory is None else cms.views(memory)
-  return Decoder(cfg).apply({'params': params}, tokens, views, positions, cache)
+  return Decoder(cfg).apply(
+    {'params': params}, tokens, views, positions, cache, adapter
+  )
 
 
 def head(

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 def logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   """Log-probability of `tokens` `[...]` under logits `[..., V]`."""
-  logp = jax.nn.log_softmax(logits, axis=-1)
-  return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+  said = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return said - jax.nn.logsumexp(logits, axis=-1)
 
 
 def token_logprobs(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
@@ -22,6 +22,7 @@ def next_token_loss(
 
   `mask[:, t]` weighs token t as a target; column 0 is never one.
   """
-  logp = token_logprobs(logits_BxTxV, tokens_BxT)
-  weight = mask_BxT[:, 1:].astype(logp.dtype)
+  # Tokens move, and not the logits: cutting those would copy them.
+  logp = logprobs(logits_BxTxV, jnp.roll(tokens_BxT, -1, axis=1))
+  weight = jnp.roll(mask_BxT.astype(logp.dtype).at[:, 0].set(0.0), -1, axis=1)
   return -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)

@@ -8,7 +8,7 @@ import time
 from sleep_jax import config
 from sleep_jax.models import flops
 
-PHASES = ('wake', 'rollout', 'teacher', 'update', 'reward', 'exam')
+PHASES = ('wake', 'rollout', 'teacher', 'update', 'reward', 'trials', 'exam')
 
 
 @dataclasses.dataclass

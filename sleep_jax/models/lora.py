@@ -1,0 +1,104 @@
+"""Low-rank adapters: W + alpha / rank A B (LoRA, Hu et al. 2021, Eq. 3).
+
+An adapter stands beside the backbone and never in it, so that many instances of
+one model can be trained at once: under `jax.vmap` over adapters every product
+with a backbone matrix is still one product, and only A and B are per instance.
+"""
+
+import math
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from sleep_jax import config
+from sleep_jax import typing as t
+
+_ATTENTION = ('q', 'k', 'v', 'o')
+
+
+@struct.dataclass
+class Pair:
+  """A and B of one matrix, stacked over layers; axes of heads are flat."""
+
+  a: t.Float[jax.Array, 'L I R']
+  b: t.Float[jax.Array, 'L R O']
+
+
+@struct.dataclass
+class Adapter:
+  """Pairs by module (`attention`, `level_1`, ...) and matrix."""
+
+  pairs: dict[str, dict[str, Pair]]
+  scale: float = struct.field(pytree_node=False)  # alpha / rank.
+
+  def of(self, module: str) -> 'dict[str, Pair]':
+    """The pairs of one module."""
+    return self.pairs.get(module, {})
+
+
+def _matrix(params: t.Params, module: str, target: str) -> jax.Array:
+  weights = params['blocks'][module][target]
+  return weights['kernel'] if module == 'attention' else weights
+
+
+def _sides(weights: jax.Array, target: str) -> tuple[int, int]:
+  """Flat sizes of a stacked matrix's input and output."""
+  _, *shape = weights.shape
+  into = len(shape) - 1 if target == 'o' else 1
+  return math.prod(shape[:into]), math.prod(shape[into:])
+
+
+def fresh(
+  cfg: config.ModelConfig, how: config.LoraConfig, params: t.Params, rng: t.Key
+) -> Adapter:
+  """A new adapter: A is drawn, B is zero, so it changes nothing yet."""
+  modules = {'attention': [x for x in how.targets if x in _ATTENTION]}
+  for i in range(1, len(cfg.chain) + 1):
+    modules[f'level_{i}'] = [x for x in how.targets if x not in _ATTENTION]
+
+  def pair(module: str, target: str, rng: t.Key) -> Pair:
+    into, out = _sides(_matrix(params, module, target), target)
+    bound = into**-0.5
+    shape = (cfg.layers, into, how.rank)
+    return Pair(
+      a=jax.random.uniform(rng, shape, minval=-bound, maxval=bound),
+      b=jnp.zeros((cfg.layers, how.rank, out)),
+    )
+
+  names = [(m, x) for m, targets in modules.items() for x in targets]
+  keys = jax.random.split(rng, len(names))
+  pairs = {module: {} for module in modules if modules[module]}
+  for (module, target), key in zip(names, keys, strict=True):
+    pairs[module][target] = pair(module, target, key)
+  return Adapter(pairs, how.alpha / how.rank)
+
+
+def add(
+  y: jax.Array, adapter: Adapter | None, module: str, target: str, x: jax.Array
+) -> jax.Array:
+  """`y`, which is `x` times a matrix, plus what the adapter adds to it.
+
+  `x` is `[B, T, I]`; `y` may have its last axes split over heads.
+  """
+  pair = None if adapter is None else adapter.of(module).get(target)
+  if pair is None:
+    return y
+  a, b = (w.astype(x.dtype) for w in (pair.a, pair.b))
+  return y + adapter.scale * ((x @ a) @ b).reshape(y.shape)
+
+
+def fold(params: t.Params, adapter: Adapter) -> t.Params:
+  """The backbone with the adapter added to its matrices."""
+  blocks = dict(params['blocks'])
+  for module, pairs in adapter.pairs.items():
+    changed = dict(blocks[module])
+    for target, pair in pairs.items():
+      weights = _matrix(params, module, target)
+      product = adapter.scale * jnp.einsum('lir,lro->lio', pair.a, pair.b)
+      moved = (weights + product.reshape(weights.shape)).astype(weights.dtype)
+      changed[target] = (
+        changed[target] | {'kernel': moved} if module == 'attention' else moved
+      )
+    blocks[module] = changed
+  return params | {'blocks': blocks}
