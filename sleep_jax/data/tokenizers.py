@@ -26,15 +26,21 @@ class Tokenizer(Protocol):
 
 
 class WordTokenizer:
-  """A closed vocabulary of words; what generated tasks speak."""
+  """A closed vocabulary of words; what generated tasks speak.
 
-  def __init__(self, words: list[str], separator: str):
+  Args:
+    words: the vocabulary, without padding and BOS.
+    separator: which of them ends a segment.
+    stop: which of them ends a document; empty = none does.
+  """
+
+  def __init__(self, words: list[str], separator: str, stop: str = ''):
     self._words = ['<pad>', '<bos>', *words]
     self._ids = {w: i for i, w in enumerate(self._words)}
     self.vocab = len(self._words)
     self.pad, self.bos = 0, 1
     self.separator = self._ids[separator]
-    self.stop = -1
+    self.stop = self._ids[stop] if stop else -1
 
   def encode(self, text: str) -> list[int]:
     """Ids of whitespace-separated words.

@@ -17,7 +17,7 @@ from sleep_jax.tasks import task
 
 _ONSETS = 'b d f g k l m n p r s t v z br st'.split()
 _NUCLEI = 'a e i o'.split()
-_SYLLABLES = [o + n for o in _ONSETS for n in _NUCLEI]
+SYLLABLES = [o + n for o in _ONSETS for n in _NUCLEI]
 RELATIONS = ('lives-in', 'works-as', 'eats', 'plays')
 _VALUES = 24  # Of each relation.
 _FACT = 5  # Words.
@@ -41,7 +41,7 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   """The closed vocabulary of `facts`."""
   values = [f'{r.split("-")[0]}{i}' for r in RELATIONS for i in range(_VALUES)]
   return tokenizers.WordTokenizer(
-    ['.', *_SYLLABLES, *RELATIONS, *values], separator='.'
+    ['.', *SYLLABLES, *RELATIONS, *values], separator='.'
   )
 
 
@@ -49,7 +49,7 @@ class World:
   """Token arrays of facts; every array is `[facts, 5]`."""
 
   def __init__(self, tokenizer: tokenizers.WordTokenizer):
-    self._name = np.array([tokenizer.encode(s)[0] for s in _SYLLABLES])
+    self._name = np.array([tokenizer.encode(s)[0] for s in SYLLABLES])
     self._relation = np.array([tokenizer.encode(r)[0] for r in RELATIONS])
     self._first_value = tokenizer.encode('lives0')[0]
     self._stop = tokenizer.separator
@@ -57,7 +57,7 @@ class World:
 
   def pairs(self, rng: np.random.Generator, n: int, taken=()) -> np.ndarray:
     """`n` distinct entities that are not `taken`, `[n]` codes."""
-    free = np.setdiff1d(np.arange(len(_SYLLABLES) ** 2), np.array(taken, int))
+    free = np.setdiff1d(np.arange(len(SYLLABLES) ** 2), np.array(taken, int))
     if n > len(free):
       raise config.ConfigError(
         f'task: {n} new entities are wanted but only {len(free)} names are '
@@ -69,7 +69,7 @@ class World:
     """One random fact per entity and relation, `[entities * relations, 5]`."""
     n, r = len(pairs), len(RELATIONS)
     value = rng.integers(0, _VALUES, (n, r)) + np.arange(r) * _VALUES
-    first, second = np.divmod(np.repeat(pairs, r), len(_SYLLABLES))
+    first, second = np.divmod(np.repeat(pairs, r), len(SYLLABLES))
     return np.stack(
       [
         self._name[first],

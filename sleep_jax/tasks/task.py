@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sleep_jax.data import contexts
+from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import tokenizers
 
 
@@ -20,7 +20,7 @@ class Experience:
 
   tokens: np.ndarray
   weight: np.ndarray
-  contexts: tuple[contexts.Context, ...] = ()
+  contexts: tuple[contexts_lib.Context, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Learn(Protocol):
   """
 
   def __call__(
-    self, studies: list[contexts.Study]
+    self, studies: list[contexts_lib.Study]
   ) -> list[list[list[list[int]]]]: ...
 
 
@@ -91,7 +91,7 @@ class ReadingTask(Task, Protocol):
   Its exam is `study_exam(respond, learn, episode)` in place of `exam`.
   """
 
-  reader: contexts.Reader
+  reader: contexts_lib.Reader
 
   def study_exam(
     self, respond: Respond, learn: Learn, episode: int
