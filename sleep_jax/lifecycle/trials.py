@@ -171,7 +171,8 @@ def _spread(tree: t.Tree) -> t.Tree:
   devices = jax.device_count()
   if devices == 1 or len(jax.tree.leaves(tree)[0]) % devices:
     return jax.tree.map(jnp.asarray, tree)
-  mesh = jax.make_mesh((devices,), ('trials',))
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((devices,), ('trials',), axis_types=auto)
   spec = jax.sharding.NamedSharding(mesh, jax.P('trials'))
   return jax.device_put(tree, spec)
 
