@@ -36,7 +36,7 @@ setuptools.setup(
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
     'hf': ['jinja2', 'safetensors>=0.8', 'tokenizers'],
-    'bench': ['rapidfuzz', 'torch', 'transformers', 'trl'],
+    'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
       'import-linter',

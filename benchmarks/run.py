@@ -22,6 +22,7 @@ BENCHES = {
   'gkd': ('torch', 'transformers', 'trl'),
   'jsd': ('torch', 'trl'),
   'levenshtein': ('rapidfuzz',),
+  'trials': ('torch', 'transformers', 'peft'),
   'accelerator': (),
 }
 
@@ -54,7 +55,15 @@ def machine(threads: int) -> dict[str, Any]:
       (l.split(':')[1].strip() for l in lines if 'model name' in l), ''
     )
   versions = {}
-  for name in ('jax', 'flax', 'torch', 'transformers', 'trl', 'rapidfuzz'):
+  for name in (
+    'jax',
+    'flax',
+    'torch',
+    'transformers',
+    'trl',
+    'peft',
+    'rapidfuzz',
+  ):
     try:
       versions[name] = metadata.version(name)
     except metadata.PackageNotFoundError:

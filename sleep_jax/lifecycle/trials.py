@@ -24,7 +24,7 @@ from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import accounts
 
-_RULE = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+RULE = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,20 @@ def schedules(
   return order, rate
 
 
+def step(cfg, params, memory, adapter, state, tokens, weight, rows, rate):
+  """One optimizer step of one instance, on the rows of those numbers."""
+
+  def objective(adapter):
+    chosen = weight[rows] * (rows >= 0)[:, None]
+    out = transformer.forward(
+      cfg, params, tokens[rows], memory, adapter=adapter
+    )
+    return losses.next_token_loss(out.logits, tokens[rows], chosen)
+
+  update, state = RULE.update(jax.grad(objective)(adapter), state)
+  return jax.tree.map(lambda w, u: w - rate * u, adapter, update), state
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def train(
   cfg: config.ModelConfig,
@@ -122,22 +136,11 @@ def train(
   """
 
   def one(adapter, tokens, weight, order, rate):
-    def objective(adapter, rows):
-      chosen = weight[rows] * (rows >= 0)[:, None]
-      out = transformer.forward(
-        cfg, params, tokens[rows], memory, adapter=adapter
-      )
-      return losses.next_token_loss(out.logits, tokens[rows], chosen)
-
-    def step(carry, now):
-      adapter, state = carry
-      grads = jax.grad(objective)(adapter, now[0])
-      update, state = _RULE.update(grads, state)
-      adapter = jax.tree.map(lambda w, u: w - now[1] * u, adapter, update)
-      return (adapter, state), None
+    def proceed(carry, now):
+      return step(cfg, params, memory, *carry, tokens, weight, *now), None
 
     (adapter, _), _ = jax.lax.scan(
-      step, (adapter, _RULE.init(adapter)), (order, rate)
+      proceed, (adapter, RULE.init(adapter)), (order, rate)
     )
     leaves = jax.tree.leaves(adapter)
     return adapter, jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
