@@ -5,12 +5,14 @@ from typing import Any
 
 from sleep_jax import config
 from sleep_jax.tasks import book
+from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import class_incremental
 from sleep_jax.tasks import facts
 from sleep_jax.tasks import task
 
 _TASKS = {
   'book': (book.Book, book.BookConfig),
+  'bulletins': (bulletins.Bulletins, bulletins.BulletinsConfig),
   'facts': (facts.Facts, facts.FactsConfig),
   'class_incremental': (
     class_incremental.ClassIncremental,
