@@ -22,9 +22,8 @@ def model() -> ml_collections.ConfigDict:
       layers=2,
       heads=4,
       unroll=2,
-      levels=tuple(
-        common.settings(config.LevelConfig, hidden=128) for _ in range(2)
-      ),
+      # Plain; experiments put faster, silent levels before this one.
+      levels=(common.settings(config.LevelConfig, hidden=256),),
     )
   )
 

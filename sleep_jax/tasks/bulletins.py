@@ -324,11 +324,10 @@ class Bulletins:
     )
 
   def experience(self, episode: int) -> task.Experience:
-    met, reads = self._met[episode], self.cfg.reads
-    rng = np.random.default_rng([self._seed, 2, episode])
-    order = np.concatenate([rng.permutation(len(met)) for _ in range(reads)])
-    once = contexts.joined([self.reader.plain(c) for c in met])
-    return task.Experience(once.tokens[order], once.weight[order], met)
+    seed = [self._seed, 2, episode]
+    return incorporation.day(
+      self.reader, self._met[episode], self.cfg.reads, seed
+    )
 
   def study_exam(
     self, respond: task.Respond, learn: task.Learn, episode: int

@@ -16,6 +16,20 @@ from sleep_jax.tasks import task
 Grade = Callable[[contexts.Context, list[contexts.Ids]], np.ndarray]
 
 
+def day(
+  reader: contexts.Reader,
+  met: tuple[contexts.Context, ...],
+  reads: int,
+  seed: list[int],
+) -> task.Experience:
+  """A stream that tells each context `reads` times, as it stands."""
+  once = contexts.joined([reader.plain(c) for c in met])
+  rng = np.random.default_rng(seed)
+  order = [rng.permutation(len(once.tokens)) for _ in range(reads)]
+  order = np.concatenate(order)
+  return task.Experience(once.tokens[order], once.weight[order], met)
+
+
 @dataclasses.dataclass(frozen=True)
 class Incorporation:
   """How test passages are studied and marked.
