@@ -199,6 +199,8 @@ def test_too_many_people_are_refused():
     tasks.build('bulletins', dict(joint=5000), 0)
   with pytest.raises(config.ConfigError, match='task.joint=3'):
     tasks.build('bulletins', dict(test=4, joint=3), 0)
+  with pytest.raises(config.ConfigError, match='task.length=14'):
+    tasks.build('bulletins', dict(length=14), 0)
 
 
 # What SQuAD's own evaluation script makes of these.

@@ -34,7 +34,7 @@ _BENT = (1.0, 0.8, 0.5, 0.4)
 _LINES = (2, 5)  # Fewest and most.
 _THOROUGH = 0.05  # Share of dreams that state everything, once.
 _LONGEST_LINE = 7  # A note's words.
-_ROW = 16  # BOS, a record, stop; and one to be even.
+_LONGEST = 15  # Tokens of a record with BOS and stop.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class BulletinsConfig:
   test: int = 12  # Bulletins that the exam has studied one by one.
   joint: int = 50  # Studied together; the first `test` are those.
   attempts: int = 1  # Studies of each single bulletin.
+  length: int = 16  # Tokens of a row.
   base_entities: int = 64
   world_seed: int = 0  # Of the base's own people; must match the base's.
 
@@ -55,6 +56,11 @@ class BulletinsConfig:
       raise config.ConfigError(
         f'task.test={self.test} must be 1 to task.joint={self.joint}: both '
         'are of one list.'
+      )
+    if self.length < _LONGEST:
+      raise config.ConfigError(
+        f'task.length={self.length} must be at least {_LONGEST}, which a '
+        'record takes.'
       )
 
 
@@ -252,8 +258,8 @@ class BulletinsReader:
   max_dream = 5 * _LONGEST_LINE + 1
   max_answer = 2  # A value, and stop.
 
-  def __init__(self, world: World):
-    self._world, self.stop = world, world.stop
+  def __init__(self, world: World, length: int):
+    self._world, self.stop, self._length = world, world.stop, length
     self._period = world.tokenizer.separator
 
   def edit(
@@ -274,7 +280,7 @@ class BulletinsReader:
 
   def _rows(self, texts: list[Ids]) -> contexts.Edit:
     tok = self._world.tokenizer
-    tokens = np.full((len(texts), _ROW), tok.pad, np.int32)
+    tokens = np.full((len(texts), self._length), tok.pad, np.int32)
     for row, text in zip(tokens, texts):
       row[: len(text) + 2] = [tok.bos, *text, self.stop]
     return contexts.Edit(tokens, (tokens != tok.pad).astype(np.float32))
@@ -296,7 +302,7 @@ class Bulletins:
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     world = self.world = World(cfg)
     self.tokenizer = world.tokenizer
-    self.reader = BulletinsReader(world)
+    self.reader = BulletinsReader(world, cfg.length)
     rng = np.random.default_rng([seed, 1])
     people = world.strangers(rng, cfg.episodes * cfg.train + cfg.joint)
     met = [self.context(b) for b in people[: cfg.episodes * cfg.train]]
