@@ -1,15 +1,24 @@
 """Knowledge incorporation: bulletins, SQuAD by SEAL's protocol, and marks."""
 
 import dataclasses
+import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import live
+from experiments.configs import base_bulletins
+from experiments.configs import bulletins as bulletins_config
+from experiments.configs import squad as squad_config
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
 from sleep_jax.data import tokenizers
+from sleep_jax.models import levels
+from sleep_jax.models import transformer
 from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import grading
 from sleep_jax.tasks import squad
@@ -397,3 +406,31 @@ def test_a_word_that_ends_documents():
   words = tokenizers.WordTokenizer(['.', 'a', '<end>'], '.', '<end>')
   assert words.stop == words.encode('<end>')[0]
   assert tokenizers.WordTokenizer(['.', 'a'], '.').stop == -1
+
+
+@pytest.mark.parametrize('arm', ['sleep', 'sleep_4_levels'])
+def test_every_arm_adopts_the_base_of_bulletins(arm):
+  c = json.loads(bulletins_config.get_config().to_json())
+  c = live.settings_of(c, arm)
+  model = config.ModelConfig.of(c['model'])
+  plain = config.ModelConfig.of(base_bulletins.model().to_dict())
+  assert plain.vocab == bulletins.build_tokenizer().vocab
+  born = jax.eval_shape(lambda: transformer.init(plain, jax.random.key(0)))
+  params = jax.eval_shape(
+    lambda p: levels.adopt(plain, p, model, jax.random.key(0)), born
+  )
+  wanted = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  assert jax.tree.structure(params) == jax.tree.structure(wanted)
+
+
+def test_the_papers_squad_lowers():
+  c = squad_config.get_config('paper').to_dict()
+  model = config.ModelConfig.of(c['model'])
+  params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+  rows = jax.ShapeDtypeStruct((c['trial']['batch'], 2048), jnp.int32)
+  out = jax.jit(transformer.forward, static_argnums=0).lower(
+    model, params, rows
+  )
+  assert out.out_info.logits.shape == (1, 2048, model.vocab)
+  assert (c['lora']['rank'], c['lora']['alpha']) == (32, 64.0)
+  assert (c['task']['test'], c['task']['length']) == (200, 2048)
