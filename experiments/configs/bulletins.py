@@ -19,8 +19,10 @@ from sleep_jax.tasks import bulletins
 
 NIGHTS, LANES, LENGTH = 3, 8, 16
 TRAIN, READS = 12, 16
-_UPDATES = TRAIN * READS // LANES  # Of the fastest level, in a day.
-_EXPERTS = dict(rank=16, slots=NIGHTS, top_k=NIGHTS)
+_STUDY = 64  # Rows of a study's day: enough for every level to be due.
+_UPDATES = _STUDY // LANES  # Of the fastest level, until it is due.
+_SLOTS = NIGHTS + 1  # The nights of a life, and that of a study.
+_EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
 
 
 def _model(*levels: dict[str, int]) -> ml_collections.ConfigDict:
@@ -38,17 +40,17 @@ def _model(*levels: dict[str, int]) -> ml_collections.ConfigDict:
 
 
 def two_levels() -> ml_collections.ConfigDict:
-  """One level reads the day, and sleeps once a night."""
+  """One level reads the day, and sleeps every night."""
   return _model(dict(chunk=LENGTH, sleep_every=_UPDATES))
 
 
 def four_levels() -> ml_collections.ConfigDict:
-  """Three clocks before the base; all of them sleep once a night."""
-  return _model(
-    dict(chunk=LENGTH, sleep_every=_UPDATES),
-    dict(chunk=4 * LENGTH, sleep_every=_UPDATES // 4, **_EXPERTS),
-    dict(chunk=12 * LENGTH, sleep_every=_UPDATES // 12, **_EXPERTS),
+  """Three clocks before the base; all of them sleep every night."""
+  slower = (
+    dict(chunk=n * LENGTH, sleep_every=_UPDATES // n, **_EXPERTS)
+    for n in (2, 4)
   )
+  return _model(dict(chunk=LENGTH, sleep_every=_UPDATES), *slower)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -88,8 +90,16 @@ def get_config() -> ml_collections.ConfigDict:
     alpha=32.0,
     targets=('q', 'v', 'gate', 'up', 'down'),
   )
-  c.trial = common.settings(config.TrialConfig)
-  c.dreaming = common.settings(config.DreamingConfig)
+  c.trial = common.settings(
+    config.TrialConfig, epochs=10, batch=8, learning_rate=5e-3
+  )
+  c.dreaming = common.settings(
+    config.DreamingConfig,
+    epochs=20,
+    batch=4,
+    learning_rate=3e-3,
+    study_rows=_STUDY,
+  )
   c.arms = {
     'frozen': {},
     'icl': {},
