@@ -25,6 +25,7 @@ from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
 from sleep_jax.models import transformer
 from sleep_jax.runtime import weights
+from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import facts
 
 _CONFIG = config_flags.DEFINE_config_file('config')
@@ -41,6 +42,16 @@ def facts_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 
   def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     return facts.pretraining_rows(world, cfg, rng, rows)
+
+  return draw, draw
+
+
+def bulletins_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
+  """Documents of the world of `bulletins`, for training and for validation."""
+  world = bulletins.World(bulletins.BulletinsConfig())
+
+  def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return bulletins.pretraining_rows(world, rng, rows, c.length)
 
   return draw, draw
 
@@ -106,7 +117,11 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 def main(_) -> None:
   c = _CONFIG.value
   cfg = config.ModelConfig.of(c.model.to_dict())
-  corpora = {'facts': facts_corpus, 'text': text_corpus}
+  corpora = {
+    'bulletins': bulletins_corpus,
+    'facts': facts_corpus,
+    'text': text_corpus,
+  }
   draw, draw_held_out = config.choose(c.corpus, corpora, 'corpus')(c)
   params = transformer.init(cfg, jax.random.key(c.seed))
   warm = min(200, c.steps // 10)

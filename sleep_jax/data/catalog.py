@@ -18,6 +18,10 @@ _TINYSTORIES = (
   'https://raw.githubusercontent.com/mines-opt-ml/decoding-gpt/'
   'b7753c9b80f5b19105f2f4833c135adebf62276b/data/'
 )
+_SEAL = (
+  'https://raw.githubusercontent.com/Continual-Intelligence/SEAL/'
+  '4cb1e7d4350c62403daee8c6723e6184886cb304/knowledge-incorporation/data/'
+)
 # Name: file in its GITenberg repository, commit, SHA-256 of what `body` keeps.
 _BOOKS = {
   'Anna-Karenina_1399': (
@@ -142,6 +146,22 @@ _FILES = {
       'tinystories/tinystories_10k.txt',
       f'{_TINYSTORIES}tinystories_10k.txt',
       '5a19b936d7b53bbdac1eea03230b00161dceca24ae272f5bd8e9dbbc2a883418',
+    ),
+    # SEAL's copy of SQuAD 1.1: validation, and what its two rounds trained on.
+    sources.RawFile(
+      'seal_squad/squad_val.json',
+      f'{_SEAL}squad_val.json',
+      'f9a4538b00006b6bed12c00d1274807b11cc33ba5b1068d797e1457ed4f74992',
+    ),
+    sources.RawFile(
+      'seal_squad/synthetic__train__iter0_train.json',
+      f'{_SEAL}synthetic_data/train/iter0_train.json',
+      '8d292d69bcef111e15ca8d39c5c8cfe01dd28ee4240f17c57548e1793e889690',
+    ),
+    sources.RawFile(
+      'seal_squad/synthetic__train__iter1_train.json',
+      f'{_SEAL}synthetic_data/train/iter1_train.json',
+      '756cb6355bc2f9abdedaf76572ea6ccfa9ec8b5e91953d2130a8a121159c9ca0',
     ),
   )
 }

@@ -5,13 +5,17 @@ from typing import Any
 
 from sleep_jax import config
 from sleep_jax.tasks import book
+from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import class_incremental
 from sleep_jax.tasks import facts
+from sleep_jax.tasks import squad
 from sleep_jax.tasks import task
 
 _TASKS = {
   'book': (book.Book, book.BookConfig),
+  'bulletins': (bulletins.Bulletins, bulletins.BulletinsConfig),
   'facts': (facts.Facts, facts.FactsConfig),
+  'squad': (squad.Squad, squad.SquadConfig),
   'class_incremental': (
     class_incremental.ClassIncremental,
     class_incremental.ClassIncrementalConfig,

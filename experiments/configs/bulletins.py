@@ -1,0 +1,120 @@
+"""`bulletins`: SEAL's knowledge incorporation, generated, 3 nights, 5 seeds.
+
+The arms of the Sleep paper's table 3 for a model of 0.1M parameters: passages
+are read, dreamt about and studied, and then asked about closed book, each one
+alone (`n1`) and fifty together (`n50`).
+
+Of the trial, batch 1, 4, 8 and 16, 5, 10 and 20 epochs, learning rates 1e-3 to
+1e-2, ranks 8 and 16, and q, v alone against all targets were tried on
+statements of all four facts, on records alone and on the base's dreams (seed 5,
+no nights); of dreaming, three pairs of epochs and learning rate (seed 100).
+
+  python -m experiments.run --config=experiments/configs/bulletins.py \
+      --workdir=runs/bulletins
+  python -m experiments.report --workdir=runs/bulletins \
+      --out=results/bulletins
+"""
+
+import ml_collections
+
+from experiments.configs import base_bulletins
+from experiments.configs import common
+from sleep_jax import config
+from sleep_jax.tasks import bulletins
+
+NIGHTS, LANES, LENGTH = 3, 8, 16
+TRAIN, READS = 12, 16
+_STUDY = 64  # Rows of a study's day: enough for every level to be due.
+_UPDATES = _STUDY // LANES  # Of the fastest level, until it is due.
+_SLOTS = NIGHTS + 1  # The nights of a life, and that of a study.
+_EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
+
+
+def _model(*levels: dict[str, int]) -> ml_collections.ConfigDict:
+  """The base behind faster levels that are silent until they are updated."""
+  model = base_bulletins.model()
+  fast = (
+    common.settings(config.LevelConfig, hidden=128, learning_rate=3e-3, **level)
+    for level in levels
+  )
+  slow = model.levels[0]
+  slow.update(**_EXPERTS)
+  model.levels = (*fast, slow)
+  model.max_len = 128
+  return model
+
+
+def two_levels() -> ml_collections.ConfigDict:
+  """One level reads the day, and sleeps every night."""
+  return _model(dict(chunk=LENGTH, sleep_every=_UPDATES))
+
+
+def four_levels() -> ml_collections.ConfigDict:
+  """Three clocks before the base; all of them sleep every night."""
+  slower = (
+    dict(chunk=n * LENGTH, sleep_every=_UPDATES // n, **_EXPERTS)
+    for n in (2, 4)
+  )
+  return _model(dict(chunk=LENGTH, sleep_every=_UPDATES), *slower)
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings; override any with `--config.section.name=value`."""
+  c = ml_collections.ConfigDict()
+  c.name = 'bulletins'
+  c.seeds = (1, 2, 3, 4, 5)
+  c.workers = 2
+  c.reference = 'sleep'
+  c.base = 'sleep_jax/assets/base_bulletins.npz'
+  c.model = two_levels()
+  c.task = common.settings(
+    bulletins.BulletinsConfig,
+    episodes=NIGHTS,
+    train=TRAIN,
+    reads=READS,
+    length=LENGTH,
+  )
+  c.task.name = 'bulletins'
+
+  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.sleep = common.settings(
+    config.SeedingConfig,
+    dreams=512,
+    dream_length=LENGTH,
+    splice=False,  # A document is one text.
+    steps=150,
+    batch=16,
+    learning_rate=0.02,
+    alpha=1.0,
+    lam=0.0,
+  )
+  c.finetune = common.settings(config.FinetuneConfig, batch=LANES)
+  c.lora = common.settings(
+    config.LoraConfig,
+    rank=16,
+    alpha=32.0,
+    targets=('q', 'v', 'gate', 'up', 'down'),
+  )
+  c.trial = common.settings(
+    config.TrialConfig, epochs=10, batch=8, learning_rate=5e-3
+  )
+  c.dreaming = common.settings(
+    config.DreamingConfig,
+    epochs=12,
+    batch=8,
+    learning_rate=2e-3,
+    study_rows=_STUDY,
+  )
+  c.arms = {
+    'frozen': {},
+    'icl': {},
+    'finetune_passage': {},
+    'ttt': {},
+    'seal': {},
+    'sleep': {},
+    'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),
+    'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
+    'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
+    'no_dreaming': dict(learner='sleep', dreaming=dict(enabled=False)),
+  }
+  return c
