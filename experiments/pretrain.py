@@ -23,6 +23,7 @@ from sleep_jax import training
 from sleep_jax.data import catalog
 from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
+from sleep_jax.data import twin
 from sleep_jax.models import transformer
 from sleep_jax.runtime import weights
 from sleep_jax.tasks import facts
@@ -41,6 +42,15 @@ def facts_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 
   def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     return facts.pretraining_rows(world, cfg, rng, rows)
+
+  return draw, draw
+
+
+def arc_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
+  """Puzzles of `arc_few_shot`'s twin and self-edits."""
+
+  def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return twin.pretraining_rows(rng, rows, c.length)
 
   return draw, draw
 
@@ -106,7 +116,7 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 def main(_) -> None:
   c = _CONFIG.value
   cfg = config.ModelConfig.of(c.model.to_dict())
-  corpora = {'facts': facts_corpus, 'text': text_corpus}
+  corpora = {'arc': arc_corpus, 'facts': facts_corpus, 'text': text_corpus}
   draw, draw_held_out = config.choose(c.corpus, corpora, 'corpus')(c)
   params = transformer.init(cfg, jax.random.key(c.seed))
   warm = min(200, c.steps // 10)
