@@ -13,6 +13,7 @@ import numpy as np
 from sleep_jax import config
 
 COLOURS = 10
+LARGEST = 30  # Rows or columns; ARC's own limit.
 _NEXT_ROW = '/'
 
 
@@ -26,6 +27,11 @@ class Pair:
   def map(self, change: Callable[[np.ndarray], np.ndarray]) -> 'Pair':
     """The pair with both grids changed alike."""
     return Pair(change(self.input), change(self.output))
+
+
+def pair(before: list[list[int]], after: list[list[int]]) -> Pair:
+  """A pair from nested lists."""
+  return Pair(np.array(before, int), np.array(after, int))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +114,18 @@ def leave_out(pairs: tuple[Pair, ...], left: int) -> Iterator[tuple[Pair, ...]]:
 def augmented(
   pairs: tuple[Pair, ...], families: Iterable[str]
 ) -> Iterator[tuple[Pair, ...]]:
-  """The pseudo-task itself, then changed by each member of the families."""
+  """The pseudo-task itself, then changed by each member of the families.
+
+  A change after which a grid is larger than ARC's may be is left out.
+  """
   yield pairs
   for family in families:
     members = config.choose(family, AUGMENTATIONS, 'augmentations')
     for change in members.values():
-      yield tuple(pair.map(change) for pair in pairs)
+      changed = tuple(pair.map(change) for pair in pairs)
+      sides = (max(*p.input.shape, *p.output.shape) for p in changed)
+      if max(sides) <= LARGEST:
+        yield changed
 
 
 def permuted(

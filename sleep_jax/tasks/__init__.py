@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sleep_jax import config
+from sleep_jax.tasks import arc
 from sleep_jax.tasks import book
 from sleep_jax.tasks import class_incremental
 from sleep_jax.tasks import facts
 from sleep_jax.tasks import task
 
 _TASKS = {
+  'arc_few_shot': (arc.Arc, arc.ArcConfig),
   'book': (book.Book, book.BookConfig),
   'facts': (facts.Facts, facts.FactsConfig),
   'class_incremental': (
