@@ -173,7 +173,7 @@ def test_a_dream_becomes_rows_or_is_rejected_with_a_reason(task):
   assert reader.edit(context, broken) == contexts.Rejected('unreadable')
   every = dream(task, written(grids.AUGMENTATIONS, num_train_epochs=16))
   assert reader.edit(context, every) == contexts.Rejected('too long')
-  long = dream(task, written(num_train_epochs=16)) * 1
+  long = dream(task, written(num_train_epochs=16))
   at = long.index(task.tokenizer.encode('16')[0])
   long[at : at + 1] = task.tokenizer.encode('16') * 2
   assert reader.edit(context, long) == contexts.Rejected('unreadable')
@@ -249,7 +249,7 @@ def everything(task):
 
   def learn(studies):
     asked.extend(c for study in studies for c in study.contexts)
-    return [[[[]]] * s.attempts for s in studies]
+    return [[[[]] * len(s.questions)] * s.attempts for s in studies]
 
   task.study_exam(marking(lambda p, a: False), learn, task.episodes - 1)
   days = [task.experience(e).contexts for e in range(task.episodes)]
