@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from experiments.configs import arc as config_arc
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import arc as arc_data
@@ -384,3 +385,25 @@ def test_a_bad_source_is_refused():
     tasks.build('arc_few_shot', dict(source='imaginary'), seed=0)
   with pytest.raises(config.ConfigError, match='task.tokenizer'):
     tasks.build('arc_few_shot', dict(source='real'), seed=0)
+
+
+@pytest.mark.parametrize('variant', ['', 'real', 'paper'])
+def test_the_configs_settings_are_known(variant):
+  c = config_arc.get_config(variant).to_dict()
+  config.ModelConfig.of(c['model'])
+  for name, cls in (
+    ('lora', config.LoraConfig),
+    ('trial', config.TrialConfig),
+    ('dreaming', config.DreamingConfig),
+    ('wake', config.WakeConfig),
+    ('sleep', config.SeedingConfig),
+  ):
+    config.from_mapping(cls, c[name], name)
+  settings = {k: v for k, v in c['task'].items() if k != 'name'}
+  cfg = config.from_mapping(arc.ArcConfig, settings, 'task')
+  assert not cfg.rows % c['wake']['lanes']
+  assert c['model']['levels'][1]['slots'] >= cfg.episodes
+  dreaming = c['dreaming']
+  if variant != 'real':
+    kept = dreaming['keep'] + dreaming['keep_random']
+    assert (dreaming['dreams'], kept) == (60, 15)
