@@ -1,21 +1,24 @@
 """A small world of generated puzzles, with a closed vocabulary.
 
-A puzzle's rule turns or mirrors a grid and then recolours it. The base model is
-trained on rules that recolour one colour at most, and reads those off the pairs
-it is shown; the puzzles of a life recolour every colour, by a permutation that
-leaves none as it is, which the base cannot read off. A few steps on the shown
-pairs teach it, if the self-edit asks for sensible ones: the base also learns to
-write self-edits, but picks their values blindly.
+A puzzle's rule gives colours new colours. The base model is trained on rules
+that change one colour at most, and reads those off the pairs it is shown; the
+puzzles of a life change every colour, by a permutation, which the base cannot
+read off. Some forty steps on the shown pairs teach it, if the self-edit asks
+for sensible ones: turned and mirrored grids (`basic`) keep it from learning the
+shown grids by heart. The base also learns to write self-edits, but picks their
+values blindly.
 """
+
+import itertools
 
 import numpy as np
 
+from sleep_jax import config
 from sleep_jax.data import grids
 from sleep_jax.data import tokenizers
 
 ARROW, END, REQUEST = '->', '.', 'edit'
 SIDE, COLOURS, SHOWN = 3, 6, 3
-_TURNS = ('identity', 'flip_rows', 'flip_columns', 'rotate_180')
 _FLAGS = [f'"use_{family}_augmentations"' for family in grids.AUGMENTATIONS]
 _STRATEGIES = ('"train_using_all_tokens"', '"train_using_output_tokens"')
 LEARNING_RATES = ('1e-05', '0.0001', '0.001', '0.01', '0.1')
@@ -53,15 +56,7 @@ def self_edit(rng: np.random.Generator) -> list[str]:
 
 MAX_EDIT = len(self_edit(np.random.default_rng(0))) + 3  # Words, and its end.
 
-Rule = tuple[str, tuple[int, ...]]  # A turn, and the new colour of each.
-
-
-def apply(rule: Rule, grid: np.ndarray) -> np.ndarray:
-  """The output that the rule asks for."""
-  turn, colour = rule
-  if turn != 'identity':
-    grid = grids.AUGMENTATIONS['basic'][turn](grid)
-  return np.array(colour)[grid]
+Rule = tuple[int, ...]  # The new colour of each.
 
 
 def familiar_rule(rng: np.random.Generator) -> Rule:
@@ -70,17 +65,26 @@ def familiar_rule(rng: np.random.Generator) -> Rule:
   if rng.random() < 0.75:
     old, new = rng.choice(COLOURS, 2, replace=False)
     colour[old] = new
-  return str(rng.choice(_TURNS)), tuple(colour.tolist())
+  return tuple(colour.tolist())
 
 
 def new_rules(rng: np.random.Generator, n: int) -> list[Rule]:
-  """`n` distinct rules under which every colour becomes another one."""
-  found: dict[Rule, None] = {}
-  while len(found) < n:
-    colour = rng.permutation(COLOURS)
-    if (colour != np.arange(COLOURS)).all():
-      found[(str(rng.choice(_TURNS)), tuple(colour.tolist()))] = None
-  return list(found)
+  """`n` distinct rules under which every colour becomes another one.
+
+  Raises:
+    ConfigError: if there are not so many.
+  """
+  every = [
+    rule
+    for rule in itertools.permutations(range(COLOURS))
+    if all(new != old for old, new in enumerate(rule))
+  ]
+  if n > len(every):
+    raise config.ConfigError(
+      f'task: {n} puzzles are wanted, but there are {len(every)} rules; lower '
+      'task.episodes, task.train or task.test.'
+    )
+  return [every[i] for i in rng.permutation(len(every))[:n]]
 
 
 def puzzle(
@@ -94,7 +98,7 @@ def puzzle(
       np.unique(inputs.reshape(n, -1), axis=0)
     ):
       break
-  pairs = tuple(grids.Pair(x, apply(rule, x)) for x in inputs)
+  pairs = tuple(grids.Pair(x, np.array(rule)[x]) for x in inputs)
   return grids.Puzzle(name, pairs[:SHOWN], pairs[SHOWN:])
 
 
