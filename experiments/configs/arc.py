@@ -14,6 +14,7 @@ base's dreams, which are blind, that few succeed (`ttt`), and that `seal` and
       --workdir=runs/arc
 """
 
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -60,10 +61,11 @@ def _generated() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3)
   c.workers = 2
   c.base = 'sleep_jax/assets/base_arc.npz'
-  task = arc.ArcConfig(episodes=3)
+  # At most 84 steps a trial: 8 epochs of leave-one-out and its turns.
+  task = arc.ArcConfig(episodes=3, asked=2, max_row_passes=168)
   c.model = _clocked(base_arc.model(), task)
   c.model.max_len = 256
-  c.task = common.settings(arc.ArcConfig, episodes=3)
+  c.task = ml_collections.ConfigDict(dataclasses.asdict(task))
   c.lora = common.settings(
     config.LoraConfig, rank=16, alpha=16.0, targets=_TARGETS
   )
@@ -80,6 +82,7 @@ def _generated() -> ml_collections.ConfigDict:
     epochs=8,
     batch=5,
     learning_rate=1e-3,
+    study_night=False,  # As in SEAL, a test puzzle is one self-edit away.
   )
   return c
 

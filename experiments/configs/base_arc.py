@@ -36,8 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.out = 'sleep_jax/assets/base_arc.npz'
   c.model = model()
   c.seed = 0
-  c.steps = 3000
-  c.batch = 32
+  c.steps = 4000
+  c.batch = 16
   c.length = 104
   c.learning_rate = 4e-3
   c.weight_decay = 0.01

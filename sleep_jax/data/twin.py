@@ -21,8 +21,8 @@ ARROW, END, REQUEST = '->', '.', 'edit'
 SIDE, COLOURS, SHOWN = 3, 6, 3
 _FLAGS = [f'"use_{family}_augmentations"' for family in grids.AUGMENTATIONS]
 _STRATEGIES = ('"train_using_all_tokens"', '"train_using_output_tokens"')
-LEARNING_RATES = ('1e-05', '0.0001', '0.001', '0.01', '0.1')
-EPOCHS = ('1', '2', '4', '8', '16')
+LEARNING_RATES = ('0.0001', '0.003', '0.005', '0.01', '0.02', '0.1')
+EPOCHS = ('2', '4', '6', '8')
 _MALFORMED = 0.1  # Share of the base's self-edits that lack a word.
 _WORDS = [
   *(END, '/', ARROW, REQUEST, *'{}:,', 'true', 'false', *_FLAGS),
@@ -90,13 +90,13 @@ def new_rules(rng: np.random.Generator, n: int) -> list[Rule]:
 def puzzle(
   name: str, rule: Rule, rng: np.random.Generator, asked: int
 ) -> grids.Puzzle:
-  """Distinct random grids under a rule; every colour is shown."""
+  """Distinct random grids under a rule; every colour is shown three times."""
   while True:
     n = SHOWN + asked
     inputs = rng.integers(0, COLOURS, (n, SIDE, SIDE))
-    if len(np.unique(inputs[:SHOWN])) == COLOURS and n == len(
-      np.unique(inputs.reshape(n, -1), axis=0)
-    ):
+    counts = np.bincount(inputs[:SHOWN].ravel(), minlength=COLOURS)
+    distinct = len(np.unique(inputs.reshape(n, -1), axis=0)) == n
+    if counts.min() >= 3 and distinct:
       break
   pairs = tuple(grids.Pair(x, np.array(rule)[x]) for x in inputs)
   return grids.Puzzle(name, pairs[:SHOWN], pairs[SHOWN:])
