@@ -61,8 +61,8 @@ def _generated() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3)
   c.workers = 2
   c.base = 'sleep_jax/assets/base_arc.npz'
-  # At most 84 steps a trial: 8 epochs of leave-one-out and its turns.
-  task = arc.ArcConfig(episodes=3, asked=2, max_row_passes=168)
+  # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.
+  task = arc.ArcConfig(episodes=3, asked=2, max_row_passes=126)
   c.model = _clocked(base_arc.model(), task)
   c.model.max_len = 256
   c.task = ml_collections.ConfigDict(dataclasses.asdict(task))

@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.steps = 4000
   c.batch = 16
   c.length = 104
-  c.learning_rate = 4e-3
+  c.learning_rate = 2e-3
   c.weight_decay = 0.01
   c.data_dir = ''
   return c
