@@ -23,6 +23,7 @@ from sleep_jax import training
 from sleep_jax.data import catalog
 from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
+from sleep_jax.data import twin
 from sleep_jax.models import transformer
 from sleep_jax.runtime import weights
 from sleep_jax.tasks import bulletins
@@ -52,6 +53,15 @@ def bulletins_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 
   def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     return bulletins.pretraining_rows(world, rng, rows, c.length)
+
+  return draw, draw
+
+
+def arc_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
+  """Puzzles of `arc_few_shot`'s twin and self-edits."""
+
+  def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return twin.pretraining_rows(rng, rows, c.length)
 
   return draw, draw
 
@@ -118,6 +128,7 @@ def main(_) -> None:
   c = _CONFIG.value
   cfg = config.ModelConfig.of(c.model.to_dict())
   corpora = {
+    'arc': arc_corpus,
     'bulletins': bulletins_corpus,
     'facts': facts_corpus,
     'text': text_corpus,

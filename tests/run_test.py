@@ -179,6 +179,9 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
     'class_incremental:banking',
     'class_incremental:dbpedia',
     'stories',
+    'arc',
+    'arc:real',
+    'arc:paper',
   ],
 )
 def test_every_config_builds_a_model(name):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sleep_jax import config
+from sleep_jax.tasks import arc
 from sleep_jax.tasks import book
 from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import class_incremental
@@ -12,6 +13,7 @@ from sleep_jax.tasks import squad
 from sleep_jax.tasks import task
 
 _TASKS = {
+  'arc_few_shot': (arc.Arc, arc.ArcConfig),
   'book': (book.Book, book.BookConfig),
   'bulletins': (bulletins.Bulletins, bulletins.BulletinsConfig),
   'facts': (facts.Facts, facts.FactsConfig),
