@@ -398,7 +398,7 @@ class DreamingConfig:
   # At an exam: dreams of each context that are trained on; and whether `sleep`
   # first spends a day on the contexts, in so many rows, and a night.
   study_dreams: int = 1
-  study_night: bool = True
+  study_night: bool = False
   study_rows: int = 64
 
   def __post_init__(self):

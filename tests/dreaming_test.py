@@ -452,7 +452,7 @@ def setup_of(params, **changes):
     reader=Bandit(),
     lora=LORA,
     trial=TRIAL,
-    dreaming=dataclasses.replace(how, study_rows=4),
+    dreaming=dataclasses.replace(how, study_rows=4, study_night=True),
   )
 
 

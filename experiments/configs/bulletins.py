@@ -72,6 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
     episodes=NIGHTS,
     train=TRAIN,
     reads=READS,
+    test=24,
+    attempts=2,
     length=LENGTH,
   )
   c.task.name = 'bulletins'
@@ -79,10 +81,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.wake = common.settings(config.WakeConfig, lanes=LANES)
   c.sleep = common.settings(
     config.SeedingConfig,
-    dreams=512,
+    dreams=1024,
     dream_length=LENGTH,
     splice=False,  # A document is one text.
-    steps=150,
+    steps=400,
     batch=16,
     learning_rate=0.02,
     alpha=1.0,
@@ -115,6 +117,10 @@ def get_config() -> ml_collections.ConfigDict:
     'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),
     'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
     'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
-    'no_dreaming': dict(learner='sleep', dreaming=dict(enabled=False)),
+    # Without dreams a passage is read, and consolidated, or it is not met.
+    'no_dreaming': dict(
+      learner='sleep', dreaming=dict(enabled=False, study_night=True)
+    ),
+    'study_night': dict(learner='sleep', dreaming=dict(study_night=True)),
   }
   return c

@@ -67,12 +67,13 @@ def stacked(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of all edits, `[instances, N, T]`, and their weights."""
   rows = _bucket(max(len(e.tokens) for e in edits))
-  length = edits[0].tokens.shape[1]
+  length = max(e.tokens.shape[1] for e in edits)
   tokens = np.full((instances, rows, length), pad, np.int32)
   weight = np.zeros(tokens.shape, np.float32)
   for i, edit in enumerate(edits):
-    tokens[i, : len(edit.tokens)] = edit.tokens
-    weight[i, : len(edit.tokens)] = edit.weight
+    n, own = edit.tokens.shape
+    tokens[i, :n, :own] = edit.tokens
+    weight[i, :n, :own] = edit.weight
   return tokens, weight
 
 
