@@ -103,6 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
     epochs=12,
     batch=8,
     learning_rate=2e-3,
+    retention_margin=0.3,
     study_rows=_STUDY,
   )
   c.arms = {
