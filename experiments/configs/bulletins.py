@@ -4,10 +4,13 @@ The arms of the Sleep paper's table 3 for a model of 0.1M parameters: passages
 are read, dreamt about and studied, and then asked about closed book, each one
 alone (`n1`) and fifty together (`n50`).
 
-Of the trial, batch 1, 4, 8 and 16, 5, 10 and 20 epochs, learning rates 1e-3 to
-1e-2, ranks 8 and 16, and q, v alone against all targets were tried on
-statements of all four facts, on records alone and on the base's dreams (seed 5,
-no nights); of dreaming, three pairs of epochs and learning rate (seed 100).
+Settings were chosen on seeds 5 and 100, which are therefore not in the table.
+The trial (seed 5, no nights, single bulletins and the fifty together): some of
+batch 1, 4, 8 and 16, 5 to 20 epochs, learning rates 1e-3 to 1e-2, ranks 8 and
+16, q and v alone, on statements of all four facts, on records and on the base's
+dreams. Dreaming (seed 100, seal alone, by `n1`, `n50` and what was lost): 20
+epochs at 3e-3 and 12 at 2e-3 in batches of 4, the latter also of 8. The
+retention margin was widened because four levels were rolled back at 0.2.
 
   python -m experiments.run --config=experiments/configs/bulletins.py \
       --workdir=runs/bulletins
@@ -62,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = ml_collections.ConfigDict()
   c.name = 'bulletins'
-  c.seeds = (1, 2, 3, 4, 5)
+  c.seeds = (1, 2, 3, 4, 6)
   c.workers = 2
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_bulletins.npz'
@@ -105,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
     epochs=12,
     batch=8,
     learning_rate=2e-3,
+    retention_margin=0.3,
     study_rows=_STUDY,
   )
   c.arms = {

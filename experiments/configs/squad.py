@@ -62,7 +62,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.model.max_len = 1024
   fast, slow = c.model.levels
   fast.update(chunk=length, sleep_every=2, optimizer='adam', learning_rate=1e-3)
-  slow.update(slots=2, rank=32, top_k=2)
+  slow.update(slots=3, rank=32, top_k=3)  # Two nights, and a study's.
   c.task = common.settings(
     squad.SquadConfig,
     tokenizer='sleep_jax/assets/text.model',
@@ -89,7 +89,12 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.lora = common.settings(config.LoraConfig)
   c.trial = common.settings(config.TrialConfig, epochs=2, at_once=8)
   c.dreaming = common.settings(
-    config.DreamingConfig, dreams=4, keep=2, keep_random=1, retention_rows=8
+    config.DreamingConfig,
+    dreams=4,
+    keep=2,
+    keep_random=1,
+    retention_rows=8,
+    study_rows=2 * lanes,
   )
 
 

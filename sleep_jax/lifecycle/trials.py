@@ -65,15 +65,17 @@ def _bucket(n: int) -> int:
 def stacked(
   edits: list[contexts.Edit], instances: int, pad: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of all edits, `[instances, N, T]`, and their weights."""
+  """Rows of all edits, `[instances, N, T]`, and their weights.
+
+  N and T are the largest there are: references may differ in both.
+  """
   rows = _bucket(max(len(e.tokens) for e in edits))
   length = max(e.tokens.shape[1] for e in edits)
   tokens = np.full((instances, rows, length), pad, np.int32)
   weight = np.zeros(tokens.shape, np.float32)
   for i, edit in enumerate(edits):
-    n, own = edit.tokens.shape
-    tokens[i, :n, :own] = edit.tokens
-    weight[i, :n, :own] = edit.weight
+    own = i, *map(slice, edit.tokens.shape)
+    tokens[own], weight[own] = edit.tokens, edit.weight
   return tokens, weight
 
 
