@@ -332,6 +332,7 @@ class LoraConfig:
   alpha: float = 64.0
   # Of q | k | v | o of the attention and gate | up | down of every level.
   targets: tuple[str, ...] = ('q', 'v')
+  slowest_only: bool = False  # Of the levels, only the last has adapters.
 
   def __post_init__(self):
     object.__setattr__(self, 'targets', tuple(self.targets))
@@ -354,6 +355,9 @@ class TrialConfig:
   epochs: int = 10
   batch: int = 1  # Rows of a step.
   learning_rate: float = 1e-3
+  # Of many contexts studied together, as SEAL trains 200 otherwise than one.
+  joint_epochs: int = 0  # 0: as above.
+  joint_learning_rate: float = 0.0
   repeats: int = 1  # A trial's mark is the mean over so many fine-tunings.
   max_steps: int = 400  # A dream that asks for more is rejected: `too long`.
   at_once: int = 64  # Instances in one program; bounds its memory.
@@ -364,6 +368,14 @@ class TrialConfig:
         raise ConfigError(
           f'trial.{name}={getattr(self, name)} must be at least 1.'
         )
+
+  def joint(self) -> 'TrialConfig':
+    """The same for many contexts together."""
+    return dataclasses.replace(
+      self,
+      epochs=self.joint_epochs or self.epochs,
+      learning_rate=self.joint_learning_rate or self.learning_rate,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +392,7 @@ class DreamingConfig:
   importance: str = 'grad_cosine'  # | grad_norm | greats | loss | random.
   # The leaves of a fresh adapter whose gradient is looked at.
   importance_targets: tuple[str, ...] = ('q', 'v')
+  importance_rows: int = 16  # Most rows of a dream that are looked at.
   keep: int = 4  # k of highest importance.
   keep_random: int = 1  # b of the others.
   # Step 5: ReST^EM.

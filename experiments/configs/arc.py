@@ -62,7 +62,7 @@ def _generated() -> ml_collections.ConfigDict:
   c.workers = 2
   c.base = 'sleep_jax/assets/base_arc.npz'
   # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.
-  task = arc.ArcConfig(episodes=3, asked=2, max_row_passes=126)
+  task = arc.ArcConfig(episodes=3, train=8, asked=2, max_row_passes=126)
   c.model = _clocked(base_arc.model(), task)
   c.model.max_len = 256
   c.task = ml_collections.ConfigDict(dataclasses.asdict(task))
@@ -79,9 +79,9 @@ def _generated() -> ml_collections.ConfigDict:
     keep=11,
     keep_random=4,
     learn_from='all',
-    epochs=8,
+    epochs=12,
     batch=5,
-    learning_rate=1e-3,
+    learning_rate=4e-3,
     study_night=False,  # As in SEAL, a test puzzle is one self-edit away.
   )
   return c

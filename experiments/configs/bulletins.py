@@ -33,11 +33,15 @@ _SLOTS = NIGHTS + 1  # The nights of a life, and that of a study.
 _EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
 
 
-def _model(*levels: dict[str, int]) -> ml_collections.ConfigDict:
+def _model(
+  *levels: dict[str, int], learning_rate: float = 3e-3
+) -> ml_collections.ConfigDict:
   """The base behind faster levels that are silent until they are updated."""
   model = base_bulletins.model()
   fast = (
-    common.settings(config.LevelConfig, hidden=128, learning_rate=3e-3, **level)
+    common.settings(
+      config.LevelConfig, hidden=128, learning_rate=learning_rate, **level
+    )
     for level in levels
   )
   slow = model.levels[0]
@@ -58,7 +62,8 @@ def four_levels() -> ml_collections.ConfigDict:
     dict(chunk=n * LENGTH, sleep_every=_UPDATES // n, **_EXPERTS)
     for n in (2, 4)
   )
-  return _model(dict(chunk=LENGTH, sleep_every=_UPDATES), *slower)
+  fast = dict(chunk=LENGTH, sleep_every=_UPDATES)
+  return _model(fast, *slower, learning_rate=1e-3)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -99,9 +104,15 @@ def get_config() -> ml_collections.ConfigDict:
     rank=16,
     alpha=32.0,
     targets=('q', 'v', 'gate', 'up', 'down'),
+    slowest_only=True,  # As many weights whatever the levels before the base.
   )
   c.trial = common.settings(
-    config.TrialConfig, epochs=10, batch=8, learning_rate=5e-3
+    config.TrialConfig,
+    epochs=10,
+    batch=8,
+    learning_rate=5e-3,
+    joint_epochs=20,
+    joint_learning_rate=2e-3,
   )
   c.dreaming = common.settings(
     config.DreamingConfig,

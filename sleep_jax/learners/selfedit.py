@@ -106,8 +106,11 @@ class Passage(Base):
     said = [[] for _ in studies]
     for size in sorted(set(sizes)):
       group = [pair for pair, s in zip(flat, sizes) if s == size]
+      lab = self.dreamer.lab(life)
+      if size > 1:
+        lab = dataclasses.replace(lab, how=lab.how.joint())
       answers, _ = trials.run(
-        self.dreamer.lab(life),
+        lab,
         [edit for _, edit in group],
         [studies[i].questions for i, _ in group],
         jax.random.fold_in(rng, size),

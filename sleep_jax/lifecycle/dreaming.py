@@ -222,7 +222,10 @@ def weigh(
   none = contexts.Edit(
     np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
   )
-  grads, surprise = sketch([d.edit if d.usable else none for d in flat])
+  most = dreamer.how.importance_rows
+  grads, surprise = sketch(
+    [_thinned(d.edit, most) if d.usable else none for d in flat]
+  )
   references, _ = sketch(
     [_tau(of_one[0].context, lab.pad) for of_one in dreamt]
   )
@@ -242,6 +245,13 @@ def weigh(
       )
       omega[rule].append(np.where(usable, found, -np.inf))
   return omega
+
+
+def _thinned(edit: contexts.Edit, most: int) -> contexts.Edit:
+  """At most so many of an edit's rows, evenly spaced."""
+  n = len(edit.tokens)
+  rows = np.linspace(0, n - 1, min(n, most)).astype(int)
+  return contexts.Edit(edit.tokens[rows], edit.weight[rows])
 
 
 def _tau(context: contexts.Context, pad: int) -> contexts.Edit:

@@ -54,7 +54,8 @@ def fresh(
 ) -> Adapter:
   """A new adapter: A is drawn, B is zero, so it changes nothing yet."""
   modules = {'attention': [x for x in how.targets if x in _ATTENTION]}
-  for i in range(1, len(cfg.chain) + 1):
+  levels = range(1, len(cfg.chain) + 1)
+  for i in levels[-1:] if how.slowest_only else levels:
     modules[f'level_{i}'] = [x for x in how.targets if x not in _ATTENTION]
 
   def pair(module: str, target: str, rng: t.Key) -> Pair:
