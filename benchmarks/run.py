@@ -1,8 +1,9 @@
 """Runs the suite: `python -m benchmarks.run --out=results/benchmarks.json`.
 
 Each bench asserts that both sides compute the same before it times them. The
-last line on stdout is the path of the JSON file; `--only` runs some benches and
-leaves the file's entries of the others as they are.
+last line on stdout is the path of the JSON file, which a table of the speed-ups
+stands beside; `--only` runs some benches and leaves the file's entries of the
+others as they are.
 """
 
 import argparse
@@ -85,6 +86,23 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
   os.replace(partial, path)
 
 
+def table(entries: list[dict[str, Any]]) -> str:
+  """How many times as fast as each opponent, by medians, as Markdown."""
+  lines = ['| bench | shape | our ms | times as fast as |', '|---|---|---|---|']
+  shapes = ('model', 'rows', 'length', 'pairs', 'vocab', 'instances', 'batch')
+  for entry in entries:
+    if 'speedup' not in entry:
+      continue
+    shape = ', '.join(f'{k} {entry[k]}' for k in shapes if k in entry)
+    ours = entry['seconds']['sleep_jax']
+    median = ours.get('median') or ours['step']['median']
+    times = '; '.join(f'{k}: {v:.2f}' for k, v in entry['speedup'].items())
+    lines.append(
+      f'| {entry["bench"]} | {shape} | {1e3 * median:.1f} | {times} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
 def main(argv: list[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -120,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
       entries.append(entry | {'machine': machine(args.threads)})
       print(json.dumps(entry), file=sys.stderr, flush=True)
     write(out, {'entries': entries})
+  out.with_suffix('.md').write_text(table(entries), encoding='utf-8')
   print(out)
 
 

@@ -10,11 +10,17 @@ from scipy import stats
 Life = dict[str, Any]
 
 _COLUMNS = {
+  'Arc': ('success', 'solved', 'icl', 'base'),
+  'Bulletins': ('n1', 'n50', 'closed_book', 'base'),
+  'Squad': ('n1', 'n1_f1', 'closed_book'),
   'Book': ('held_out_ppl', 'ahead_ppl', 'read_ppl', 'known_ppl', 'accuracy'),
   'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
   'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
 }
 _HEADLINE = {
+  'Arc': ('success', 'solved', 'base'),
+  'Bulletins': ('n1', 'n50', 'base'),
+  'Squad': ('n1', 'n1_f1'),
   'Book': ('held_out_ppl', 'ahead_ppl', 'known_ppl'),
   'Facts': ('first', 'recall', 'base'),
   'ClassIncremental': ('accuracy',),
@@ -30,13 +36,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
   return float(x.mean()), float(spread)
 
 
-def _cell(values: Sequence[float], sign: str = '') -> str:
+def cell(values: Sequence[float], sign: str = '') -> str:
+  """Mean and half-width of the interval as text."""
   mean, half = interval(values)
   text = f'{mean:{sign}.3f}'
   return text if np.isnan(half) else f'{text} ± {half:.3f}'
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table."""
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
@@ -53,10 +61,10 @@ def scores(arms: dict[str, dict[int, Life]], task: str) -> str:
   """Final marks: mean and 95% interval over seeds."""
   columns = (*_COLUMNS[task], 'backward_transfer')
   rows = [
-    [arm, *(_cell([l['final'][c] for l in lives.values()]) for c in columns)]
+    [arm, *(cell([l['final'][c] for l in lives.values()]) for c in columns)]
     for arm, lives in arms.items()
   ]
-  return _rows(['learner', *columns], rows)
+  return markdown(['learner', *columns], rows)
 
 
 def differences(
@@ -74,9 +82,9 @@ def differences(
       if seed in arms[reference]
     ]
     rows.append(
-      [arm, *(_cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
+      [arm, *(cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
     )
-  return _rows([f'{reference} minus', *columns], rows)
+  return markdown([f'{reference} minus', *columns], rows)
 
 
 def _mean_costs(lives: dict[int, Life]) -> dict[str, dict[str, float]]:
@@ -104,7 +112,7 @@ def costs(arms: dict[str, dict[int, Life]]) -> str:
       for c in mean.values()
     ]
     rows.append([arm, *cells])
-  return _rows(['tokens, FLOPs, seconds', *phases], rows)
+  return markdown(['tokens, FLOPs, seconds', *phases], rows)
 
 
 def step_costs(arms: dict[str, dict[int, Life]]) -> str:
@@ -141,7 +149,7 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> str:
     'GFLOPs',
     'seconds per GFLOP',
   ]
-  return _rows(header, rows)
+  return markdown(header, rows)
 
 
 def report(lives: Sequence[Life], reference: str) -> str:

@@ -365,7 +365,7 @@ def test_the_passages_are_seals():
 @needs_data
 def test_squad_runs_as_a_task():
   task = tasks.build(
-    'squad',
+    'knowledge_incorporation',
     dict(
       tokenizer='stories260k/tok512.bin',
       train=2,

@@ -100,7 +100,8 @@ def test_too_many_entities_are_refused():
 
 def test_unknown_task_and_setting_are_refused():
   with pytest.raises(
-    config.ConfigError, match='book, bulletins, class_incremental, facts, squad'
+    config.ConfigError,
+    match='class_incremental, facts, knowledge_incorporation',
   ):
     tasks.build('fact', {}, 0)
   with pytest.raises(config.ConfigError, match="'episode'.*known are"):

@@ -50,7 +50,7 @@ def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
   c.workers = 1
   c.reference = 'sleep'
   config.choose(variant, {'small': _small, 'paper': _paper}, 'variant')(c)
-  c.task.name = 'squad'
+  c.task.name = 'knowledge_incorporation'
   c.arms = _arms()
   return c
 

@@ -32,7 +32,7 @@ class Base(online.Frozen):
     if setup.reader is None:
       raise config.ConfigError(
         f'learner {type(self).__name__} needs a task with contexts to dream '
-        'about, such as knowledge_incorporation or arc_few_shot.'
+        'about, such as bulletins or arc_few_shot.'
       )
     self.dreamer = dreaming.Dreamer(
       setup.model,

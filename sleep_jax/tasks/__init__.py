@@ -17,7 +17,7 @@ _TASKS = {
   'book': (book.Book, book.BookConfig),
   'bulletins': (bulletins.Bulletins, bulletins.BulletinsConfig),
   'facts': (facts.Facts, facts.FactsConfig),
-  'squad': (squad.Squad, squad.SquadConfig),
+  'knowledge_incorporation': (squad.Squad, squad.SquadConfig),
   'class_incremental': (
     class_incremental.ClassIncremental,
     class_incremental.ClassIncrementalConfig,
