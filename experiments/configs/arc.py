@@ -1,6 +1,6 @@
 """`arc_few_shot`: learning to write the self-edit that learns a puzzle.
 
-Variants: none, generated puzzles and a small base (`base_arc.py`), 3 nights, 3
+Variants: none, generated puzzles and a small base (`base_arc.py`), 3 nights, 5
 seeds; `:real`, the whole path on three small ARC puzzles with the base of
 `base_text.py`, which solves none and writes no JSON; `:paper`, the paper's
 setting on Llama-3.2-1B (see `backbones.py`), checked by shape alone.
@@ -34,9 +34,6 @@ _ARMS: dict[str, dict[str, Any]] = {
   'ttt': {},
   'seal': {},
   'sleep': {},
-  'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
-  'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
-  'no_dreaming': dict(learner='sleep', dreaming=dict(enabled=False)),
 }
 
 
@@ -58,7 +55,7 @@ def _clocked(
 def _generated() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.name = 'arc'
-  c.seeds = (1, 2, 3)
+  c.seeds = (1, 2, 3, 4, 5)
   c.workers = 2
   c.base = 'sleep_jax/assets/base_arc.npz'
   # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.

@@ -205,8 +205,11 @@ class Sleep(Untrained):
   def study(
     self, life: life_lib.Life, studies: list[contexts.Study]
   ) -> Answers:
-    if not self.setup.dreaming.study_night:
-      return super().study(life, studies)
+    how = self.setup.dreaming
+    if not how.study_night:
+      # Who never dreams has nothing of its own to study.
+      study = super().study if how.enabled else super(Passage, self).study
+      return study(life, studies)
     return [self._after_a_night(life, s, i) for i, s in enumerate(studies)]
 
   def _after_a_night(self, life, study, number) -> list[list[contexts.Ids]]:
