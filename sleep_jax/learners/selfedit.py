@@ -207,9 +207,9 @@ class Sleep(Untrained):
   ) -> Answers:
     how = self.setup.dreaming
     if not how.study_night:
-      # Who never dreams has nothing of its own to study.
-      study = super().study if how.enabled else super(Passage, self).study
-      return study(life, studies)
+      if not how.enabled:  # Who never dreams has nothing of its own to study.
+        return Base.study(self, life, studies)
+      return super().study(life, studies)
     return [self._after_a_night(life, s, i) for i, s in enumerate(studies)]
 
   def _after_a_night(self, life, study, number) -> list[list[contexts.Ids]]:
