@@ -40,7 +40,10 @@ setuptools.setup(
     'dev': [
       'beartype',
       'import-linter',
+      'ipykernel',
       'jinja2',
+      'nbclient',
+      'nbformat',
       'pre-commit',
       'pytest',
       'pytest-xdist',

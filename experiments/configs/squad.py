@@ -38,7 +38,9 @@ def _arms() -> dict[str, dict[str, Any]]:
     'sleep': {},
     'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
     'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
-    'no_dreaming': dict(learner='sleep', dreaming=dict(enabled=False)),
+    'no_dreaming': dict(
+      learner='sleep', dreaming=dict(enabled=False, study_night=True)
+    ),
   }
 
 
@@ -113,7 +115,9 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   )
   c.finetune = common.settings(config.FinetuneConfig, batch=1)
   c.lora = common.settings(config.LoraConfig)  # The defaults are SEAL's.
-  c.trial = common.settings(config.TrialConfig, repeats=3, at_once=1)
+  c.trial = common.settings(
+    config.TrialConfig, repeats=3, at_once=1, joint_epochs=3
+  )
   c.dreaming = common.settings(
     config.DreamingConfig,
     dreams=5,

@@ -1,0 +1,28 @@
+"""The notebooks run from the first cell to the last, at reduced size."""
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize('name', ('quickstart', 'reproduce_paper'))
+def test_a_notebook_runs(name, monkeypatch):
+  monkeypatch.setenv('SLEEP_JAX_SMALL', '1')
+  notebook = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
+  nbclient.NotebookClient(
+    notebook,
+    timeout=500,
+    kernel_name='python3',
+    resources={'metadata': {'path': str(ROOT / 'notebooks')}},
+  ).execute()
+  shown = [
+    kind
+    for cell in notebook.cells
+    for output in cell.get('outputs', ())
+    for kind in output.get('data', ())
+  ]
+  assert 'text/markdown' in shown and 'image/png' in shown
