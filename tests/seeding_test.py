@@ -226,6 +226,25 @@ def test_merge_teaches_the_heir_first(cfg, life):
   assert not paths_that_differ(old.expert(2), new.expert(2))
 
 
+def test_one_slot_can_be_recycled_and_not_merged(cfg, life):
+  levels = (
+    cfg.levels[0],
+    dataclasses.replace(cfg.levels[1], slots=1),
+    *cfg.levels[2:],
+  )
+  cfg = dataclasses.replace(cfg, levels=levels)
+  bank = life.memory.levels[1].bank
+  alone = jax.tree.map(lambda x: x[:, :1], bank.experts)
+  bank = bank.replace(
+    experts=alone, status=jnp.array([memory_lib.ACTIVE]), birth=jnp.array([0])
+  )
+  life = life.replace(memory=life.memory.with_level(1, bank=bank))
+  _, report = night(cfg, life, dataclasses.replace(HOW, slot_policy='recycle'))
+  assert report.slot == 0
+  with pytest.raises(config.ConfigError, match='needs two slots'):
+    night(cfg, life, dataclasses.replace(HOW, slot_policy='merge'))
+
+
 def test_without_expansion_one_expert_serves_every_night(cfg, life):
   how = dataclasses.replace(HOW, expand=False)
   once, _ = night(cfg, life, how)

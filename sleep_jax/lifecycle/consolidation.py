@@ -6,6 +6,7 @@ sender would be updated.
 """
 
 import dataclasses
+import functools
 
 from absl import logging
 import jax
@@ -60,14 +61,22 @@ def compute(
   if how.sender_reset == 'restart':
     fresh = memory_lib.fresh_fast(cfg, sender)
     fast = fresh.replace(grads=fast.grads, chunks=fast.chunks)
-  fast = jax.lax.cond(
+  fast = _update_if_pending(cfg.levels[sender], fast)
+  bank = level.bank.prune() if level.bank else None
+  return memory.with_level(sender, fast=fast, bank=bank)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _update_if_pending(
+  level: config.LevelConfig, fast: memory_lib.Fast
+) -> memory_lib.Fast:
+  """Eq. 2's update of what has accumulated, if anything has."""
+  return jax.lax.cond(
     fast.chunks > 0,
-    lambda f: wake.apply_update(cfg.levels[sender], f),
+    functools.partial(wake.apply_update, level),
     lambda f: f,
     fast,
   )
-  bank = level.bank.prune() if level.bank else None
-  return memory.with_level(sender, fast=fast, bank=bank)
 
 
 def free_slot(bank: memory_lib.Bank) -> int | None:
@@ -165,7 +174,12 @@ def make_room(
   bank = life.memory.levels[level].bank
   if free_slot(bank) is not None or not how.expand:
     return life
-  oldest, heir = (int(i) for i in np.argsort(np.asarray(bank.birth))[:2])
+  oldest, *younger = map(int, np.argsort(np.asarray(bank.birth)))
+  if how.slot_policy == 'merge' and not younger:
+    raise config.ConfigError(
+      f'sleep.slot_policy=merge needs two slots, but model.levels[{level}].'
+      'slots=1; raise it, or set sleep.slot_policy=recycle.'
+    )
   if how.slot_policy == 'error':
     raise config.ConfigError(
       f'night {int(life.clock.nights)}: all {len(bank.status)} slots of '
@@ -188,7 +202,7 @@ def make_room(
     rested = dreams.Selves(awake=life.old_self(), old=None)
     gently = dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0)
     lesson = seeding.Lesson(
-      cfg, gently, life.params, rested, tokenizer, 0, level, heir, ledger
+      cfg, gently, life.params, rested, tokenizer, 0, level, younger[0], ledger
     )
     student, _ = seeding.seed(lesson, memory.with_deltas(life.rested), rng)
     memory = memory.with_level(level, bank=student.levels[level].bank)
