@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.workers = 1
   c.arms = {'sleep': {}}
   c.model.levels[0].sleep_every = 2
-  c.task.update(episodes=2, train=2, reads=8, test=1, joint=2, attempts=1)
+  c.task.update(episodes=2, train=2, reads=8, test=1, joint=50, attempts=1)
   c.sleep.update(
     dreams=32,
     steps=6,
