@@ -1,12 +1,12 @@
-"""Lives one life: a task, a learner, a seed; resumable night by night."""
+"""Lives one life: a task, a learner, a seed; resumable phase by phase."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import numpy as np
 import tqdm
@@ -15,14 +15,22 @@ from experiments import bases
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
+from sleep_jax import typing as t
 from sleep_jax.data import tokenizers
 from sleep_jax.learners import learner as learner_lib
 from sleep_jax.runtime import accounts
 from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import distributed
+from sleep_jax.runtime import files
+from sleep_jax.runtime import health
 from sleep_jax.runtime import metrics as metrics_lib
+from sleep_jax.runtime import termination
 from sleep_jax.tasks import task as task_lib
 
 Settings = dict[str, Any]
+
+# Settings of how lives are run; what a life becomes does not depend on them.
+_HOW = ('workers',)
 
 # Sections that only tasks with contexts to dream about need.
 _DREAMS = {
@@ -98,83 +106,167 @@ def check_slots(setup: learner_lib.Setup, nights: int) -> None:
       )
 
 
+def identity(c: Settings) -> Settings:
+  """The settings that make a life what it is, without how it is run."""
+  return {k: v for k, v in c.items() if k not in _HOW}
+
+
 def live(
   c: Settings, arm: str, seed: int, folder: pathlib.Path, bar_position: int
 ) -> dict[str, Any]:
   """Lives all episodes and returns the life's summary.
 
   A life that has ended is not lived again; one that was interrupted goes on
-  after the last night that was saved.
+  after the last phase that was saved.
+
+  Raises:
+    ConfigError: if what is there is of another config, or cannot be read.
+    SaveError: if the disk is full, or may not be written.
+    NotFinite: if a loss or a weight is not finite.
   """
   done = folder / 'summary.json'
   if done.exists():
     return json.loads(done.read_text(encoding='utf-8'))
-  task, learner, ledger = build(settings_of(c, arm), seed)
-  life = learner.init(jax.random.PRNGKey(seed))
-  writer = metrics_lib.Writer(folder)
-  saved = checkpoint.Checkpoints(folder / 'checkpoints')
-  first = 0
-  if (night := saved.newest()) is not None:
-    life = saved.restore(night, life)
-    writer.resume(night)
-    ledger.restore(writer.records()[-1]['costs'])
-    first = night + 1
-    logging.info('%s seed %d: resuming after night %d', arm, seed, night)
+  if not distributed.primary():
+    return _live(c, arm, seed, folder, bar_position)
+  with files.owned(folder):
+    summary = _live(c, arm, seed, folder, bar_position)
+    files.write(done, json.dumps(summary))
+  return summary
+
+
+def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
+  settings = settings_of(c, arm)
+  task, learner, ledger = build(settings, seed)
+  text = json.dumps([identity(settings), seed], sort_keys=True)
+  saved = checkpoint.Checkpoints(
+    folder / 'checkpoints', hashlib.sha256(text.encode()).hexdigest()
+  )
+  born = learner.init(jax.random.PRNGKey(seed))
+  now = saved.newest(born)
+  if now is None:
+    _check_new(folder)
+    now = checkpoint.Moment(0, '', born, {'records': []})
+  else:
+    print(f'{arm} seed {seed}: going on after {now}')
+    ledger.restore(now.notes['costs'])
+    if now.notes['contexts']:
+      contexts = task.experience(now.night).contexts
+      now = dataclasses.replace(now, life=now.life.replace(contexts=contexts))
+  quiet = not distributed.primary()
+  writer = metrics_lib.Writer(folder, now.notes['records'], quiet=quiet)
   nights = tqdm.trange(
-    first,
+    now.night,
     task.episodes,
-    initial=first,
+    initial=now.night,
     total=task.episodes,
     desc=f'{arm} seed {seed}',
     unit='night',
     position=bar_position,
     leave=False,
+    disable=quiet or None,
   )
-  for night in nights:
-    record, life = _one_day(task, learner, life, night)
-    record['costs'] = ledger.totals()
-    writer.write(record)
-    saved.save(night, life)
-    nights.set_postfix(_glance(record['scalars']))
-  saved.close()
+  run = _Run(task, learner, ledger, saved, writer)
+  with termination.finishes(saved.finish):
+    for night in nights:
+      now = _one_day(run, night, now)
+      nights.set_postfix(_glance(writer.records()[-1]['scalars']))
+    saved.close()
   writer.close()
-  summary = _summary(task, arm, seed, writer.records())
-  part = done.with_suffix('.part')
-  part.write_text(json.dumps(summary), encoding='utf-8')
-  part.replace(done)
-  return summary
+  return _summary(task, arm, seed, writer.records())
 
 
-def _one_day(task, learner, life, night) -> tuple[dict[str, Any], Any]:
-  """Wake, sleep, exam; returns the night's record and the life after it."""
+def _check_new(folder: pathlib.Path) -> None:
+  """Refuses to begin a life anew where one has been lived."""
+  lost = folder / metrics_lib.FILE
+  if lost.exists() and lost.stat().st_size:
+    raise config.ConfigError(
+      f'{lost} tells of nights, but {folder}/checkpoints holds none of them. '
+      f'Bring them back, or, to begin again, delete {folder} yourself.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What lives a life, and what writes it down."""
+
+  task: task_lib.Task
+  learner: learner_lib.Learner
+  ledger: accounts.Ledger
+  saved: checkpoint.Checkpoints
+  writer: metrics_lib.Writer
+
+
+def _one_day(
+  run: _Run, night: int, now: checkpoint.Moment
+) -> checkpoint.Moment:
+  """Wake, sleep, exam; saved after each phase, and written down at the end.
+
+  Phases of this night that `now` has behind it are not lived again.
+  """
   start = time.perf_counter()
-  life, woke = learner.wake(life, task.experience(night))
-  life, slept = learner.sleep(life)
+  task, learner = run.task, run.learner
+  begun = now.night == night and now.phase
+  past = checkpoint.PHASES.index(now.phase) + 1 if begun else 0
+  scalars = dict(now.notes['scalars']) if begun else {}
+  earlier = now.notes['seconds'] if begun else 0.0
+
+  def seconds() -> float:
+    return earlier + time.perf_counter() - start
+
+  verbs = (
+    lambda life: learner.wake(life, task.experience(night)),
+    learner.sleep,
+  )
+  for phase, verb in list(zip(checkpoint.PHASES, verbs, strict=True))[past:]:
+    try:
+      life, told = verb(now.life)
+    except health.NotFinite as e:
+      raise health.NotFinite(f'night {night}: {e}') from e
+    told = {f'{phase}/{k}': v for k, v in told.items()}
+    _check_finite(f'night {night}: {phase}', told, life)
+    scalars |= told
+    notes = {
+      'records': run.writer.records(),
+      'scalars': scalars,
+      'costs': run.ledger.totals(),
+      'seconds': seconds(),
+      'contexts': bool(life.contexts),
+    }
+    now = checkpoint.Moment(night, phase, life, notes)
+    run.saved.save(now)
 
   def respond(prompts, answers):
-    return learner.respond(life, prompts, answers)
+    return learner.respond(now.life, prompts, answers)
 
   if hasattr(task, 'study_exam'):
-    exam = task.study_exam(respond, lambda s: learner.study(life, s), night)
+    exam = task.study_exam(respond, lambda s: learner.study(now.life, s), night)
   else:
     exam = task.exam(respond, night)
-  scalars = {
-    **{f'wake/{k}': v for k, v in woke.items()},
-    **{f'sleep/{k}': v for k, v in slept.items()},
-    **{f'exam/{k}': v for k, v in exam.metrics.items()},
-  }
-  if bad := [k for k, v in scalars.items() if not np.isfinite(v)]:
-    raise FloatingPointError(
-      f'night {night}: {bad[0]} is {scalars[bad[0]]}; lower the learning '
-      'rate of the phase it names. The night before is saved.'
+  told = {f'exam/{k}': v for k, v in exam.metrics.items()}
+  _check_finite(f'night {night}: exam', told, None)
+  run.writer.write(
+    {
+      'night': night,
+      'seconds': seconds(),
+      'by_episode': exam.by_episode,
+      'scalars': scalars | told,
+      'costs': run.ledger.totals(),
+    }
+  )
+  return now
+
+
+def _check_finite(where: str, told: dict[str, float], life: t.Tree) -> None:
+  """Refuses figures and weights that are not finite; they are not saved."""
+  bad = [f'{k} is {v}' for k, v in told.items() if not np.isfinite(v)]
+  if leaf := health.bad_leaf(life):
+    bad.append(f'the first bad leaf is {leaf}')
+  if bad:
+    raise health.NotFinite(
+      f'{where}: {", ".join(bad)}. Lower the learning rate of this phase; what '
+      'was saved before it is intact.'
     )
-  record = {
-    'night': night,
-    'seconds': time.perf_counter() - start,
-    'by_episode': exam.by_episode,
-    'scalars': scalars,
-  }
-  return record, life
 
 
 def _glance(scalars: dict[str, float]) -> dict[str, str]:

@@ -3,9 +3,13 @@
   python -m experiments.run --config=experiments/configs/quickstart.py
 
 The same command resumes what was interrupted; --workdir names where it lives.
+Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
+with everything saved (docs/surviving.md). With --coordinator, --processes and
+--process_id several processes live the same lives.
 """
 
 import concurrent.futures
+from concurrent.futures import process
 import json
 import multiprocessing
 import os
@@ -23,10 +27,23 @@ from experiments import live
 from experiments import plots
 from experiments import tables
 from sleep_jax import config
+from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import distributed
+from sleep_jax.runtime import files
+from sleep_jax.runtime import health
+from sleep_jax.runtime import termination
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where lives, tables and pictures go; default runs/NAME.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'host:port of process 0 of several; or auto.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
+_PEER_TIMEOUT = flags.DEFINE_integer(
+  'peer_timeout', 300, 'Seconds to wait for a process that does not answer.'
 )
 _CACHE = pathlib.Path('~/.cache/sleep_jax/xla').expanduser()
 
@@ -38,15 +55,15 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
     ConfigError: if it holds a run of another config.
   """
   marker = workdir / 'config.json'
-  # How many lives run at a time is not part of what they are.
-  identity = {k: v for k, v in c.items() if k != 'workers'}
+  # How many lives run at a time, say, is not part of what they are.
+  identity = live.identity(c)
   if marker.exists() and json.loads(marker.read_text('utf-8')) != identity:
     raise config.ConfigError(
       f'{workdir} holds a run of another config (see {marker}); give '
       'another --workdir, or delete that one yourself.'
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  marker.write_text(json.dumps(identity, indent=2), encoding='utf-8')
+  files.write(marker, json.dumps(identity, indent=2))
 
 
 def check(c: live.Settings) -> None:
@@ -63,6 +80,7 @@ def _start_worker(counter, cores: list[int]) -> None:
     counter.value += 1
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {cores[_worker % len(cores)]})
+  termination.watch()
   prepare_jax()
 
 
@@ -99,6 +117,7 @@ def live_all(c: live.Settings, workdir: pathlib.Path) -> list[dict[str, Any]]:
     try:
       return list(pool.map(_live, *zip(*jobs)))
     except BaseException:
+      termination.hold()
       pool.shutdown(wait=False, cancel_futures=True)
       raise
 
@@ -106,17 +125,46 @@ def live_all(c: live.Settings, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def run(c: live.Settings, workdir: pathlib.Path) -> str:
   """Lives, then tells: summary.json, table.md and pictures in `workdir`."""
   check(c)
-  claim(workdir, c)
+  if distributed.primary():
+    claim(workdir, c)
   finished = workdir / 'summary.json'
   if finished.exists():
     print(f'{workdir} is finished; nothing is left to run.')
   lives = live_all(c, workdir)
   table = tables.report(lives, c['reference'])
-  finished.write_text(json.dumps(lives, indent=1), encoding='utf-8')
-  (workdir / 'table.md').write_text(table, encoding='utf-8')
+  if not distributed.primary():
+    return table
+  files.write(finished, json.dumps(lives, indent=1))
+  files.write(workdir / 'table.md', table)
   plots.recall_matrices(lives, workdir / 'recall.png')
   plots.retention(lives, workdir / 'retention.png')
   return table
+
+
+def _join_others(c: live.Settings) -> None:
+  """Becomes one of several processes, if the flags say so.
+
+  Raises:
+    ConfigError: for flags that do not go together.
+    PeerError: if the others do not come.
+  """
+  if not _COORDINATOR.value:
+    if (_PROCESSES.value, _PROCESS_ID.value) != (None, None):
+      raise config.ConfigError(
+        '--processes and --process_id need --coordinator=host:port.'
+      )
+    return
+  if c['workers'] > 1:
+    raise config.ConfigError(
+      f'workers={c["workers"]}: several processes (--coordinator) live one '
+      'life after the other; set --config.workers=1.'
+    )
+  distributed.start(
+    _COORDINATOR.value,
+    _PROCESSES.value,
+    _PROCESS_ID.value,
+    timeout=_PEER_TIMEOUT.value,
+  )
 
 
 def main(_) -> None:
@@ -124,9 +172,22 @@ def main(_) -> None:
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
   prepare_jax()
   try:
+    _join_others(c)
+    termination.watch()  # After JAX, which listens for SIGTERM as well.
     table = run(c, workdir)
-  except config.ConfigError as e:
+  except (
+    config.ConfigError,
+    checkpoint.SaveError,
+    distributed.PeerError,
+    health.NotFinite,
+    OSError,
+  ) as e:
     sys.exit(f'error: {e}')
+  except process.BrokenProcessPool as e:
+    sys.exit(
+      f'error: a worker process was killed, perhaps for want of memory ({e}). '
+      'What it had saved is whole; the same command goes on.'
+    )
   print(f'\n{table}\nEverything else: {workdir.absolute()}')
 
 

@@ -10,6 +10,7 @@ from sleep_jax.learners import learner
 from sleep_jax.lifecycle import consolidation
 from sleep_jax.lifecycle import dreams
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.runtime import health
 from sleep_jax.tasks import task
 
 
@@ -50,6 +51,7 @@ class Finetune:
       )
       loss = jax.block_until_ready(loss)
       account.full(tokens.size, steps=loss.size)
+    health.check('wake', loss, params)
     clock = life.clock.replace(
       tokens=life.clock.tokens + tokens.size // s.finetune.batch
     )

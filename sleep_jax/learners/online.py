@@ -10,6 +10,7 @@ from sleep_jax.lifecycle import consolidation
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.runtime import health
 from sleep_jax.tasks import task
 
 
@@ -42,6 +43,7 @@ class WakeOnly:
       )
       loss = jax.block_until_ready(loss)
       account.online(tokens.size, steps=loss.size)
+    health.check('wake', loss, memory)
     tenth = max(1, loss.size // 10)
     life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
     return life, {

@@ -31,6 +31,7 @@ from sleep_jax.objectives import divergences
 from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
 from sleep_jax.runtime import accounts
+from sleep_jax.runtime import health
 
 
 @struct.dataclass
@@ -274,6 +275,8 @@ def seed(
         jnp.asarray(slot), judged, rolled, rows, of_groups,
       )  # fmt: skip
       curves.append(jax.device_get(marks))
+      name = f'sleep, seeding of level {level + 1}'
+      health.check(name, curves[-1].loss, expert, first_step=start)
       per_step = how.batch + (of_groups.shape[1] if lesson.imitates else 0)
       account.partial(steps * per_step * how.dream_length, steps=steps)
   probes = np.array([before, probe(expert)])

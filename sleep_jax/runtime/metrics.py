@@ -9,30 +9,43 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
+from sleep_jax.runtime import files
+
+FILE = 'metrics.jsonl'
+
 
 class Writer:
   """Writes one record a night.
 
-  A resumed life rewrites what it had recorded up to its checkpoint and drops
-  what came after, so a night is never recorded twice.
+  What a resumed life had recorded comes with its checkpoint, so a night is
+  never recorded twice, and never lost.
+
+  Args:
+    folder: of the life.
+    records: of the nights before.
+    quiet: keep the records, but write nothing; for all processes but one.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self._path = folder / 'metrics.jsonl'
-    self._records: list[dict[str, Any]] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    self._events = event_file_writer.EventFileWriter(str(folder))
-
-  def resume(self, night: int) -> None:
-    """Takes over the records up to and including `night`."""
-    lines = self._path.read_text(encoding='utf-8').splitlines()
-    records = [json.loads(line) for line in lines]
-    self._records = [r for r in records if r['night'] <= night]
-    self._flush()
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    records: list[dict[str, Any]],
+    *,
+    quiet: bool = False,
+  ):
+    self._path = folder / FILE
+    self._records = list(records)
+    self._events = None
+    if not quiet:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._events = event_file_writer.EventFileWriter(str(folder))
+      self._flush()
 
   def write(self, record: dict[str, Any]) -> None:
     """Adds one night's record; its `scalars` go to TensorBoard as well."""
     self._records.append(record)
+    if self._events is None:
+      return
     self._flush()
     values = [
       summary_pb2.Summary.Value(tag=tag, simple_value=value)
@@ -52,11 +65,11 @@ class Writer:
     return self._records
 
   def _flush(self) -> None:
-    part = self._path.with_suffix('.part')
-    text = ''.join(json.dumps(r) + '\n' for r in self._records)
-    part.write_text(text, encoding='utf-8')
-    part.replace(self._path)
+    files.write(
+      self._path, ''.join(json.dumps(r) + '\n' for r in self._records)
+    )
 
   def close(self) -> None:
     """Closes the event file."""
-    self._events.close()
+    if self._events is not None:
+      self._events.close()

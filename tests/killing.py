@@ -1,0 +1,214 @@
+"""Ends a small life with SIGKILL, has the same command go on, and compares.
+
+  python -m tests.killing --kills=20 --out=results/kill.json
+
+The moments are drawn by --seed; the command exits with 1 if a life that was
+killed ends unlike the one that was not.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+from absl import app
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments import run
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_FLAGS = ('--config=tests/small_life.py',)
+_TIMEOUT = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """`delay` seconds into call number `nth` of a function, or `after` it.
+
+  Without a function: `delay` seconds after the start of the process.
+  """
+
+  name: str
+  function: str = ''
+  nth: int = 1
+  delay: float = 0.0
+  after: bool = False
+
+
+# Function, calls to choose from, longest delay in seconds, after it returned.
+_MOMENTS = {
+  'awake': ('sleep_jax.lifecycle.wake:wake', 2, 0.3, False),
+  'mid-save': ('sleep_jax.runtime.checkpoint:Checkpoints.save', 4, 0.2, False),
+  'mid-consolidation': (
+    'sleep_jax.lifecycle.seeding:seed_steps',
+    4,
+    0.3,
+    False,
+  ),
+  'mid-rollout': ('sleep_jax.lifecycle.imitation:roll_out', 4, 0.3, False),
+  'mid-dream': ('sleep_jax.lifecycle.dreaming:dream', 2, 0.3, False),
+  'slot unlocked': ('sleep_jax.models.memory:Bank.unlock', 2, 0.0, True),
+  'mid-trial': ('sleep_jax.lifecycle.trials:train', 2, 0.3, False),
+  'mid-learning': ('sleep_jax.lifecycle.dreaming:learn_steps', 2, 0.2, False),
+  'writing a file': ('os:fsync', 4, 0.0, False),
+}
+_ANY_TIME = 'any time'
+
+
+def draw(name: str, rng: random.Random, seconds: float) -> Moment:
+  """A random moment of this name in a life that takes so many seconds."""
+  if name == _ANY_TIME:
+    return Moment(name, delay=rng.uniform(0.1, 0.9) * seconds)
+  function, calls, longest, after = _MOMENTS[name]
+  nth, delay = rng.randint(1, calls), rng.uniform(0.0, longest)
+  return Moment(name, function, nth, delay, after)
+
+
+def die(moment: Moment) -> None:
+  """Runs the experiment named by the flags until the moment has come."""
+  module, _, path = moment.function.partition(':')
+  owner = importlib.import_module(module)
+  *outer, name = path.split('.')
+  owner = functools.reduce(getattr, outer, owner)
+  function, calls = getattr(owner, name), []
+
+  def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  def deadly(*args, **kwargs):
+    calls.append(None)
+    now = len(calls) == moment.nth
+    if now and moment.delay and not moment.after:
+      threading.Timer(moment.delay, kill).start()
+    elif now and not moment.after:
+      kill()
+    out = function(*args, **kwargs)
+    if now and moment.after:
+      kill()
+    return out
+
+  setattr(owner, name, deadly)
+  app.run(run.main)
+
+
+def live(workdir: pathlib.Path, moment: Moment | None = None) -> str:
+  """Runs the command, until the moment if there is one; returns its output.
+
+  Raises:
+    RuntimeError: if it failed, or ended before the moment had come.
+  """
+  start = ['-m', 'experiments.run']
+  if moment and moment.function:
+    start = ['-c', f'from tests.killing import Moment, die; die({moment!r})']
+  done = subprocess.Popen(
+    [sys.executable, *start, *_FLAGS, f'--workdir={workdir}'],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  if moment and not moment.function:
+    time.sleep(moment.delay)
+    done.kill()
+  out, _ = done.communicate(timeout=_TIMEOUT)
+  if done.returncode != (-signal.SIGKILL if moment else 0):
+    raise RuntimeError(f'exit {done.returncode} at {moment}:\n{out}')
+  return out
+
+
+def _without_times(x: Any) -> Any:
+  if isinstance(x, dict):
+    return {k: _without_times(v) for k, v in x.items() if k != 'seconds'}
+  return [_without_times(v) for v in x] if isinstance(x, list) else x
+
+
+def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
+  """All that a life left, but for timings: its leaves, metrics and summary."""
+  folder = next((workdir / 'lives').iterdir())
+  manager = ocp.CheckpointManager(folder / 'checkpoints')
+  last = manager.restore(
+    manager.latest_step(),
+    args=ocp.args.Composite(
+      life=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+    ),
+  )
+  manager.close()
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return {
+    'leaves': {
+      name: (str(x.dtype), x.shape, hashlib.sha256(x.tobytes()).hexdigest())
+      for name, x in ((k, np.asarray(x)) for k, x in last.life.items())
+    },
+    'moment': (last.meta['night'], last.meta['phase']),
+    'notes': _without_times(last.meta['notes']),
+    'metrics': _without_times([json.loads(line) for line in lines]),
+    'summary': _without_times(
+      json.loads((folder / 'summary.json').read_text())
+    ),
+  }
+
+
+def went_on_after(output: str) -> str:
+  """Which moment a run says that it resumed from."""
+  found = re.search(r'going on after (.*)', output)
+  return found[1] if found else 'the beginning'
+
+
+def prove(kills: int, seed: int) -> dict[str, Any]:
+  """One life that is not killed, and so many that are, each once."""
+  rng = random.Random(seed)
+  names = [*_MOMENTS, _ANY_TIME]
+  told = []
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    live(folder / 'compiled')  # Programs are compiled, and kept.
+    start = time.monotonic()
+    live(folder / 'whole')
+    seconds = time.monotonic() - start
+    whole = fingerprint(folder / 'whole')
+    for i in range(kills):
+      moment = draw(names[i % len(names)], rng, seconds)
+      live(folder / f'{i}', moment)
+      resumed = went_on_after(live(folder / f'{i}'))
+      equal = fingerprint(folder / f'{i}') == whole
+      told.append(
+        dataclasses.asdict(moment) | {'from': resumed, 'equal': equal}
+      )
+      print(told[-1], flush=True)
+  return {
+    'command': f'python -m tests.killing --kills={kills} --seed={seed}',
+    'kills': kills,
+    'equal': sum(x['equal'] for x in told),
+    'seconds_of_a_life': round(seconds, 1),
+    'moments': told,
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--seed', type=int, default=1)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  result = prove(args.kills, args.seed)
+  args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+  if result['equal'] != result['kills']:
+    sys.exit(f'{result["equal"]} of {result["kills"]} lives ended the same')
+
+
+if __name__ == '__main__':
+  main()
