@@ -60,7 +60,7 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
   c = live.settings_of(settings(), 'sleep')
   task, learner, ledger = live.build(c, seed=1)
   life = learner.init(jax.random.PRNGKey(1))
-  saved = checkpoint.Checkpoints(folder)
+  saved = checkpoint.Checkpoints(folder, 'soak')
   marks, start = [], time.perf_counter()
   while not marks or marks[-1][0] < steps:
     life, _ = learner.wake(life, task.experience(0))
@@ -70,7 +70,7 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
       return learner.respond(life, prompts, answers)
 
     task.exam(respond, 0)
-    saved.save(len(marks), life)
+    saved.save(checkpoint.Moment(len(marks), 'sleep', life, {}))
     done = sum(a['steps'] for a in ledger.totals().values())
     marks.append((done, resident(), files(), len(compiled)))
   saved.close()

@@ -22,15 +22,18 @@ from sleep_jax.runtime import accounts
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
+from sleep_jax.runtime import goodput
 from sleep_jax.runtime import health
 from sleep_jax.runtime import metrics as metrics_lib
+from sleep_jax.runtime import profiling
+from sleep_jax.runtime import sinks
 from sleep_jax.runtime import termination
 from sleep_jax.tasks import task as task_lib
 
 Settings = dict[str, Any]
 
 # Settings of how lives are run; what a life becomes does not depend on them.
-_HOW = ('workers',)
+_HOW = ('workers', 'writers', 'profile')
 
 # Sections that only tasks with contexts to dream about need.
 _DREAMS = {
@@ -136,8 +139,10 @@ def live(
 
 
 def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
+  spent = goodput.Goodput()
   settings = settings_of(c, arm)
-  task, learner, ledger = build(settings, seed)
+  with spent.losing('start'):
+    task, learner, ledger = build(settings, seed)
   text = json.dumps([identity(settings), seed], sort_keys=True)
   saved = checkpoint.Checkpoints(
     folder / 'checkpoints', hashlib.sha256(text.encode()).hexdigest()
@@ -154,7 +159,20 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
       contexts = task.experience(now.night).contexts
       now = dataclasses.replace(now, life=now.life.replace(contexts=contexts))
   quiet = not distributed.primary()
-  writer = metrics_lib.Writer(folder, now.notes['records'], quiet=quiet)
+  writer = metrics_lib.Writer(
+    folder,
+    now.notes['records'],
+    quiet=quiet,
+    sinks=[]
+    if quiet
+    else sinks.build(
+      c.get('writers', ()), c['name'], f'{arm}_{seed}', settings
+    ),
+  )
+  window = profiling.Window(
+    c.get('profile', {}).get('steps', ''), folder / 'profile'
+  )
+  ledger.watch = window.at
   nights = tqdm.trange(
     now.night,
     task.episodes,
@@ -166,12 +184,13 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
     leave=False,
     disable=quiet or None,
   )
-  run = _Run(task, learner, ledger, saved, writer)
+  run = _Run(task, learner, ledger, saved, writer, spent, ledger.seconds())
   with termination.finishes(saved.finish):
     for night in nights:
       now = _one_day(run, night, now)
       nights.set_postfix(_glance(writer.records()[-1]['scalars']))
     saved.close()
+  window.close()
   writer.close()
   return _summary(task, arm, seed, writer.records())
 
@@ -195,6 +214,15 @@ class _Run:
   ledger: accounts.Ledger
   saved: checkpoint.Checkpoints
   writer: metrics_lib.Writer
+  spent: goodput.Goodput
+  earlier: dict[str, float]  # Seconds by phase, of processes before this one.
+
+  def shares(self) -> dict[str, float]:
+    """Goodput of this process, and what the rest of its time went to."""
+    seconds = self.ledger.seconds()
+    return self.spent.report(
+      {phase: s - self.earlier[phase] for phase, s in seconds.items()}
+    )
 
 
 def _one_day(
@@ -234,7 +262,8 @@ def _one_day(
       'contexts': bool(life.contexts),
     }
     now = checkpoint.Moment(night, phase, life, notes)
-    run.saved.save(now)
+    with run.spent.losing('checkpoint'):
+      run.saved.save(now)
 
   def respond(prompts, answers):
     return learner.respond(now.life, prompts, answers)
@@ -252,6 +281,7 @@ def _one_day(
       'by_episode': exam.by_episode,
       'scalars': scalars | told,
       'costs': run.ledger.totals(),
+      'goodput': run.shares(),
     }
   )
   return now
@@ -294,6 +324,7 @@ def _summary(task, arm, seed, records) -> dict[str, Any]:
     'final': exam | backward_transfer(matrix),
     'matrix': matrix,
     'costs': last['costs'],
+    'goodput': last['goodput'],
     'seconds': sum(r['seconds'] for r in records),
   }
 

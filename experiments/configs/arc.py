@@ -53,10 +53,8 @@ def _clocked(
 
 
 def _generated() -> ml_collections.ConfigDict:
-  c = ml_collections.ConfigDict()
-  c.name = 'arc'
+  c = common.experiment('arc')
   c.seeds = (1, 2, 3, 4, 5)
-  c.workers = 2
   c.base = 'sleep_jax/assets/base_arc.npz'
   # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.
   task = arc.ArcConfig(episodes=3, train=8, asked=2, max_row_passes=126)

@@ -68,10 +68,8 @@ def four_levels() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
-  c = ml_collections.ConfigDict()
-  c.name = 'bulletins'
+  c = common.experiment('bulletins')
   c.seeds = (1, 2, 3, 4, 6)
-  c.workers = 2
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_bulletins.npz'
   c.model = two_levels()

@@ -36,10 +36,8 @@ _VARIANTS = {
 def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   """Settings; `variant` names the data set."""
   v = _VARIANTS[variant]
-  c = ml_collections.ConfigDict()
-  c.name = f'class_incremental_{variant}'
+  c = common.experiment(f'class_incremental_{variant}')
   c.seeds = v['seeds']
-  c.workers = 2
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_text.npz'
   c.model = base_text.model()

@@ -82,10 +82,8 @@ def _again(passes: int) -> dict[str, Any]:
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
-  c = ml_collections.ConfigDict()
-  c.name = 'facts'
+  c = common.experiment('facts')
   c.seeds = (1, 2, 3, 4, 5)
-  c.workers = 2
   c.reference = 'sleep'
   c.base = 'sleep_jax/assets/base_facts.npz'
   c.model = sleeping_model(NIGHTS)

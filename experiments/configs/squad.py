@@ -46,8 +46,7 @@ def _arms() -> dict[str, dict[str, Any]]:
 
 def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
   """Settings; `variant` is small or paper."""
-  c = ml_collections.ConfigDict()
-  c.name = f'squad_{variant}'
+  c = common.experiment(f'squad_{variant}')
   c.seeds = (1,)
   c.workers = 1
   c.reference = 'sleep'

@@ -32,10 +32,8 @@ NIGHTS, ROWS, LANES, LENGTH, CHUNK = 3, 288, 8, 128, 32
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
-  c = ml_collections.ConfigDict()
-  c.name = 'stories'
+  c = common.experiment('stories')
   c.seeds = (1, 2, 3)
-  c.workers = 2
   c.reference = 'sleep'
   c.base = 'stories260k/stories260K.bin'
   updates = ROWS // LANES * LENGTH // CHUNK  # Of the fast level, in a day.

@@ -1,6 +1,6 @@
 """The cost of a life: tokens, analytic FLOPs and seconds of every phase."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import time
@@ -54,6 +54,9 @@ class Ledger:
     length: tokens of a typical row; a query sees half of them on average.
   """
 
+  # Called with the steps so far before and after every phase.
+  watch: Callable[[int], None] | None = None
+
   def __init__(self, cfg: config.ModelConfig, length: int):
     self._accounts = {p: Account(cfg, length / 2) for p in PHASES}
 
@@ -65,11 +68,21 @@ class Ledger:
     would be those of the dispatch alone.
     """
     account = self._accounts[name]
+    self._look()
     start = time.perf_counter()
     try:
       yield account
     finally:
       account.seconds += time.perf_counter() - start
+      self._look()
+
+  def _look(self) -> None:
+    if self.watch:
+      self.watch(sum(a.steps for a in self._accounts.values()))
+
+  def seconds(self) -> dict[str, float]:
+    """Seconds by phase."""
+    return {name: a.seconds for name, a in self._accounts.items()}
 
   def totals(self) -> dict[str, dict[str, float]]:
     """`{phase: {tokens, flops, seconds, steps}}`."""

@@ -1,5 +1,6 @@
 """Metrics of one life as JSON lines and TensorBoard events."""
 
+from collections.abc import Sequence
 import json
 import pathlib
 import time
@@ -10,6 +11,7 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from sleep_jax.runtime import files
+from sleep_jax.runtime import sinks as sinks_lib
 
 FILE = 'metrics.jsonl'
 
@@ -24,6 +26,7 @@ class Writer:
     folder: of the life.
     records: of the nights before.
     quiet: keep the records, but write nothing; for all processes but one.
+    sinks: where the scalars go besides.
   """
 
   def __init__(
@@ -32,7 +35,9 @@ class Writer:
     records: list[dict[str, Any]],
     *,
     quiet: bool = False,
+    sinks: Sequence[sinks_lib.Sink] = (),
   ):
+    self._sinks = sinks
     self._path = folder / FILE
     self._records = list(records)
     self._events = None
@@ -59,6 +64,8 @@ class Writer:
       )
     )
     self._events.flush()
+    for sink in self._sinks:
+      sink.log(record['scalars'], step=record['night'])
 
   def records(self) -> list[dict[str, Any]]:
     """All nights so far."""
@@ -70,6 +77,8 @@ class Writer:
     )
 
   def close(self) -> None:
-    """Closes the event file."""
+    """Closes the event file and the sinks."""
     if self._events is not None:
       self._events.close()
+    for sink in self._sinks:
+      sink.finish()

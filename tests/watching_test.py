@@ -1,0 +1,79 @@
+"""Goodput, the profiler's window, and writers that come from elsewhere."""
+
+import json
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import live
+from sleep_jax import config
+from sleep_jax.runtime import goodput
+from sleep_jax.runtime import profiling
+from sleep_jax.runtime import sinks
+from tests import run_test
+
+
+class Library(types.ModuleType):
+  """A wandb that only remembers."""
+
+  def __init__(self):
+    super().__init__('wandb')
+    self.told = []
+
+  def init(self, **how):
+    self.told.append(how)
+    return types.SimpleNamespace(
+      log=lambda scalars, step: self.told.append((step, scalars)),
+      finish=lambda: self.told.append('finished'),
+    )
+
+
+def test_a_life_is_watched(tmp_path, monkeypatch):
+  library = Library()
+  monkeypatch.setitem(sys.modules, 'wandb', library)
+  c = run_test.small_config()
+  c |= {'writers': ['wandb'], 'profile': {'steps': '3:8'}}
+  summary = live.live(c, 'sleep', 1, tmp_path, 0)
+  begun, *nights, end = library.told
+  assert begun['name'] == 'sleep_1' and end == 'finished'
+  assert [step for step, _ in nights] == [0, 1]
+  assert 'exam/recall' in nights[0][1]
+  shares = summary['goodput']
+  assert 0 <= shares['goodput'] < 1 and shares['lost_compile'] > 0
+  assert abs(sum(shares.values()) - 1) < 1e-6
+  assert {'lost_checkpoint', 'lost_exam', 'lost_start'} <= set(shares)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+def test_goodput_tells_compilation_from_work():
+  spent = goodput.Goodput()
+  start = time.perf_counter()
+  # A constant nobody else has: the program is not in any cache.
+  f = jax.jit(lambda x: jnp.sin(x) + time.time())
+  f(jnp.ones(3)).block_until_ready()
+  time.sleep(0.3)
+  worked = time.perf_counter() - start
+  with spent.losing('checkpoint'):
+    time.sleep(0.1)
+  shares = spent.report({'update': worked, 'exam': 0.0})
+  assert shares['lost_compile'] > 0
+  assert shares['lost_checkpoint'] > 0.1
+  assert shares['goodput'] > 0.3
+
+
+@pytest.mark.parametrize('steps', ('5', '9:3', 'a:b', '4:4'))
+def test_a_bad_window_is_refused(steps, tmp_path):
+  with pytest.raises(config.ConfigError, match='profile.steps'):
+    profiling.Window(steps, tmp_path)
+
+
+def test_unknown_and_absent_writers_are_refused(monkeypatch):
+  with pytest.raises(config.ConfigError, match="writers='mlflow'"):
+    sinks.build(('mlflow',), 'p', 'l', {})
+  monkeypatch.setitem(sys.modules, 'trackio', None)
+  with pytest.raises(config.ConfigError, match='pip install trackio'):
+    sinks.build(('trackio',), 'p', 'l', {})
