@@ -1,6 +1,5 @@
 """Goodput, the profiler's window, and writers that come from elsewhere."""
 
-import json
 import sys
 import time
 import types
