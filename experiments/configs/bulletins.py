@@ -88,9 +88,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.sleep = common.settings(
     config.SeedingConfig,
     dreams=1024,
-    dream_length=LENGTH,
+    # Long enough for a whole dream: what the old self does not rehearse is
+    # lost, and with rows of a record alone that was how to dream.
+    dream_length=3 * LENGTH,
     splice=False,  # A document is one text.
-    steps=400,
+    steps=250,
     batch=16,
     learning_rate=0.02,
     alpha=1.0,
@@ -134,6 +136,5 @@ def get_config() -> ml_collections.ConfigDict:
     'no_dreaming': dict(
       learner='sleep', dreaming=dict(enabled=False, study_night=True)
     ),
-    'study_night': dict(learner='sleep', dreaming=dict(study_night=True)),
   }
   return c
