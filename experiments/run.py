@@ -19,8 +19,6 @@ from typing import Any
 
 from absl import app
 from absl import flags
-from absl import logging
-import jax
 from ml_collections import config_flags
 
 from experiments import live
@@ -28,6 +26,7 @@ from experiments import plots
 from experiments import tables
 from sleep_jax import config
 from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
 from sleep_jax.runtime import health
@@ -45,7 +44,6 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 _PEER_TIMEOUT = flags.DEFINE_integer(
   'peer_timeout', 300, 'Seconds to wait for a process that does not answer.'
 )
-_CACHE = pathlib.Path('~/.cache/sleep_jax/xla').expanduser()
 
 
 def claim(workdir: pathlib.Path, c: live.Settings) -> None:
@@ -81,17 +79,10 @@ def _start_worker(counter, cores: list[int]) -> None:
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {cores[_worker % len(cores)]})
   termination.watch()
-  prepare_jax()
+  compilation.keep()
 
 
 _worker = 0
-
-
-def prepare_jax() -> None:
-  """Compiled programs are kept between runs."""
-  logging.set_verbosity(logging.WARNING)
-  jax.config.update('jax_compilation_cache_dir', str(_CACHE))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def _live(c: live.Settings, arm: str, seed: int, folder: str) -> dict[str, Any]:
@@ -170,7 +161,7 @@ def _join_others(c: live.Settings) -> None:
 def main(_) -> None:
   c = json.loads(_CONFIG.value.to_json())
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
-  prepare_jax()
+  compilation.keep()
   try:
     _join_others(c)
     termination.watch()  # After JAX, which listens for SIGTERM as well.

@@ -21,11 +21,11 @@ import numpy as np
 import tqdm
 
 from experiments import live
-from experiments import run as run_lib
 from experiments import tables
 from sleep_jax import config
 from sleep_jax.lifecycle import dreaming
 from sleep_jax.objectives import rewards
+from sleep_jax.runtime import compilation
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _OUT = flags.DEFINE_string('out', None, 'A folder.', required=True)
@@ -154,7 +154,7 @@ def report(found: dict[str, list[Marks]]) -> str:
 
 def main(_) -> None:
   c: dict[str, Any] = json.loads(_CONFIG.value.to_json())
-  run_lib.prepare_jax()
+  compilation.keep()
   weight = c['dreaming']['random_expert']
   if not weight:
     raise config.ConfigError(
