@@ -220,6 +220,7 @@ def test_a_life_without_its_checkpoints_does_not_begin_anew(tmp_path):
 )
 def test_a_nan_names_phase_step_and_leaf(tmp_path, arm, section, where, left):
   c = run_test.small_config([arm])
+  c['sleep'].update(alpha=1.0, lam=0.0)  # No rollouts: less to compile.
   c[section]['learning_rate'] = float('inf')
   with pytest.raises(health.NotFinite, match=where):
     live.live(c, arm, 1, tmp_path, 0)
