@@ -11,6 +11,9 @@ from sleep_jax import config
 from sleep_jax.runtime import distributed
 from tests import killing
 
+# Seconds instead of minutes: no rollouts and no dreams are compiled.
+SHORT = '--config=tests/small_life.py:wake_only'
+
 
 def free_port() -> int:
   with socket.socket() as s:
@@ -22,6 +25,7 @@ def start(
   workdir, port: int, process: int, *, processes=2, moment=None, timeout=60
 ) -> subprocess.Popen:
   flags = (
+    SHORT,
     f'--coordinator=127.0.0.1:{port}',
     f'--processes={processes}',
     f'--process_id={process}',
@@ -37,9 +41,9 @@ def start(
 
 
 def test_two_processes_live_one_life_and_go_on_after_one_is_lost(tmp_path):
-  killing.live(tmp_path / 'alone')
+  killing.live(tmp_path / 'alone', None, SHORT)
   # The last save of process 1 never comes: it is killed in its second sleep.
-  deadly = killing.Moment('', 'sleep_jax.lifecycle.dreaming:dream', 3)
+  deadly = killing.Moment('', 'sleep_jax.learners.online:WakeOnly.sleep', 2)
   port = free_port()
   stays = start(tmp_path / 'both', port, 0, timeout=20)
   goes = start(tmp_path / 'both', port, 1, timeout=20, moment=deadly)

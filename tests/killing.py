@@ -106,7 +106,9 @@ def die(moment: Moment) -> None:
 
 
 def command(
-  workdir: pathlib.Path, moment: Moment | None = None, *flags: str
+  workdir: pathlib.Path,
+  moment: Moment | None = None,
+  *flags: str,
 ) -> list[str]:
   """The command of the small life; it dies at the moment, if that is a call."""
   start = ['-m', 'experiments.run']
@@ -115,14 +117,16 @@ def command(
   return [sys.executable, *start, *_FLAGS, f'--workdir={workdir}', *flags]
 
 
-def live(workdir: pathlib.Path, moment: Moment | None = None) -> str:
+def live(
+  workdir: pathlib.Path, moment: Moment | None = None, *flags: str
+) -> str:
   """Runs the command, until the moment if there is one; returns its output.
 
   Raises:
     RuntimeError: if it failed, or ended before the moment had come.
   """
   done = subprocess.Popen(
-    command(workdir, moment),
+    command(workdir, moment, *flags),
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
