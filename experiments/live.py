@@ -165,7 +165,7 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
     unit='night',
     position=bar_position,
     leave=False,
-    disable=quiet or None,
+    disable=quiet,
   )
   run = _Run(task, learner, ledger, saved, writer)
   # Whatever ends the loop, the save under way is finished first.

@@ -100,7 +100,7 @@ class Checkpoints:
     meta['unseen'] = sorted(k for k, x in leaves.items() if not _visible(x))
     meta['leaves'] = _leaves_digest(leaves, meta['unseen'])
     meta['digest'] = _meta_digest(meta)
-    distributed.check_agreement(meta['digest'], str(moment))
+    distributed.check_agreement(meta['leaves'], str(moment))
     step = len(PHASES) * moment.night + PHASES.index(moment.phase)
     args = ocp.args.Composite(
       life=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
