@@ -1,5 +1,6 @@
 """Lives one life: a task, a learner, a seed; resumable phase by phase."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -182,14 +183,14 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
     unit='night',
     position=bar_position,
     leave=False,
-    disable=quiet or None,
+    disable=quiet,
   )
   run = _Run(task, learner, ledger, saved, writer, spent, ledger.seconds())
-  with termination.finishes(saved.finish):
+  # Whatever ends the loop, the save under way is finished first.
+  with contextlib.closing(saved), termination.finishes(saved.finish):
     for night in nights:
       now = _one_day(run, night, now)
       nights.set_postfix(_glance(writer.records()[-1]['scalars']))
-    saved.close()
   window.close()
   writer.close()
   return _summary(task, arm, seed, writer.records())

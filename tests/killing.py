@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from experiments import run
 
-_ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent
 _FLAGS = ('--config=tests/small_life.py',)
 _TIMEOUT = 900
 
@@ -105,18 +105,29 @@ def die(moment: Moment) -> None:
   app.run(run.main)
 
 
-def live(workdir: pathlib.Path, moment: Moment | None = None) -> str:
+def command(
+  workdir: pathlib.Path,
+  moment: Moment | None = None,
+  *flags: str,
+) -> list[str]:
+  """The command of the small life; it dies at the moment, if that is a call."""
+  start = ['-m', 'experiments.run']
+  if moment and moment.function:
+    start = ['-c', f'from tests.killing import Moment, die; die({moment!r})']
+  return [sys.executable, *start, *_FLAGS, f'--workdir={workdir}', *flags]
+
+
+def live(
+  workdir: pathlib.Path, moment: Moment | None = None, *flags: str
+) -> str:
   """Runs the command, until the moment if there is one; returns its output.
 
   Raises:
     RuntimeError: if it failed, or ended before the moment had come.
   """
-  start = ['-m', 'experiments.run']
-  if moment and moment.function:
-    start = ['-c', f'from tests.killing import Moment, die; die({moment!r})']
   done = subprocess.Popen(
-    [sys.executable, *start, *_FLAGS, f'--workdir={workdir}'],
-    cwd=_ROOT,
+    command(workdir, moment, *flags),
+    cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

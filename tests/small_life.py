@@ -1,16 +1,33 @@
 """A config: one short life with everything in it, for tests that end lives.
 
 Two nights of `bulletins` under `sleep`: two levels read, the faster one is
-consolidated with rollouts of its own, and then it dreams.
+consolidated with rollouts of its own, and then it dreams. With an argument
+(`:wake_only`), two short nights of `facts` under that learner.
 """
 
 import ml_collections
 
 from experiments.configs import bulletins
+from experiments.configs import facts
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """Settings; a second life (`--config.seeds`) may be added by flag."""
+def get_config(learner: str = '') -> ml_collections.ConfigDict:
+  """Settings; any may be changed by flag."""
+  return _short(learner) if learner else _whole()
+
+
+def _short(learner: str) -> ml_collections.ConfigDict:
+  c = facts.get_config()
+  c.name = f'small_life_{learner}'
+  c.seeds = (1,)
+  c.workers = 1
+  c.reference = learner
+  c.arms = {learner: {}}
+  c.task.update(episodes=2, rows=16, probes=1)
+  return c
+
+
+def _whole() -> ml_collections.ConfigDict:
   c = bulletins.get_config()
   c.name = 'small_life'
   c.seeds = (1,)

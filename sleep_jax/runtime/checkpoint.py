@@ -37,7 +37,8 @@ class SaveError(RuntimeError):
 class Moment:
   """A life just after `phase` of `night`.
 
-  notes: what must be known beside it, as JSON: figures of the night so far.
+  notes: what must be known beside it, such as figures of the night so far; of
+    types that JSON knows.
   """
 
   night: int
@@ -68,6 +69,10 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
       self._folder,
+      item_handlers={
+        'life': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         max_to_keep=_KEEP, cleanup_tmp_directories=True
       ),
@@ -93,8 +98,9 @@ class Checkpoints:
     }
     # No process sees all of a leaf that is sharded over several.
     meta['unseen'] = sorted(k for k, x in leaves.items() if not _visible(x))
-    meta['digest'] = _digest(meta, leaves)
-    distributed.check_agreement(meta['digest'], str(moment))
+    meta['leaves'] = _leaves_digest(leaves, meta['unseen'])
+    meta['digest'] = _meta_digest(meta)
+    distributed.check_agreement(meta['leaves'], str(moment))
     step = len(PHASES) * moment.night + PHASES.index(moment.phase)
     args = ocp.args.Composite(
       life=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
@@ -144,7 +150,7 @@ class Checkpoints:
           'Checkpoint %s/%d is torn, and passed over: %s',
           self._folder,
           step,
-          str(e).splitlines()[0],
+          str(e).partition(' [tensorstore_spec')[0],
         )
         torn.append(step)
         continue
@@ -163,6 +169,8 @@ class Checkpoints:
     """One checkpoint's meta, and its life as a state dict."""
     json_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = dict(self._manager.restore(step, args=json_args).meta)
+    if meta.pop('digest') != _meta_digest(meta):
+      raise ValueError('its meta data are not what was saved')
     self._check_identity(step, meta)
     saved = self._manager.item_metadata(step)['life']
     wanted = _named(template)
@@ -174,9 +182,8 @@ class Checkpoints:
     leaves = self._manager.restore(
       step, args=ocp.args.Composite(life=ocp.args.StandardRestore(like))
     ).life
-    digest = meta.pop('digest')
-    if digest != _digest(meta, leaves):
-      raise ValueError('its content is not what was saved (digests differ)')
+    if meta['leaves'] != _leaves_digest(leaves, meta['unseen']):
+      raise ValueError('its arrays are not what was saved')
     flat = serialization.to_state_dict(template)
     values = {
       name: _placed(leaves[name], leaf) if name in leaves else leaf
@@ -282,13 +289,17 @@ def _placed(value: Any, leaf: Any) -> Any:
   return value
 
 
-def _digest(meta: dict[str, Any], leaves: dict[str, Any]) -> str:
-  """SHA-256 of meta and of every leaf that one process can see.
+def _meta_digest(meta: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves_digest(leaves: dict[str, Any], unseen: list[str]) -> str:
+  """SHA-256 of every leaf that one process can see.
 
   Orbax notices files that are missing or cut off, but not every flipped bit.
   """
-  digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-  for name in sorted(set(leaves) - set(meta['unseen'])):
+  digest = hashlib.sha256()
+  for name in sorted(set(leaves) - set(unseen)):
     whole = np.ascontiguousarray(leaves[name])
     digest.update(f'{name}{whole.dtype}{whole.shape}'.encode())
     digest.update(whole.reshape(-1).view(np.uint8).data)

@@ -4,6 +4,10 @@ Every process lives the same life on devices of its own, and at each save they
 make sure that it still is the same; the first process writes.
 """
 
+import os
+import sys
+import threading
+
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
@@ -12,6 +16,7 @@ import numpy as np
 from sleep_jax import config
 
 AUTO = 'auto'
+_GRACE = 60  # Seconds.
 
 
 class PeerError(RuntimeError):
@@ -35,9 +40,11 @@ def start(
     timeout: seconds to wait for the others, and until one that does not answer
       any more counts as lost; then JAX ends this process.
 
+  If the others do not come in time, the process says so and exits with 1.
+
   Raises:
     ConfigError: for numbers that cannot be.
-    PeerError: if the others do not come in time.
+    PeerError: if JAX refuses.
   """
   if coordinator == AUTO:
     given = {}
@@ -53,11 +60,26 @@ def start(
       num_processes=processes,
       process_id=process_id,
     )
-  who = 'this process' if process_id is None else f'process {process_id}'
+  if process_id is None:
+    name = 'this process'
+  else:
+    name = f'process {process_id} of {processes}'
+  # JAX, when it gives up, aborts with a stack dump. We give up before it.
+  late = threading.Timer(
+    timeout,
+    _give_up,
+    (
+      f'error: {name} has waited {timeout} s for the others at {coordinator}. '
+      'Check that all of them run and can reach it, that their --processes are '
+      'equal, and that their --process_id differ.',
+    ),
+  )
+  late.daemon = True
+  late.start()
   try:
     jax.distributed.initialize(
       **given,
-      initialization_timeout=timeout,
+      initialization_timeout=timeout + _GRACE,
       heartbeat_timeout_seconds=timeout,
     )
   except ValueError as e:
@@ -67,12 +89,17 @@ def start(
     ) from e
   except RuntimeError as e:
     raise PeerError(
-      f'{who} of {processes or "?"} could not join the others at {coordinator} '
-      f'within {timeout} s: {str(e).splitlines()[0]} Check that all of them '
-      'run, that their --processes are equal, and that their --process_id '
-      'differ.'
+      f'{name} cannot join the others at {coordinator}: '
+      f'{str(e).splitlines()[0]}'
     ) from e
+  finally:
+    late.cancel()
   logging.info('Process %d of %d', jax.process_index(), jax.process_count())
+
+
+def _give_up(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
+  os._exit(1)
 
 
 def _check(
@@ -89,8 +116,8 @@ def _check(
     )
   if processes < 1 or not 0 <= process_id < processes:
     raise config.ConfigError(
-      f'--process_id={process_id} must be 0 to {processes - 1}, one less than '
-      f'--processes={processes}, which must be at least 1.'
+      f'--process_id={process_id} must be at least 0, and less than '
+      f'--processes={processes}.'
     )
 
 

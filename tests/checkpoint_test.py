@@ -1,0 +1,268 @@
+"""Checkpoints: whole or passed over, of this life or refused; and NaN."""
+
+import logging
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import live
+from sleep_jax import config
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import files
+from sleep_jax.runtime import health
+from sleep_jax.runtime import termination
+from tests import conftest
+from tests import run_test
+
+ROOT = run_test.ROOT
+
+
+def life_of(value: float, notes=None) -> dict:
+  return {
+    'params': {
+      'w': value + jax.random.normal(jax.random.key(0), (32, 32)),
+      'b': jnp.full((3,), value, jnp.bfloat16),
+    },
+    'rng': jax.random.PRNGKey(3),
+    'notes': np.zeros((0,)) if notes is None else notes,
+  }
+
+
+def moment(night: int, phase: str, life=None) -> checkpoint.Moment:
+  life = life_of(night) if life is None else life
+  return checkpoint.Moment(night, phase, life, {'x': 0.1})
+
+
+@pytest.fixture(name='two')
+def _two(tmp_path):
+  """A folder with two checkpoints."""
+  saved = checkpoint.Checkpoints(tmp_path / 'c', 'me')
+  saved.save(moment(1, 'wake'))
+  saved.save(moment(2, 'sleep', life_of(2, np.arange(5))))
+  saved.close()
+  return tmp_path / 'c'
+
+
+def newest(folder, template=None, identity='me'):
+  saved = checkpoint.Checkpoints(folder, identity)
+  try:
+    return saved.newest(life_of(0) if template is None else template)
+  finally:
+    saved.close()
+
+
+def same(a, b) -> bool:
+  return jax.tree.all(
+    jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b)
+  )
+
+
+def test_a_life_comes_back_to_the_bit(two):
+  found = newest(two)
+  assert (found.night, found.phase, found.notes) == (2, 'sleep', {'x': 0.1})
+  assert same(found.life, life_of(2, np.arange(5)))
+  # Free to go to other devices, as the leaves of a new life are.
+  assert not found.life['params']['w'].committed
+
+
+def test_a_torn_checkpoint_is_passed_over_and_never_half_read(two, caplog):
+  whole = newest(two)
+  torn = 0
+  paths = sorted(p for p in (two / '5').rglob('*') if p.is_file())
+  for path in paths:
+    data = path.read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    for damaged in (data[:middle], None, flipped):
+      path.unlink() if damaged is None else path.write_bytes(damaged)
+      caplog.clear()
+      with caplog.at_level(logging.ERROR, 'absl'):
+        found = newest(two)
+      if found.night == 2:
+        assert same(found.life, whole.life) and found.notes == whole.notes
+      else:
+        torn += 1
+        assert (found.night, found.phase) == (1, 'wake')
+        assert same(found.life, life_of(1))
+        assert '5 is torn, and passed over' in caplog.text
+        (two / 'torn-5').rename(two / '5')
+      path.write_bytes(data)
+  assert torn >= 15
+  assert newest(two).night == 2
+
+
+def test_what_was_torn_can_be_saved_again(two):
+  (two / '5' / 'life' / 'manifest.ocdbt').write_bytes(b'')
+  saved = checkpoint.Checkpoints(two, 'me')
+  assert saved.newest(life_of(0)).night == 1
+  saved.save(moment(2, 'sleep'))
+  saved.close()
+  assert newest(two).night == 2
+
+
+def test_nothing_readable_is_an_error_and_not_a_new_life(two):
+  for step in ('2', '5'):
+    (two / step / 'meta' / 'metadata').unlink()
+  with pytest.raises(config.ConfigError, match=r'none of .*\[2, 5\] can be'):
+    newest(two)
+
+
+def test_an_empty_folder_holds_no_life(tmp_path):
+  assert newest(tmp_path / 'new') is None
+
+
+@pytest.mark.parametrize(
+  'template, identity, words',
+  [
+    (life_of(0), 'you', 'of another config'),
+    (life_of(0) | {'extra': np.ones(2)}, 'me', 'missing, which this learner'),
+    (
+      {k: v for k, v in life_of(0).items() if k != 'rng'},
+      'me',
+      'which this learner does not have',
+    ),
+    (life_of(0) | {'rng': np.zeros(3)}, 'me', r'rng.* is uint32\[2\], and'),
+  ],
+)
+def test_a_checkpoint_of_another_life_is_refused(
+  two, template, identity, words
+):
+  with pytest.raises(config.ConfigError, match=words):
+    newest(two, template, identity)
+
+
+def test_a_checkpoint_of_another_version_is_refused(two, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'FORMAT', 99)
+  with pytest.raises(config.ConfigError, match='has format 2, and this'):
+    newest(two)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
+  def placed(n: int, value: float):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh(
+      (n,), ('data',), axis_types=auto, devices=jax.devices()[:n]
+    )
+    spec = jax.sharding.NamedSharding(mesh, jax.P('data'))
+    life = life_of(value)
+    return life | {'params': {'w': jax.device_put(life['params']['w'], spec)}}
+
+  saved = checkpoint.Checkpoints(tmp_path, 'me')
+  saved.save(moment(0, 'wake', placed(8, 7.0)))
+  saved.close()
+  template = placed(devices, 0.0)
+  found = newest(tmp_path, template).life
+  assert same(found['params'], {'w': life_of(7.0)['params']['w']})
+  if devices > 1:
+    assert found['params']['w'].sharding == template['params']['w'].sharding
+
+
+def test_a_whole_life_with_a_memory_comes_back(tmp_path, cfg, params):
+  life = life_lib.born(cfg, params, jax.random.PRNGKey(0))
+  lived = life.replace(memory=conftest.lived(cfg))
+  saved = checkpoint.Checkpoints(tmp_path, 'me')
+  saved.save(moment(0, 'wake', lived))
+  saved.close()
+  assert same(newest(tmp_path, life).life, lived)
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(two):
+  saved = checkpoint.Checkpoints(two, 'me')
+  big = np.random.default_rng(0).random((300, 300))
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+  try:
+    with pytest.raises(checkpoint.SaveError, match='cannot save: .*[Tt]oo'):
+      saved.save(moment(3, 'wake', life_of(3, big)))
+      saved.finish()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert newest(two).night == 2
+
+
+def test_a_folder_has_one_owner(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, '_PATIENCE', 0.2)
+  with files.owned(tmp_path):
+    with pytest.raises(config.ConfigError, match='another process is at work'):
+      with files.owned(tmp_path):
+        pass
+  with files.owned(tmp_path):
+    pass
+
+
+def test_a_work_directory_that_cannot_be_written_is_told():
+  done = run_test.command('/proc/no/place')
+  assert done.returncode == 1 and 'error: ' in done.stderr
+  assert '/proc/no' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_life_without_its_checkpoints_does_not_begin_anew(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"night": 0}\n')
+  with pytest.raises(config.ConfigError, match='tells of nights'):
+    live.live(run_test.small_config(), 'sleep', 1, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+  'arm, section, where, left',
+  [
+    ('sleep', 'sleep', 'night 0: sleep, seeding of level 2, step [0-9]', 0),
+    ('sft', 'finetune', 'night 0: wake, step [0-9]+: .* leaf is ', None),
+  ],
+)
+def test_a_nan_names_phase_step_and_leaf(tmp_path, arm, section, where, left):
+  c = run_test.small_config([arm])
+  c['sleep'].update(alpha=1.0, lam=0.0)  # No rollouts: less to compile.
+  c[section]['learning_rate'] = float('inf')
+  with pytest.raises(health.NotFinite, match=where):
+    live.live(c, arm, 1, tmp_path, 0)
+  steps = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert steps == ([] if left is None else [str(left)])
+
+
+def test_the_first_bad_step_and_leaf_are_named():
+  tree = {'a': jnp.ones(2), 'b': {'c': jnp.array([0.0, jnp.inf])}}
+  with pytest.raises(health.NotFinite, match=r"step 12: .*leaf is \['b'\]\['c"):
+    health.check('nap', np.array([1.0, 2.0, np.nan]), tree, first_step=10)
+  with pytest.raises(health.NotFinite, match='all weights are finite'):
+    health.check('nap', np.array([np.inf]), {'a': jnp.ones(2)})
+  with pytest.raises(health.NotFinite, match='step 1: .*leaf is'):
+    health.check('nap', np.ones(2), tree)
+  health.check('nap', np.ones(2), {'a': jnp.ones(2), 'n': jnp.arange(3)})
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_sigterm_ends_a_quickstart_within_ten_seconds(tmp_path, workers):
+  started = subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'experiments.run',
+      '--config=experiments/configs/quickstart.py',
+      f'--config.workers={workers}',
+      f'--workdir={tmp_path / "w"}',
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  end = time.monotonic() + 300
+  while not list(tmp_path.glob('w/lives/sft_1/checkpoints/[0-9]')):
+    assert started.poll() is None and time.monotonic() < end
+    time.sleep(0.1)
+  started.send_signal(signal.SIGTERM)
+  asked = time.monotonic()
+  _, told = started.communicate(timeout=60)
+  assert time.monotonic() - asked < 10
+  assert started.returncode == termination.EXIT
+  assert 'The same command goes on' in told and 'Traceback' not in told
+  with files.owned(tmp_path / 'w' / 'lives' / 'sft_1'):  # No worker is left.
+    pass

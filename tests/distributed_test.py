@@ -1,0 +1,119 @@
+"""Two processes, for real: one life, one of them lost, and what goes wrong."""
+
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from sleep_jax import config
+from sleep_jax.runtime import distributed
+from tests import killing
+
+# Seconds instead of minutes: no rollouts and no dreams are compiled.
+SHORT = '--config=tests/small_life.py:wake_only'
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def start(
+  workdir, port: int, process: int, *, processes=2, moment=None, timeout=60
+) -> subprocess.Popen:
+  flags = (
+    SHORT,
+    f'--coordinator=127.0.0.1:{port}',
+    f'--processes={processes}',
+    f'--process_id={process}',
+    f'--peer_timeout={timeout}',
+  )
+  return subprocess.Popen(
+    killing.command(workdir, moment, *flags),
+    cwd=killing.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def test_two_processes_live_one_life_and_go_on_after_one_is_lost(tmp_path):
+  killing.live(tmp_path / 'alone', None, SHORT)
+  # The last save of process 1 never comes: it is killed in its second sleep.
+  deadly = killing.Moment('', 'sleep_jax.learners.online:WakeOnly.sleep', 2)
+  port = free_port()
+  stays = start(tmp_path / 'both', port, 0, timeout=20)
+  goes = start(tmp_path / 'both', port, 1, timeout=20, moment=deadly)
+  goes.communicate(timeout=500)
+  assert goes.returncode == -signal.SIGKILL
+  lost = time.monotonic()
+  told, _ = stays.communicate(timeout=120)
+  assert time.monotonic() - lost < 100
+  assert stays.returncode != 0 and 'another task died' in told
+
+  port = free_port()
+  both = [start(tmp_path / 'both', port, i) for i in range(2)]
+  for process in both:
+    told, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, told
+    assert 'going on after night 1 (wake)' in told
+  # Both lived it, one wrote it, and it is the life of a process alone.
+  assert killing.fingerprint(tmp_path / 'both') == killing.fingerprint(
+    tmp_path / 'alone'
+  )
+  assert len(list((tmp_path / 'both' / 'lives').glob('*/events*'))) <= 2
+
+
+def test_a_process_whose_peers_do_not_come_says_so(tmp_path):
+  for process in (0, 1):
+    waits = start(tmp_path, free_port(), process, timeout=3)
+    told, _ = waits.communicate(timeout=100)
+    assert waits.returncode == 1 and f'process {process} of 2 has wai' in told
+    assert 'Traceback' not in told and 'Abort' not in told
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'given, words',
+  [
+    (('here', 2, 0), '--coordinator=here must be host:port'),
+    (('h:1', 2, None), 'needs --processes and --process_id'),
+    (('h:1', 2, 2), '--process_id=2 must be at least 0, and less'),
+    (('h:1', 0, 0), 'less than --processes=0'),
+    (('auto', 2, 0), 'finds the number of processes by itself'),
+  ],
+)
+def test_numbers_that_cannot_be_are_refused(given, words):
+  with pytest.raises(config.ConfigError, match=words):
+    distributed.start(*given)
+
+
+def test_processes_that_live_unlike_lives_stop(monkeypatch):
+  monkeypatch.setattr(distributed.jax, 'process_count', lambda: 2)
+  gathered = [[1, 2], [1, 3]]
+  monkeypatch.setattr(
+    distributed.multihost_utils,
+    'process_allgather',
+    lambda own: distributed.np.array(gathered),
+  )
+  with pytest.raises(distributed.PeerError, match=r'processes \[1\] no longer'):
+    distributed.check_agreement('0102', 'night 3 (wake)')
+
+
+def test_flags_need_each_other(tmp_path):
+  for flags, words in (
+    (('--processes=2',), 'need --coordinator'),
+    (('--coordinator=h:1', '--config.workers=2'), 'set --config.workers=1'),
+  ):
+    done = subprocess.run(
+      killing.command(tmp_path / 'w', None, *flags),
+      cwd=killing.ROOT,
+      capture_output=True,
+      text=True,
+      timeout=100,
+    )
+    assert done.returncode == 1 and words in done.stderr
+  assert not (tmp_path / 'w').exists()
