@@ -29,6 +29,7 @@ setuptools.setup(
     'numpy',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
+    'psutil',
     'pyyaml',
     'sentencepiece',
     'tensorboard',

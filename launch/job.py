@@ -144,8 +144,9 @@ class Command:
     words = [shlex.quote(word) for word in self.argv]
     if len(line := ' '.join(words)) <= 80:
       return line
-    flag = next((i for i, w in enumerate(words) if w[0] == '-'), len(words))
-    return ' \\\n  '.join([' '.join(words[:flag]), *words[flag:]])
+    options = [i for i, word in enumerate(self.argv) if word.startswith('--')]
+    first = min(options, default=len(words))
+    return ' \\\n  '.join([' '.join(words[:first]), *words[first:]])
 
 
 @dataclasses.dataclass(frozen=True)
