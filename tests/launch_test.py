@@ -6,8 +6,10 @@ After a change that is meant, write the goldens anew, and read their diff:
 """
 
 import itertools
+import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -42,6 +44,13 @@ JOBS = {
   'skypilot': _TPU,
 }
 CASES = list(itertools.product(JOBS, job_lib.VERBS))
+
+
+@pytest.fixture(autouse=True)
+def _tools_of_this_environment(monkeypatch):
+  """`python` and `shellcheck` are those beside the running Python."""
+  here = str(pathlib.Path(sys.executable).parent)
+  monkeypatch.setenv('PATH', here, prepend=os.pathsep)
 
 
 def job(platform: str, **changes) -> job_lib.Job:
@@ -135,6 +144,8 @@ def test_an_override_reaches_the_experiment_whole(platform):
   script = cli.plan(platform, 'run', job(platform))
   for text in files(platform, 'run').values():
     script += text
+  if platform == 'xpk':  # The whole command is one option's value.
+    script = '\n'.join(shlex.split(script))
   quoted = (
     "'--config.name=it'\"'\"'s *'",  # By shlex.
     "--config.name=it's *",  # A YAML list.
