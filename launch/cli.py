@@ -1,0 +1,119 @@
+"""The same five verbs on every platform.
+
+  python -m launch.cli --platform=tpu_vm run --dry-run \\
+      --config=experiments/configs/quickstart.py --accelerator=v5e:4x4 \\
+      --project=P --zone=us-west4-a --image=IMAGE --bucket=gs://B
+
+Verbs: create, run, logs, resume, delete; docs/launch.md tells what each does.
+`--config.section.name=value` goes to the experiment. `--dry-run` prints the
+bash script that would run, and touches nothing.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import re
+import subprocess
+import sys
+
+from launch import job as job_lib
+from launch import platforms
+from sleep_jax import config
+
+_HELP = {
+  'name': 'of the job and its machines; default: the config file',
+  'config': 'the experiment, experiments/configs/FILE.py[:VARIANT]',
+  'workdir': "the run's work directory; default runs/NAME, in the bucket",
+  'data_dir': 'becomes $SLEEP_JAX_DATA',
+  'accelerator': 'cpu, gpu:8 or a TPU such as v5e:4x4',
+  'nodes': 'machines; of TPU: slices',
+  'spot': 'preemptible machines',
+  'image': 'container image, built from launch/Dockerfile',
+  'bucket': 'gs://NAME, mounted at /bucket',
+  'project': 'of Google Cloud',
+  'zone': 'of Google Cloud',
+  'cluster': 'of GKE',
+  'queue': 'of Kueue',
+  'partition': 'of Slurm',
+  'account': 'of Slurm',
+  'hours': 'Slurm: time limit of one turn',
+  'grace': 'seconds between SIGTERM and SIGKILL',
+}
+
+
+def parser() -> argparse.ArgumentParser:
+  """Flags are the fields of a Job."""
+  out = argparse.ArgumentParser(
+    'launch.cli',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  out.add_argument('verb', choices=job_lib.VERBS)
+  out.add_argument(
+    '--platform', required=True, choices=sorted(platforms.PLATFORMS)
+  )
+  out.add_argument(
+    '--dry-run', action='store_true', help='print the script; run nothing'
+  )
+  for field in dataclasses.fields(job_lib.Job):
+    if field.name == 'overrides':
+      continue
+    flag, about = f'--{field.name.replace("_", "-")}', _HELP[field.name]
+    if field.type is bool:
+      out.add_argument(flag, action='store_true', help=about)
+    elif field.name == 'config':
+      out.add_argument(flag, required=True, help=about)
+    elif field.name == 'name':
+      out.add_argument(flag, help=about)
+    else:
+      out.add_argument(flag, type=field.type, default=field.default, help=about)
+  return out
+
+
+def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
+  """The job that a command line tells, and the rest of it.
+
+  Raises:
+    ConfigError: if the job cannot be.
+  """
+  given, overrides = parser().parse_known_args(argv)
+  names = [f.name for f in dataclasses.fields(job_lib.Job)]
+  fields = {k: v for k, v in vars(given).items() if k in names}
+  file = given.config.partition(':')[0]
+  if not pathlib.Path(file).is_file():
+    raise config.ConfigError(
+      f'--config={given.config!r}: there is no file {file!r}; launch from the '
+      'root of the repository.'
+    )
+  if not given.name:
+    stem = re.sub(r'\.py\b', '', given.config.rpartition('/')[2])
+    fields['name'] = re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')
+  return job_lib.Job(overrides=tuple(overrides), **fields), given
+
+
+def plan(platform: str, verb: str, job: job_lib.Job) -> str:
+  """The bash script of one verb.
+
+  Raises:
+    ConfigError: if the platform cannot run this job.
+  """
+  return job_lib.script(getattr(platforms.PLATFORMS[platform], verb)(job))
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prints a plan, or carries it out; returns its exit status."""
+  try:
+    job, given = parse(sys.argv[1:] if argv is None else argv)
+    script = plan(given.platform, given.verb, job)
+  except config.ConfigError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  if given.dry_run:
+    print(script, end='')
+    return 0
+  return subprocess.run(['bash', '-c', script], check=False).returncode
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,156 @@
+"""Accelerators by name: `cpu`, `gpu:8` (of one machine), `v5e:4x4` (TPU).
+
+A TPU is named by its generation and the topology of one slice.
+"""
+
+import dataclasses
+import math
+
+from sleep_jax import config
+
+_DOCS = 'https://cloud.google.com/tpu/docs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU generation; peaks are of one chip, as Google publishes them.
+
+  source: where the figures stand.
+  flops: bfloat16 operations per second.
+  bandwidth: bytes per second between HBM and the chip.
+  hbm: bytes of HBM.
+  devices: JAX devices of one chip.
+  gcloud: prefix of `--accelerator-type`, which counts `cores` per chip.
+  runtime: the TPU VM's image.
+  gke: node label `cloud.google.com/gke-tpu-accelerator`.
+  machine: GKE machine type without its number of chips.
+  axes: dimensions of a topology.
+  """
+
+  source: str
+  flops: float
+  bandwidth: float
+  hbm: float
+  devices: int
+  gcloud: str
+  cores: int
+  runtime: str
+  gke: str
+  machine: str
+  axes: int
+
+
+CHIPS = {
+  'v4': Chip(
+    source=f'{_DOCS}/v4',
+    flops=275e12,
+    bandwidth=1228e9,
+    hbm=32 * 2**30,
+    devices=2,  # As libtpu describes a v4 that is not there.
+    gcloud='v4',
+    cores=2,
+    runtime='tpu-ubuntu2204-base',
+    gke='tpu-v4-podslice',
+    machine='ct4p-hightpu',
+    axes=3,
+  ),
+  'v5e': Chip(
+    source=f'{_DOCS}/v5e',
+    flops=197e12,
+    bandwidth=819e9,
+    hbm=16 * 2**30,
+    devices=1,
+    gcloud='v5litepod',
+    cores=1,
+    runtime='v2-alpha-tpuv5-lite',
+    gke='tpu-v5-lite-podslice',
+    machine='ct5lp-hightpu',
+    axes=2,
+  ),
+  'v5p': Chip(
+    source=f'{_DOCS}/v5p',
+    flops=459e12,
+    bandwidth=2765e9,
+    hbm=95e9,
+    devices=1,
+    gcloud='v5p',
+    cores=2,
+    runtime='v2-alpha-tpuv5',
+    gke='tpu-v5p-slice',
+    machine='ct5p-hightpu',
+    axes=3,
+  ),
+  'v6e': Chip(
+    source=f'{_DOCS}/v6e',
+    flops=918e12,
+    bandwidth=1640e9,
+    hbm=32e9,
+    devices=1,
+    gcloud='v6e',
+    cores=1,
+    runtime='v2-alpha-tpuv6e',
+    gke='tpu-v6e-slice',
+    machine='ct6e-standard',
+    axes=2,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+  """What one machine, or one TPU slice, computes with."""
+
+  kind: str  # cpu | gpu | tpu.
+  count: int  # GPUs of a machine, chips of a slice; 1 of cpu.
+  generation: str = ''  # Of a TPU.
+  topology: str = ''  # Of a TPU, such as 4x4.
+
+  @property
+  def chip(self) -> Chip:
+    """The TPU's generation."""
+    return CHIPS[self.generation]
+
+  @property
+  def chips_per_host(self) -> int:
+    """As xpk and GKE's `-4t` machines have it: four, or one alone."""
+    return 1 if self.count == 1 else 4
+
+  @property
+  def hosts(self) -> int:
+    """Machines of a slice."""
+    return self.count // self.chips_per_host if self.kind == 'tpu' else 1
+
+  @property
+  def gcloud(self) -> str:
+    """`--accelerator-type` of gcloud, `--tpu-type` of xpk: v5litepod-16."""
+    return f'{self.chip.gcloud}-{self.count * self.chip.cores}'
+
+  @property
+  def machine(self) -> str:
+    """GKE's machine type: ct5lp-hightpu-4t."""
+    return f'{self.chip.machine}-{self.chips_per_host}t'
+
+
+def parse(name: str) -> Accelerator:
+  """An accelerator by its name.
+
+  Raises:
+    ConfigError: if there is none of that name.
+  """
+  first, _, rest = name.partition(':')
+  if first == 'cpu' and not rest:
+    return Accelerator('cpu', 1)
+  if first == 'gpu' and (rest or '1').isdigit() and int(rest or 1) > 0:
+    return Accelerator('gpu', int(rest or 1))
+  sizes = rest.split('x')
+  known = first in CHIPS and len(sizes) == CHIPS[first].axes
+  if known and all(s.isdigit() and int(s) > 0 for s in sizes):
+    chips = math.prod(map(int, sizes))
+    if chips == 1 or chips % 4 == 0:
+      return Accelerator('tpu', chips, first, rest)
+  raise config.ConfigError(
+    f'accelerator={name!r} is unknown; write cpu, gpu:8, or a TPU generation '
+    'and a topology of one chip or a multiple of four: '
+    + ', '.join(f'{k}:{"x".join("4" * c.axes)}' for k, c in CHIPS.items())
+    + '.'
+  )

@@ -1,0 +1,265 @@
+"""GKE: a JobSet on TPU node pools, admitted by Kueue.
+
+The cluster has the JobSet and Kueue controllers, Workload Identity and the GCS
+FUSE driver (docs/launch.md). Sources: https://jobset.sigs.k8s.io/docs/tasks/
+tpu_multislice and https://cloud.google.com/kubernetes-engine/docs/tutorials/
+tpu-multislice-kueue.
+"""
+
+from typing import Any
+
+from launch import job as job_lib
+from launch.job import Job
+from launch.job import Step
+
+_TPU = 'google.com/tpu'
+_RESTARTS = 100  # A preempted slice is a restart.
+
+
+def _check(job: Job) -> None:
+  job.require('project', 'zone', 'cluster')
+  job.require_kind('tpu')
+
+
+def _credentials(job: Job) -> Step:
+  """`kubectl` speaks to the job's cluster; a zone tells its region."""
+  return job_lib.command(
+    'gcloud',
+    'container',
+    'clusters',
+    'get-credentials',
+    job.cluster,
+    f'--project={job.project}',
+    f'--location={_region(job)}',
+  )
+
+
+def _region(job: Job) -> str:
+  return job.zone.rpartition('-')[0]
+
+
+def _pools(job: Job) -> list[str]:
+  return [f'{job.name}-{i}' for i in range(job.nodes)]
+
+
+def create(job: Job) -> list[Step]:
+  """One node pool a slice, and a queue that hands them out."""
+  _check(job)
+  machine = job.machine
+  pools = [
+    job_lib.command(
+      'gcloud',
+      'container',
+      'node-pools',
+      'create',
+      pool,
+      f'--project={job.project}',
+      f'--location={_region(job)}',
+      f'--node-locations={job.zone}',
+      f'--cluster={job.cluster}',
+      f'--machine-type={machine.machine}',
+      f'--tpu-topology={machine.topology}' if machine.hosts > 1 else None,
+      f'--num-nodes={machine.hosts}',
+      '--workload-metadata=GKE_METADATA',
+      '--spot' if job.spot else None,
+    )
+    for pool in _pools(job)
+  ]
+  path = f'{job.files}/kueue.yaml'
+  return [
+    _credentials(job),
+    job_lib.command(
+      'kubectl',
+      'get',
+      'crd',
+      'jobsets.jobset.x-k8s.io',
+      'localqueues.kueue.x-k8s.io',
+    ),
+    *pools,
+    job_lib.File(path, job_lib.as_yaml(*queues(job))),
+    job_lib.command('kubectl', 'apply', '--server-side', f'--filename={path}'),
+  ]
+
+
+def _selector(job: Job) -> dict[str, str]:
+  prefix = 'cloud.google.com/gke-tpu'
+  return {
+    f'{prefix}-accelerator': job.machine.chip.gke,
+    f'{prefix}-topology': job.machine.topology,
+  }
+
+
+def queues(job: Job) -> list[dict[str, Any]]:
+  """Kueue's objects: the chips there are, and the queue for them."""
+  api = 'kueue.x-k8s.io/v1beta2'
+  flavor = f'{job.name}-{job.machine.generation}'
+  chips = job.machine.count * job.nodes
+  return [
+    {
+      'apiVersion': api,
+      'kind': 'ResourceFlavor',
+      'metadata': {'name': flavor},
+      'spec': {'nodeLabels': _selector(job)},
+    },
+    {
+      'apiVersion': api,
+      'kind': 'ClusterQueue',
+      'metadata': {'name': job.queue},
+      'spec': {
+        'namespaceSelector': {},
+        'queueingStrategy': 'BestEffortFIFO',
+        'resourceGroups': [
+          {
+            'coveredResources': [_TPU],
+            'flavors': [
+              {
+                'name': flavor,
+                'resources': [{'name': _TPU, 'nominalQuota': str(chips)}],
+              }
+            ],
+          }
+        ],
+      },
+    },
+    {
+      'apiVersion': api,
+      'kind': 'LocalQueue',
+      'metadata': {'name': job.queue, 'namespace': 'default'},
+      'spec': {'clusterQueue': job.queue},
+    },
+  ]
+
+
+def jobset(job: Job) -> dict[str, Any]:
+  """The JobSet: a Job a slice, a pod a host, restarted as a whole."""
+  return {
+    'apiVersion': 'jobset.x-k8s.io/v1alpha2',
+    'kind': 'JobSet',
+    'metadata': {
+      'name': job.name,
+      'namespace': 'default',
+      'labels': {'kueue.x-k8s.io/queue-name': job.queue},
+      # All pods of a Job on one node pool: a slice is never split.
+      'annotations': {
+        'alpha.jobset.sigs.k8s.io/exclusive-topology': (
+          'cloud.google.com/gke-nodepool'
+        )
+      },
+    },
+    'spec': {
+      'suspend': True,  # Kueue lets it go.
+      'failurePolicy': {'maxRestarts': _RESTARTS},
+      'replicatedJobs': [
+        {
+          'name': 'slice',
+          'replicas': job.nodes,
+          'template': {
+            'spec': {
+              'parallelism': job.machine.hosts,
+              'completions': job.machine.hosts,
+              'backoffLimit': 0,
+              'template': _pod(job),
+            }
+          },
+        }
+      ],
+    },
+  }
+
+
+def _pod(job: Job) -> dict[str, Any]:
+  container = {
+    'name': 'sleep-jax',
+    'image': job.image,
+    'command': list(job.argv()),
+    'env': [{'name': k, 'value': v} for k, v in job.environment.items()],
+    # Slice builder, and the metrics of libtpu.
+    'ports': [{'containerPort': 8471}, {'containerPort': 8431}],
+    'resources': {'limits': {_TPU: job.machine.chips_per_host}},
+    'volumeMounts': [{'name': 'bucket', 'mountPath': '/bucket'}],
+  }
+  bucket = {
+    'name': 'bucket',
+    'csi': {
+      'driver': 'gcsfuse.csi.storage.gke.io',
+      'volumeAttributes': {
+        'bucketName': job.bucket.removeprefix('gs://'),
+        'mountOptions': 'implicit-dirs',
+      },
+    },
+  }
+  return {
+    'metadata': {'annotations': {'gke-gcsfuse/volumes': 'true'}},
+    'spec': {
+      'serviceAccountName': 'sleep-jax',
+      'restartPolicy': 'Never',
+      'terminationGracePeriodSeconds': job.grace,
+      'nodeSelector': _selector(job),
+      'containers': [container],
+      'volumes': [bucket],
+    },
+  }
+
+
+def run(job: Job) -> list[Step]:
+  """Hands the JobSet to the queue."""
+  _check(job)
+  job.require('image', 'bucket')
+  path = f'{job.files}/jobset.yaml'
+  return [
+    _credentials(job),
+    job_lib.File(path, job_lib.as_yaml(jobset(job))),
+    job_lib.command('kubectl', 'create', f'--filename={path}'),
+  ]
+
+
+def logs(job: Job) -> list[Step]:
+  """Follows the first pod of every slice."""
+  _check(job)
+  labels = (
+    f'jobset.sigs.k8s.io/jobset-name={job.name},'
+    'batch.kubernetes.io/job-completion-index=0'
+  )
+  return [
+    _credentials(job),
+    job_lib.command(
+      'kubectl',
+      'logs',
+      '--follow',
+      '--tail=100',
+      '--container=sleep-jax',
+      f'--selector={labels}',
+    ),
+  ]
+
+
+def _stop(job: Job) -> Step:
+  return job_lib.command(
+    'kubectl', 'delete', 'jobset', job.name, '--ignore-not-found'
+  )
+
+
+def resume(job: Job) -> list[Step]:
+  """Clears away what ended, and hands it in again."""
+  steps = run(job)
+  return [steps[0], _stop(job), *steps[1:]]
+
+
+def delete(job: Job) -> list[Step]:
+  """Ends the job and gives its node pools back; the queue stays."""
+  _check(job)
+  pools = [
+    job_lib.command(
+      'gcloud',
+      'container',
+      'node-pools',
+      'delete',
+      pool,
+      f'--project={job.project}',
+      f'--location={_region(job)}',
+      f'--cluster={job.cluster}',
+      '--quiet',
+    )
+    for pool in _pools(job)
+  ]
+  return [_credentials(job), _stop(job), *pools]

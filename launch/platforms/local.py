@@ -1,0 +1,56 @@
+"""This machine: a process that outlives the terminal."""
+
+import shlex
+
+from launch import job as job_lib
+from launch.job import Job
+from launch.job import Step
+
+
+def create(job: Job) -> list[Step]:
+  """Nothing to get; the preflight tells whether the machine will do."""
+  return [job_lib.command('python', '-m', 'launch.preflight', *_expected(job))]
+
+
+def _expected(job: Job) -> tuple[str, ...]:
+  data = (f'--data-dir={job.data_dir}',) if job.data_dir else ()
+  return (
+    f'--accelerator={job.accelerator}',
+    f'--workdir={job.folder}',
+    *data,
+  )
+
+
+def run(job: Job) -> list[Step]:
+  """Starts it in the background, once."""
+  job.require_kind('cpu', 'gpu')
+  job.refuse_bucket()
+  folder = shlex.quote(job.folder)
+  return [
+    job_lib.Shell(f"""
+mkdir -p {folder}
+if [ -f {folder}/pid ] && kill -0 "$(cat {folder}/pid)" 2>/dev/null; then
+  echo "{job.name} runs already, as process $(cat {folder}/pid)" >&2
+  exit 1
+fi
+{job_lib.exports(job.environment)}
+nohup {shlex.join(job.argv())} \\
+  >>{folder}/log 2>&1 </dev/null &
+echo $! >{folder}/pid""")
+  ]
+
+
+def logs(job: Job) -> list[Step]:
+  """Follows its output."""
+  return [job_lib.command('tail', '-n', '100', '-F', f'{job.folder}/log')]
+
+
+def resume(job: Job) -> list[Step]:
+  """The same command goes on where it stopped."""
+  return run(job)
+
+
+def delete(job: Job) -> list[Step]:
+  """SIGTERM: it saves and ends."""
+  pid = shlex.quote(f'{job.folder}/pid')
+  return [job_lib.Shell(f'kill -TERM "$(cat {pid})"\nrm {pid}')]

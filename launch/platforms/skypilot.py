@@ -1,0 +1,88 @@
+"""SkyPilot: a managed job, which recovers from preemptions itself.
+
+Fields: https://docs.skypilot.co/en/latest/reference/yaml-spec.html.
+"""
+
+import shlex
+from typing import Any
+
+from launch import job as job_lib
+from launch.job import Job
+from launch.job import Step
+
+_GPU = 'H100'
+
+
+def create(job: Job) -> list[Step]:
+  """Nothing to get: a managed job brings its machines. Can we reach them?"""
+  cloud = 'gcp' if job.machine.kind == 'tpu' else None
+  return [job_lib.command('sky', 'check', cloud)]
+
+
+def _resources(job: Job) -> dict[str, Any]:
+  out: dict[str, Any] = {'use_spot': job.spot}
+  if job.zone:
+    region = job.zone.rpartition('-')[0]
+    out['infra'] = f'gcp/{region}/{job.zone}'
+  if job.machine.kind == 'tpu':
+    out['accelerators'] = f'tpu-{job.machine.gcloud}:1'
+    out['accelerator_args'] = {'runtime_version': job.machine.chip.runtime}
+  elif job.machine.kind == 'gpu':
+    out['accelerators'] = f'{_GPU}:{job.machine.count}'
+  # A run that fails by itself twice has an error that a third would have.
+  out['job_recovery'] = {'max_restarts_on_errors': 2}
+  return out
+
+
+def task(job: Job) -> dict[str, Any]:
+  """The task: this folder, installed and run on every node."""
+  extra = {'cpu': '.', 'gpu': '.[gpu]', 'tpu': '.[tpu]'}[job.machine.kind]
+  return {
+    'name': job.name,
+    'workdir': '.',
+    'num_nodes': job.nodes,
+    'resources': _resources(job),
+    'envs': job.environment,
+    'file_mounts': {'/bucket': {'source': job.bucket, 'mode': 'MOUNT'}},
+    'setup': (
+      'set -eu\n'
+      'uv venv --python 3.12 --seed ~/sleep_jax\n'
+      f'uv pip install --python ~/sleep_jax --editable {shlex.quote(extra)}\n'
+    ),
+    'run': f'exec ~/sleep_jax/bin/{shlex.join(job.argv())}\n',
+  }
+
+
+def run(job: Job) -> list[Step]:
+  """Launches the managed job."""
+  job.require('bucket')
+  path = f'{job.files}/task.yaml'
+  return [
+    job_lib.File(path, job_lib.as_yaml(task(job))),
+    job_lib.command(
+      'sky',
+      'jobs',
+      'launch',
+      f'--name={job.name}',
+      '--detach-run',
+      '--yes',
+      path,
+    ),
+  ]
+
+
+def logs(job: Job) -> list[Step]:
+  """Follows its output."""
+  return [job_lib.command('sky', 'jobs', 'logs', f'--name={job.name}')]
+
+
+def resume(job: Job) -> list[Step]:
+  """The same command goes on where it stopped."""
+  return run(job)
+
+
+def delete(job: Job) -> list[Step]:
+  """Cancels the job; its machines go with it."""
+  return [
+    job_lib.command('sky', 'jobs', 'cancel', f'--name={job.name}', '--yes')
+  ]

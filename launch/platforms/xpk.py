@@ -1,0 +1,126 @@
+"""GKE by xpk, which makes cluster, node pools, queue and JobSet itself.
+
+Flags: https://github.com/AI-Hypercomputer/xpk (docs/usage).
+"""
+
+import shlex
+
+from launch import job as job_lib
+from launch.job import Job
+from launch.job import Step
+
+
+def _check(job: Job) -> None:
+  job.require('project', 'zone', 'cluster')
+  job.require_kind('tpu')
+
+
+def _place(job: Job) -> tuple[str, ...]:
+  return (
+    f'--cluster={job.cluster}',
+    f'--project={job.project}',
+    f'--zone={job.zone}',
+  )
+
+
+def create(job: Job) -> list[Step]:
+  """The cluster with its slices; and the bucket, in every workload."""
+  _check(job)
+  job.require('bucket')
+  cluster = job_lib.command(
+    'xpk',
+    'cluster',
+    'create',
+    *_place(job),
+    f'--tpu-type={job.machine.gcloud}',
+    f'--num-slices={job.nodes}',
+    '--spot' if job.spot else '--on-demand',
+    '--enable-workload-identity',
+    '--enable-gcsfuse-csi-driver',
+  )
+  storage = job_lib.command(
+    'xpk',
+    'storage',
+    'attach',
+    'bucket',
+    *_place(job),
+    '--type=gcsfuse',
+    f'--bucket={job.bucket.removeprefix("gs://")}',
+    '--mount-point=/bucket',
+    '--readonly=false',
+    '--auto-mount=true',
+  )
+  return [cluster, storage]
+
+
+def run(job: Job) -> list[Step]:
+  """The workload; slices that are preempted restart it."""
+  _check(job)
+  job.require('image', 'bucket')
+  return [
+    job_lib.command(
+      'xpk',
+      'workload',
+      'create',
+      *_place(job),
+      f'--workload={job.name}',
+      f'--tpu-type={job.machine.gcloud}',
+      f'--num-slices={job.nodes}',
+      f'--docker-image={job.image}',
+      '--max-restarts=100',
+      f'--termination-grace-period-seconds={job.grace}',
+      *(f'--env={k}={v}' for k, v in job.environment.items()),
+      f'--command={shlex.join(job.argv())}',
+    )
+  ]
+
+
+def logs(job: Job) -> list[Step]:
+  """Follows the first pod of every slice; xpk itself shows no logs."""
+  _check(job)
+  labels = (
+    f'xpk.google.com/workload={job.name},'
+    'batch.kubernetes.io/job-completion-index=0'
+  )
+  return [
+    job_lib.command(
+      'gcloud',
+      'container',
+      'clusters',
+      'get-credentials',
+      job.cluster,
+      f'--project={job.project}',
+      f'--location={job.zone.rpartition("-")[0]}',
+    ),
+    job_lib.command(
+      'kubectl',
+      'logs',
+      '--follow',
+      '--tail=100',
+      '--all-containers',
+      f'--selector={labels}',
+    ),
+  ]
+
+
+def _stop(job: Job) -> Step:
+  return job_lib.command(
+    'xpk',
+    'workload',
+    'delete',
+    *_place(job),
+    f'--workload={job.name}',
+    '--force',
+  )
+
+
+def resume(job: Job) -> list[Step]:
+  """Clears away what ended, and hands it in again."""
+  return [_stop(job), *run(job)]
+
+
+def delete(job: Job) -> list[Step]:
+  """Ends the job and gives the cluster back."""
+  _check(job)
+  cluster = job_lib.command('xpk', 'cluster', 'delete', *_place(job), '--force')
+  return [_stop(job), cluster]

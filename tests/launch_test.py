@@ -1,0 +1,274 @@
+"""Launching: what every platform would do, held against what it did before.
+
+After a change that is meant, write the goldens anew, and read their diff:
+
+  python -m tests.launch_test
+"""
+
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import jsonschema
+import pytest
+import yaml
+
+from launch import cli
+from launch import flags
+from launch import hardware
+from launch import job as job_lib
+from launch import platforms
+from launch import preflight
+from sleep_jax import config
+from tests import launch_schemas
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'launch'
+_CLOUD = dict(
+  project='my-project',
+  zone='us-west4-a',
+  bucket='gs://my-bucket',
+  image='us-docker.pkg.dev/my-project/images/sleep-jax:tpu',
+)
+_TPU = dict(_CLOUD, accelerator='v5e:4x4', spot=True)
+JOBS = {
+  'local': dict(data_dir='/data'),
+  'tpu_vm': _TPU,
+  'gke': dict(_TPU, cluster='pods', nodes=2),
+  'xpk': dict(_TPU, cluster='pods', nodes=2),
+  'slurm': dict(accelerator='gpu:8', nodes=2, partition='long', account='us'),
+  'skypilot': _TPU,
+}
+CASES = list(itertools.product(JOBS, job_lib.VERBS))
+
+
+@pytest.fixture(autouse=True)
+def _tools_of_this_environment(monkeypatch):
+  """`python` and `shellcheck` are those beside the running Python."""
+  here = str(pathlib.Path(sys.executable).parent)
+  monkeypatch.setenv('PATH', here, prepend=os.pathsep)
+
+
+def job(platform: str, **changes) -> job_lib.Job:
+  settings = dict(
+    name='quickstart',
+    config='experiments/configs/quickstart.py',
+    # A value that a shell would split and expand, were it not quoted.
+    overrides=("--config.name=it's *",),
+  )
+  return job_lib.Job(**(settings | JOBS[platform] | changes))
+
+
+def golden(platform: str) -> str:
+  """All verbs of a platform."""
+  return '\n'.join(
+    f'# === {verb}\n{cli.plan(platform, verb, job(platform))}'
+    for verb in job_lib.VERBS
+  )
+
+
+def files(platform: str, verb: str) -> dict[str, str]:
+  """The files that a plan writes."""
+  steps = getattr(platforms.PLATFORMS[platform], verb)(job(platform))
+  return {s.path: s.text for s in steps if isinstance(s, job_lib.File)}
+
+
+@pytest.mark.parametrize('platform', JOBS)
+def test_a_dry_run_prints_what_it_printed_before(platform):
+  assert golden(platform) == (GOLDEN / f'{platform}.txt').read_text('utf-8')
+
+
+@pytest.mark.parametrize('platform, verb', CASES)
+def test_shellcheck_finds_nothing(platform, verb):
+  scripts = [cli.plan(platform, verb, job(platform))]
+  scripts += [
+    text
+    for path, text in files(platform, verb).items()
+    if path.endswith(('.sh', '.sbatch'))
+  ]
+  for script in scripts:
+    done = subprocess.run(
+      ['shellcheck', '--shell=bash', '-'],
+      input=script,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_yaml_is_what_its_readers_document():
+  seen = set()
+  for platform, verb in CASES:
+    for path, text in files(platform, verb).items():
+      if not path.endswith('.yaml'):
+        continue
+      for document in yaml.safe_load_all(text):
+        kind = document.get('kind', 'SkyPilot')
+        schema = launch_schemas.KINDS.get(kind, launch_schemas.SKYPILOT)
+        jsonschema.validate(document, schema)
+        seen.add(kind)
+  assert seen == {*launch_schemas.KINDS, 'SkyPilot'}
+
+
+@pytest.mark.parametrize('where', ['spec', 'pod'])
+def test_the_schema_refuses_a_misspelt_field(where):
+  (text,) = files('gke', 'run').values()
+  document = yaml.safe_load(text)
+  jobs = document['spec']['replicatedJobs'][0]['template']['spec']
+  {'spec': document['spec'], 'pod': jobs['template']['spec']}[where][
+    'maxRestart'
+  ] = 1
+  with pytest.raises(jsonschema.ValidationError, match='maxRestart'):
+    jsonschema.validate(document, launch_schemas.KINDS['JobSet'])
+
+
+def test_a_jobset_has_a_pod_for_every_host():
+  (text,) = files('gke', 'run').values()
+  replicated = yaml.safe_load(text)['spec']['replicatedJobs'][0]
+  pods = replicated['template']['spec']['parallelism']
+  (container,) = replicated['template']['spec']['template']['spec'][
+    'containers'
+  ]
+  chips = container['resources']['limits']['google.com/tpu']
+  assert (replicated['replicas'], pods, chips) == (2, 4, 4)
+
+
+@pytest.mark.parametrize('platform', JOBS)
+def test_an_override_reaches_the_experiment_whole(platform):
+  """Whatever a platform quotes, Python sees one argument."""
+  script = cli.plan(platform, 'run', job(platform))
+  for text in files(platform, 'run').values():
+    script += text
+  if platform == 'xpk':  # The whole command is one option's value.
+    script = '\n'.join(shlex.split(script))
+  quoted = (
+    "'--config.name=it'\"'\"'s *'",  # By shlex.
+    "--config.name=it's *",  # A YAML list.
+  )
+  assert any(form in script for form in quoted)
+
+
+@pytest.mark.parametrize(
+  'name, gcloud, hosts, machine',
+  [
+    ('v4:2x2x2', 'v4-16', 2, 'ct4p-hightpu-4t'),
+    ('v5e:1x1', 'v5litepod-1', 1, 'ct5lp-hightpu-1t'),
+    ('v5e:4x4', 'v5litepod-16', 4, 'ct5lp-hightpu-4t'),
+    ('v5p:2x2x1', 'v5p-8', 1, 'ct5p-hightpu-4t'),
+    ('v6e:4x8', 'v6e-32', 8, 'ct6e-standard-4t'),
+  ],
+)
+def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
+  found = hardware.parse(name)
+  assert (found.gcloud, found.hosts, found.machine) == (gcloud, hosts, machine)
+
+
+@pytest.mark.parametrize(
+  'platform, changes, words',
+  [
+    ('tpu_vm', dict(image=''), 'needs --image'),
+    ('tpu_vm', dict(bucket=''), 'needs --bucket'),
+    ('gke', dict(accelerator='gpu:8'), 'this platform has tpu'),
+    ('xpk', dict(cluster=''), 'needs --cluster'),
+    ('slurm', dict(accelerator='v5e:4x4'), 'this platform has cpu or gpu'),
+    ('local', dict(bucket='gs://b'), 'mounts no bucket'),
+    ('local', dict(name='Quick_Start'), "--name='Quick_Start'"),
+    ('local', dict(nodes=0), '--nodes=0'),
+    ('local', dict(overrides=('--spott',)), "'--spott' is no flag"),
+    ('local', dict(workdir='gs://b/x'), 'mounted by --bucket'),
+    ('local', dict(accelerator='v5e:3x3'), "accelerator='v5e:3x3'"),
+    ('local', dict(accelerator='v5e:2x2x2'), "accelerator='v5e:2x2x2'"),
+  ],
+)
+def test_a_job_that_cannot_be_is_refused(platform, changes, words):
+  with pytest.raises(config.ConfigError, match=re.escape(words)):
+    cli.plan(platform, 'run', job(platform, **changes))
+
+
+def test_a_config_that_is_not_there_is_refused(capsys):
+  argv = ['--platform=local', 'run', '--config=no/such.py', '--dry-run']
+  assert cli.main(argv) == 2
+  assert "there is no file 'no/such.py'" in capsys.readouterr().err
+
+
+def test_a_dry_run_touches_nothing(tmp_path, capsys):
+  folder = tmp_path / 'run'
+  argv = ['--platform=local', 'run', '--dry-run', f'--workdir={folder}']
+  assert cli.main([*argv, '--config=experiments/configs/quickstart.py']) == 0
+  out = capsys.readouterr().out
+  assert out.startswith('#!/usr/bin/env bash') and str(folder) in out
+  assert not folder.exists()
+
+
+def test_the_printed_script_is_the_one_that_runs(tmp_path):
+  """`local` for real: an override is refused by the run that it started."""
+  folder = tmp_path / 'a run'
+  argv = [
+    '--platform=local',
+    '--config=experiments/configs/quickstart.py',
+    f'--workdir={folder}',
+    '--config.task.name=factz',
+  ]
+  assert cli.main(['run', *argv]) == 0
+  log = folder / 'log'
+  for _ in range(600):
+    if 'rror' in (said := log.read_text() if log.exists() else ''):
+      break
+    time.sleep(0.1)
+  assert "task.name='factz' is unknown" in said
+
+
+def test_every_flag_has_a_source_and_only_its_accelerator_gets_it():
+  assert all(f.source.startswith('https://') and f.why for f in flags.FLAGS)
+  v5e, v6e = (flags.environment('tpu', g) for g in ('v5e', 'v6e'))
+  vmem = '--xla_tpu_scoped_vmem_limit_kib'
+  assert vmem in v6e['LIBTPU_INIT_ARGS'] and vmem not in v5e['LIBTPU_INIT_ARGS']
+  assert 'LIBTPU_INIT_ARGS' not in flags.environment('gpu')
+  assert '--xla_gpu_deterministic_ops=true' in (
+    flags.environment('gpu')['XLA_FLAGS'].split()
+  )
+
+
+def test_a_ready_machine_passes(tmp_path, capsys):
+  (tmp_path / 'data').mkdir()
+  (tmp_path / 'data' / 'file').write_text('x')
+  status = preflight.main(
+    [
+      f'--workdir={tmp_path / "run"}',
+      f'--data-dir={tmp_path / "data"}',
+      '--memory-gib=0.1',
+      '--disk-gib=0.01',
+    ]
+  )
+  assert status == 0, capsys.readouterr().out
+  assert not list((tmp_path / 'run').iterdir())  # Nothing is left behind.
+
+
+@pytest.mark.parametrize(
+  'flag, words',
+  [
+    ('--accelerator=v5e:4x4', 'devices: JAX runs on cpu, but tpu'),
+    ('--memory-gib=1e9', 'memory: '),
+    ('--disk-gib=1e9', 'workdir: '),
+    ('--data-dir=/no/such', "data: data folder '/no/such' does not exist"),
+    ('--workdir=/dev/null/run', 'workdir: /dev/null/run cannot be written'),
+  ],
+)
+def test_an_unready_machine_is_told_what_it_lacks(
+  tmp_path, capsys, flag, words
+):
+  status = preflight.main([f'--workdir={tmp_path / "run"}', flag])
+  assert status == 1
+  assert f'FAIL  {words}' in capsys.readouterr().out
+
+
+if __name__ == '__main__':
+  GOLDEN.mkdir(parents=True, exist_ok=True)
+  for name in JOBS:
+    (GOLDEN / f'{name}.txt').write_text(golden(name), encoding='utf-8')
+  sys.exit()

@@ -1,0 +1,215 @@
+"""One table of axes: what it refuses, and that it changes no result."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax import sampling
+from sleep_jax.lifecycle import dreams
+from sleep_jax.lifecycle import seeding
+from sleep_jax.lifecycle import trials
+from sleep_jax.lifecycle import wake
+from sleep_jax.models import lora
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+from sleep_jax.runtime import folders
+from sleep_jax.runtime import sharding
+from tests import conftest
+
+MESH = {'data': 2, 'fsdp': 2, 'tensor': 2}
+ROWS = 16
+
+
+@pytest.fixture(name='memory')
+def _memory(cfg):
+  return conftest.lived(cfg)
+
+
+@pytest.fixture(name='rows')
+def _rows(cfg):
+  return jax.random.randint(jax.random.key(3), (ROWS, 16), 0, cfg.vocab)
+
+
+def put(mesh, tree, **how):
+  return jax.device_put(tree, sharding.shardings(mesh, tree, **how))
+
+
+def put_rows(mesh, tree, axis='batch'):
+  return jax.device_put(tree, sharding.rows(mesh, tree, axis))
+
+
+def assert_close(got, want):
+  got, want = folders.named(got), folders.named(want)
+  assert got.keys() == want.keys() and got
+  for path, leaf in want.items():
+    np.testing.assert_allclose(
+      got[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path
+    )
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 8}, MESH], ids=['fsdp', 'mixed'])
+def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
+  # Gently: large steps would make of rounding more than rounding.
+  gentle = dataclasses.replace(cfg.levels[0], learning_rate=0.05)
+  cfg = conftest.replace(cfg, levels=(gentle, *cfg.levels[1:]))
+
+  def day(place, place_rows):
+    memory = memory_lib.fresh_memory(cfg)
+    return wake.wake(
+      cfg,
+      config.WakeConfig(lanes=8),
+      place(params),
+      place(memory),
+      jnp.int32(0),
+      place_rows(rows),
+      place_rows(jnp.ones(rows.shape)),
+      hold=True,
+    )
+
+  mesh = sharding.mesh(sizes)
+  want = day(lambda x: x, lambda x: x)
+  got = day(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  assert_close(got, want)
+  moved = want[0].levels[0].fast.delta['down']
+  assert np.abs(moved).max() > 1e-3  # A day that teaches something.
+  on = got[0].levels[0].fast.delta['down'].sharding.device_set
+  assert len(on) == 8
+
+
+def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
+  def roll(place, place_rows):
+    prompts = jnp.full((ROWS, 1), 1)
+    return sampling.generate(
+      cfg,
+      place(params),
+      place(memory),
+      place_rows(prompts),
+      place_rows(jnp.ones((ROWS,), jnp.int32)),
+      jax.random.key(4),
+      sampling.Sampling(max_new=12),
+    )
+
+  mesh = sharding.mesh(MESH)
+  want = roll(lambda x: x, lambda x: x)
+  got = roll(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  assert_close(got.logprobs, want.logprobs)
+
+
+def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
+  how = config.SeedingConfig(steps=4, batch=8)
+
+  def seeded(place, place_rows):
+    ones = jnp.ones(rows.shape)
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    teacher = transformer.forward(cfg, params, rows).logits
+    judged = dreams.Judged(rows, positions, ones, teacher, ones, ones)
+    expert = jax.tree.map(jnp.copy, memory.levels[1].bank.expert(0))
+    order = jnp.arange(4 * 8).reshape(4, 8) % ROWS
+    return seeding.seed_steps(
+      cfg,
+      how,
+      1,
+      place(expert),
+      place(seeding.optimizer(how).init(expert)),
+      place(params),
+      place(memory),
+      jnp.int32(0),
+      place_rows(judged),
+      None,
+      order,
+      jnp.zeros((4, 0), jnp.int32),
+    )
+
+  mesh = sharding.mesh(MESH)
+  want = seeded(lambda x: x, lambda x: x)
+  got = seeded(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  assert_close(got[2], want[2])
+  assert_close(got[0], want[0])
+
+
+def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
+  def tried(place, place_rows):
+    keys = jax.random.split(jax.random.key(5), 8)
+    how = config.LoraConfig(rank=2, alpha=4.0)
+    fresh = jax.vmap(lambda key: lora.fresh(cfg, how, params, key))(keys)
+    tokens = jnp.broadcast_to(rows[:4], (8, 4, 16))
+    order = jnp.arange(8 * 3 * 2).reshape(8, 3, 2) % 4
+    return trials.train(
+      cfg,
+      place(params),
+      place(memory),
+      place_rows(fresh),
+      place_rows(tokens),
+      place_rows(jnp.ones(tokens.shape)),
+      place_rows(order),
+      place_rows(jnp.full((8, 3), 1e-3)),
+    )[0]
+
+  mesh = sharding.mesh(MESH)
+  want = tried(lambda x: x, lambda x: x)
+  got = tried(lambda x: put(mesh, x), lambda x: put_rows(mesh, x, 'instances'))
+  assert_close(got, want)
+
+
+def test_every_large_leaf_is_split(cfg, params, memory):
+  """What the table does not know would lie whole on every device."""
+  mesh = sharding.mesh({'fsdp': 4, 'tensor': 2})
+  for tree in (params, memory):
+    parts = sharding.shardings(mesh, tree)
+    for path, leaf in folders.named(tree).items():
+      found = folders.named(parts)[path]
+      whole = found.is_fully_replicated
+      assert whole == (leaf.size < 96), path
+      if not whole:
+        assert np.prod(found.shard_shape(leaf.shape)) < leaf.size
+
+
+def test_a_backbone_of_every_kind_has_named_axes():
+  """Biases, query norms and an untied head, which the tiny model lacks."""
+  cfg = conftest.tiny(qkv_bias=True, qk_norm=True, tie_embeddings=False)
+  params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+  mesh = sharding.mesh({'fsdp': 4, 'tensor': 2})
+  found = folders.named(sharding.shardings(mesh, params))
+  assert found['head.kernel'].spec == jax.P('fsdp', 'tensor')
+  assert found['blocks.attention.q.bias'].spec[1] == 'tensor'
+  assert found['blocks.attention.q_norm.scale'].is_fully_replicated
+
+
+def test_a_collision_is_refused(params):
+  mesh = sharding.mesh({'fsdp': 8})
+  rules = {**sharding.RULES, 'mlp': ('fsdp',)}
+  words = r"both 'mlp' and 'embed' lie on mesh axis 'fsdp'"
+  with pytest.raises(config.ConfigError, match=words):
+    sharding.shardings(mesh, params, rules=rules)
+
+
+def test_what_does_not_divide_is_refused_with_both_numbers(params):
+  mesh = sharding.mesh({'tensor': 8})
+  words = "'heads' has size 2, which 8 devices (tensor) do not divide"
+  with pytest.raises(config.ConfigError, match=re.escape(words)):
+    sharding.shardings(mesh, params)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+  mesh = sharding.mesh({'data': 2, 'fsdp': 4})
+  words = "'batch' has size 12, which 8 devices (data x fsdp) do not divide"
+  with pytest.raises(config.ConfigError, match=re.escape(words)):
+    sharding.rows(mesh, jnp.zeros((12, 3)))
+
+
+@pytest.mark.parametrize(
+  'sizes, words',
+  [
+    ({'fsdp': 3}, 'a mesh of fsdp=3 needs 3 devices, but there are 8'),
+    ({'model': 8}, "mesh axis 'model' is unknown"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_refused(sizes, words):
+  with pytest.raises(config.ConfigError, match=words):
+    sharding.mesh(sizes)
