@@ -84,11 +84,11 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What the compiler says of a step; bytes are of one device."""
+  """What is known of a step; bytes are of one device, None if not compiled."""
 
   arguments: int
-  outputs: int
-  temporary: int
+  outputs: int | None
+  temporary: int | None
   collectives: str
   seconds: float  # Of lowering and compilation.
 
@@ -335,7 +335,7 @@ def lowered(program: Program, step: Step) -> Found:
   leaves = jax.tree.leaves((step.lower.args, step.lower.keywords))
   given = [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
   seconds = time.perf_counter() - start
-  return Found(program.local(given), 0, 0, 'not compiled', seconds)
+  return Found(program.local(given), None, None, 'not compiled', seconds)
 
 
 def compiled(step: Step) -> Found | str:
@@ -385,7 +385,7 @@ def table(
   chip = machine.chip
   hbm = chip.hbm / chip.devices
   sizes = ', '.join(f'{k}={v}' for k, v in program.mesh.shape.items() if v > 1)
-  gib = lambda x: f'{x / 2**30:.2f}'
+  gib = lambda x: '?' if x is None else f'{x / 2**30:.2f}'
   say(
     f'{topology}: {devices} devices ({sizes}), {gib(hbm)} GiB each, '
     f'{chip.flops / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s a '
@@ -414,7 +414,7 @@ def table(
       say(f'| {name} | does not fit: {found} |' + ' |' * (len(heads) - 2))
       fits = False
       continue
-    used = found.arguments + found.outputs + found.temporary
+    used = found.arguments + (found.outputs or 0) + (found.temporary or 0)
     used += program.rested()
     fits &= used <= hbm
     cells = (
