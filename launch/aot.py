@@ -53,6 +53,9 @@ _MESH = flags.DEFINE_string(
 _STEPS = flags.DEFINE_list(
   'steps', ['wake', 'seeding', 'rollout', 'trials'], 'Which steps.'
 )
+_LOWER = flags.DEFINE_bool(
+  'lower_only', False, 'Do not compile: seconds, but no temporary memory.'
+)
 _OUT = flags.DEFINE_string('out', '', 'A file for the table.')
 
 _KINDS = (
@@ -74,25 +77,20 @@ class Step:
   passes: how often it must read the model, one time after another.
   """
 
-  lower: Callable[[], jax.stages.Lowered]
+  lower: functools.partial[jax.stages.Lowered]
   flops: float
   passes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What the compiler says of a step; bytes are of one device."""
+  """What is known of a step; bytes are of one device, None if not compiled."""
 
   arguments: int
-  outputs: int
-  temporary: int
-  collectives: dict[str, int]
-  seconds: float  # Of compilation.
-
-  @property
-  def bytes(self) -> int:
-    """All that lives at once."""
-    return self.arguments + self.outputs + self.temporary
+  outputs: int | None
+  temporary: int | None
+  collectives: str
+  seconds: float  # Of lowering and compilation.
 
 
 def absent(topology: str) -> list[jax.Device]:
@@ -103,7 +101,8 @@ def absent(topology: str) -> list[jax.Device]:
   """
   if hardware.parse(topology).kind != 'tpu':
     raise config.ConfigError(f'--topology={topology!r} must be of a TPU.')
-  # Nobody is to be asked where this TPU stands.
+  # Nobody is to be asked where this TPU stands, and none is to be locked.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   from jax.experimental import topologies  # Loads no TPU if it is not used.
@@ -329,12 +328,22 @@ class Program:
     return Step(lower, each * instances * steps * length, steps)
 
 
+def lowered(program: Program, step: Step) -> Found:
+  """What is known without compiling: the arguments, and that it lowers."""
+  start = time.perf_counter()
+  step.lower()
+  leaves = jax.tree.leaves((step.lower.args, step.lower.keywords))
+  given = [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
+  seconds = time.perf_counter() - start
+  return Found(program.local(given), None, None, 'not compiled', seconds)
+
+
 def compiled(step: Step) -> Found | str:
   """What the compiler says; a text if it found no room."""
   start = time.perf_counter()
-  lowered = step.lower()
+  unplaced = step.lower()
   try:
-    program = lowered.compile()
+    program = unplaced.compile()
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
@@ -347,7 +356,9 @@ def compiled(step: Step) -> Found | str:
     # What is donated is an argument and an output, but there once.
     outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
     temporary=stats.temp_size_in_bytes,
-    collectives=dict(collections.Counter(kinds)),
+    collectives=', '.join(
+      f'{n} {kind}' for kind, n in sorted(collections.Counter(kinds).items())
+    ),
     seconds=time.perf_counter() - start,
   )
 
@@ -362,7 +373,11 @@ def bound(step: Step, thinks: int, chip: hardware.Chip, devices: int) -> str:
 
 
 def table(
-  program: Program, topology: str, names: list[str], say: Callable[[str], None]
+  program: Program,
+  topology: str,
+  names: list[str],
+  say: Callable[[str], None],
+  look: Callable[[Step], Found | str] = compiled,
 ) -> bool:
   """Says the table line by line, as it comes; returns whether all fit."""
   machine = hardware.parse(topology)
@@ -370,7 +385,7 @@ def table(
   chip = machine.chip
   hbm = chip.hbm / chip.devices
   sizes = ', '.join(f'{k}={v}' for k, v in program.mesh.shape.items() if v > 1)
-  gib = lambda x: f'{x / 2**30:.2f}'
+  gib = lambda x: '?' if x is None else f'{x / 2**30:.2f}'
   say(
     f'{topology}: {devices} devices ({sizes}), {gib(hbm)} GiB each, '
     f'{chip.flops / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s a '
@@ -384,29 +399,29 @@ def table(
     'temporary',
     'with old self',
     'of HBM',
-    'collectives in the program',
+    'collectives',
     'TFLOP',
     'at least',
-    'compiled in',
+    'took',
   )
   say(f'| {" | ".join(heads)} |')
   say('|' + '---|' * len(heads))
   fits = True
   for name in names:
     step = program.step(name)
-    found = compiled(step)
+    found = look(step)
     if isinstance(found, str):
       say(f'| {name} | does not fit: {found} |' + ' |' * (len(heads) - 2))
       fits = False
       continue
-    used = found.bytes + program.rested()
+    used = found.arguments + (found.outputs or 0) + (found.temporary or 0)
+    used += program.rested()
     fits &= used <= hbm
-    kinds = [f'{n} {kind}' for kind, n in sorted(found.collectives.items())]
     cells = (
       name,
       *map(gib, (found.arguments, found.outputs, found.temporary, used)),
       f'{used / hbm:.0%}' + ('' if used <= hbm else ', does not fit'),
-      ', '.join(kinds) or 'none',
+      found.collectives,
       f'{step.flops / 1e12:.4g}',
       bound(step, program.thinks(), chip, devices),
       f'{found.seconds:.0f} s',
@@ -428,7 +443,8 @@ def main(_) -> None:
     devices = absent(_TOPOLOGY.value)
     cfg = config.ModelConfig.of(c['model'])
     program = Program(c, mesh_of(cfg, _MESH.value, devices))
-    fits = table(program, _TOPOLOGY.value, _STEPS.value, say)
+    look = functools.partial(lowered, program) if _LOWER.value else compiled
+    fits = table(program, _TOPOLOGY.value, _STEPS.value, say, look)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
   if _OUT.value:
