@@ -97,6 +97,7 @@ def build(
 def check_slots(setup: learner_lib.Setup, nights: int) -> None:
   """Refuses, before the first day, a life that would run out of slots."""
   levels = setup.model.levels
+  nights += bool(setup.reader and setup.dreaming.study_night)
   for i, level in enumerate(levels[:-1]):
     slots = levels[i + 1].slots
     # Whatever this level's own sleep prunes is free again.

@@ -57,9 +57,19 @@ def by_arm(lives: Sequence[Life]) -> dict[str, dict[int, Life]]:
   return dict(out)
 
 
+def known(
+  arms: dict[str, dict[int, Life]], columns: Sequence[str]
+) -> list[str]:
+  """The columns that every life has; a variant of a task may lack some."""
+  finals = [
+    life['final'] for of_arm in arms.values() for life in of_arm.values()
+  ]
+  return [c for c in columns if all(c in final for final in finals)]
+
+
 def scores(arms: dict[str, dict[int, Life]], task: str) -> str:
   """Final marks: mean and 95% interval over seeds."""
-  columns = (*_COLUMNS[task], 'backward_transfer')
+  columns = (*known(arms, _COLUMNS[task]), 'backward_transfer')
   rows = [
     [arm, *(cell([l['final'][c] for l in lives.values()]) for c in columns)]
     for arm, lives in arms.items()
@@ -71,7 +81,7 @@ def differences(
   arms: dict[str, dict[int, Life]], task: str, reference: str
 ) -> str:
   """`reference` minus every other arm, paired by seed."""
-  columns = _HEADLINE[task]
+  columns = known(arms, _HEADLINE[task])
   rows = []
   for arm, lives in arms.items():
     if arm == reference:
