@@ -216,7 +216,7 @@ def test_the_printed_script_is_the_one_that_runs(tmp_path):
   ]
   assert cli.main(['run', *argv]) == 0
   log = folder / 'log'
-  for _ in range(600):
+  for _ in range(3000):
     if 'rror' in (said := log.read_text() if log.exists() else ''):
       break
     time.sleep(0.1)
