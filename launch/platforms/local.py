@@ -27,8 +27,8 @@ def run(job: Job) -> list[Step]:
   job.require_kind('cpu', 'gpu')
   if job.nodes > 1:
     raise config.ConfigError(
-      f'--nodes={job.nodes}: this platform is one machine; use slurm, gke, xpk, '
-      'tpu_vm or skypilot.'
+      f'--nodes={job.nodes}: this platform is one machine; use slurm, gke, '
+      'xpk, tpu_vm or skypilot.'
     )
   job.refuse_bucket()
   folder = shlex.quote(job.folder)
