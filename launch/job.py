@@ -95,14 +95,20 @@ class Job:
     out = flags.environment(self.machine.kind, self.machine.generation)
     return out | ({'SLEEP_JAX_DATA': self.data_dir} if self.data_dir else {})
 
+  @property
+  def processes(self) -> int:
+    """How many run it together: one on every machine."""
+    return self.nodes * self.machine.hosts
+
   def argv(self, python: str = 'python') -> tuple[str, ...]:
-    """The experiment's command line."""
+    """The experiment's command line; several processes find each other."""
     return (
       python,
       '-m',
       'experiments.run',
       f'--config={self.config}',
       f'--workdir={self.folder}',
+      *(('--coordinator=auto',) if self.processes > 1 else ()),
       *self.overrides,
     )
 

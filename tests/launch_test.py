@@ -154,6 +154,27 @@ def test_an_override_reaches_the_experiment_whole(platform):
 
 
 @pytest.mark.parametrize(
+  'platform, changes, words',
+  [
+    ('slurm', dict(nodes=1), None),
+    ('slurm', dict(nodes=2), '--coordinator=auto'),
+    ('gke', dict(nodes=1, accelerator='v5e:2x2'), None),
+    ('gke', dict(nodes=1, accelerator='v5e:4x4'), '--coordinator=auto'),
+    (
+      'skypilot',
+      dict(nodes=2, accelerator='gpu:8'),
+      '--process_id="$SKYPILOT_NODE_RANK"',
+    ),
+  ],
+)
+def test_processes_join_where_there_are_several(platform, changes, words):
+  script = cli.plan(platform, 'run', job(platform, **changes))
+  if words:
+    assert words in script
+  assert ('--coordinator' in script) == bool(words)
+
+
+@pytest.mark.parametrize(
   'name, gcloud, hosts, machine',
   [
     ('v4:2x2x2', 'v4-16', 2, 'ct4p-hightpu-4t'),
@@ -179,6 +200,7 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
     ('local', dict(bucket='gs://b'), 'mounts no bucket'),
     ('local', dict(name='Quick_Start'), "--name='Quick_Start'"),
     ('local', dict(nodes=0), '--nodes=0'),
+    ('local', dict(nodes=2), 'is one machine'),
     ('local', dict(overrides=('--spott',)), "'--spott' is no flag"),
     ('local', dict(workdir='gs://b/x'), 'mounted by --bucket'),
     ('local', dict(accelerator='v5e:3x3'), "accelerator='v5e:3x3'"),
@@ -216,7 +238,7 @@ def test_the_printed_script_is_the_one_that_runs(tmp_path):
   ]
   assert cli.main(['run', *argv]) == 0
   log = folder / 'log'
-  for _ in range(600):
+  for _ in range(3000):
     if 'rror' in (said := log.read_text() if log.exists() else ''):
       break
     time.sleep(0.1)

@@ -5,6 +5,7 @@ import shlex
 from launch import job as job_lib
 from launch.job import Job
 from launch.job import Step
+from sleep_jax import config
 
 
 def create(job: Job) -> list[Step]:
@@ -24,6 +25,11 @@ def _expected(job: Job) -> tuple[str, ...]:
 def run(job: Job) -> list[Step]:
   """Starts it in the background, once."""
   job.require_kind('cpu', 'gpu')
+  if job.nodes > 1:
+    raise config.ConfigError(
+      f'--nodes={job.nodes}: this platform is one machine; use slurm, gke, '
+      'xpk, tpu_vm or skypilot.'
+    )
   job.refuse_bucket()
   folder = shlex.quote(job.folder)
   return [

@@ -34,6 +34,18 @@ def _resources(job: Job) -> dict[str, Any]:
   return out
 
 
+def _command(job: Job) -> str:
+  """Machines with a TPU find each other; others are told by SkyPilot."""
+  line = shlex.join(job.argv())
+  if job.machine.kind == 'tpu':
+    return line
+  return line.replace(
+    '--coordinator=auto',
+    '--coordinator="$(head -n 1 <<<"$SKYPILOT_NODE_IPS")":8476 '
+    '--processes="$SKYPILOT_NUM_NODES" --process_id="$SKYPILOT_NODE_RANK"',
+  )
+
+
 def task(job: Job) -> dict[str, Any]:
   """The task: this folder, installed and run on every node."""
   extra = {'cpu': '.', 'gpu': '.[gpu]', 'tpu': '.[tpu]'}[job.machine.kind]
@@ -49,7 +61,7 @@ def task(job: Job) -> dict[str, Any]:
       'uv venv --python 3.12 --seed ~/sleep_jax\n'
       f'uv pip install --python ~/sleep_jax --editable {shlex.quote(extra)}\n'
     ),
-    'run': f'exec ~/sleep_jax/bin/{shlex.join(job.argv())}\n',
+    'run': f'exec ~/sleep_jax/bin/{_command(job)}\n',
   }
 
 

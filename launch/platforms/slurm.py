@@ -11,6 +11,7 @@ from launch.job import Job
 from launch.job import Step
 
 _PYTHON = '.venv/bin/python'
+_STOPPED = 143  # A run's exit status after SIGTERM.
 
 
 def create(job: Job) -> list[Step]:
@@ -31,7 +32,6 @@ def batch(job: Job) -> str:
   Slurm sends SIGTERM to the tasks before the time limit; the job then stands
   in the queue again, as it does after a preemption, until it has ended well.
   """
-  turn = job.hours * 3600 - 2 * job.grace
   gpus = job.machine.count if job.machine.kind == 'gpu' else 0
   options = {
     'job-name': job.name,
@@ -55,8 +55,8 @@ def batch(job: Job) -> str:
       job_lib.exports(job.environment),
       'code=0',
       f'srun {shlex.join(job.argv(_PYTHON))} || code=$?',
-      '# Stopped by the clock: it has saved, and goes on in another turn.',
-      f'if [ "$code" -ne 0 ] && [ "$SECONDS" -ge {turn} ]; then',
+      '# Stopped by the clock: it is saved, and goes on in another turn.',
+      f'if [ "$code" -eq {_STOPPED} ]; then',
       '  scontrol requeue "$SLURM_JOB_ID"',
       'fi',
       'exit "$code"',
