@@ -27,10 +27,6 @@ from sleep_jax.lifecycle import dreaming
 from sleep_jax.objectives import rewards
 from sleep_jax.runtime import compilation
 
-_CONFIG = config_flags.DEFINE_config_file('config')
-_OUT = flags.DEFINE_string('out', None, 'A folder.', required=True)
-_DREAMS = flags.DEFINE_integer('dreams', 16, 'Dreams of each context.')
-
 RULES = ('grad_cosine', 'greats', 'grad_norm', 'loss', 'random')
 _RANKS = 4  # Quarters of the ranking.
 
@@ -76,8 +72,13 @@ def _mean(rows: Sequence[Marks]) -> Marks:
   return {k: float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
 
 
-def measure(c: live.Settings, seed: int, random_expert: float) -> Marks:
-  """One life, one night: marks of all its dreams, means over contexts."""
+def measure(
+  c: live.Settings, seed: int, random_expert: float, each: int
+) -> Marks:
+  """One life, one night: marks of all its dreams, means over contexts.
+
+  `each` is how many dreams every context has.
+  """
   settings = live.settings_of(c, 'sleep')
   settings['dreaming'] = settings['dreaming'] | {'enabled': False}
   task, learner, _ = live.build(settings, seed)
@@ -91,7 +92,7 @@ def measure(c: live.Settings, seed: int, random_expert: float) -> Marks:
   dreamer = dataclasses.replace(learner.dreamer, how=how)
   about = task.experience(1).contexts
   keys = jax.random.split(jax.random.fold_in(life.rng, 99), 3)
-  dreamt = dreaming.dream(dreamer, life, about, _DREAMS.value, keys[0])
+  dreamt = dreaming.dream(dreamer, life, about, each, keys[0])
   omega = dreaming.weigh(dreamer, life, dreamt, keys[1], RULES)
   usable = [d for of_one in dreamt for d in of_one if d.usable]
   tried = dreaming.attempt(dreamer, life, [(d, 0.0) for d in usable], keys[2])
@@ -152,8 +153,16 @@ def report(found: dict[str, list[Marks]]) -> str:
   )
 
 
+def define_flags() -> None:
+  """Of the command line alone: other commands have flags of these names."""
+  config_flags.DEFINE_config_file('config')
+  flags.DEFINE_string('out', None, 'A folder.', required=True)
+  flags.DEFINE_integer('dreams', 16, 'Dreams of each context.')
+
+
 def main(_) -> None:
-  c: dict[str, Any] = json.loads(_CONFIG.value.to_json())
+  given = flags.FLAGS
+  c: dict[str, Any] = json.loads(given.config.to_json())
   compilation.keep()
   weight = c['dreaming']['random_expert']
   if not weight:
@@ -164,8 +173,8 @@ def main(_) -> None:
   found = {arm: [] for arm in arms}
   for seed in tqdm.tqdm(c['seeds'], unit='seed'):
     for arm, value in arms.items():
-      found[arm].append(measure(c, seed, value))
-  out = pathlib.Path(_OUT.value)
+      found[arm].append(measure(c, seed, value, given.dreams))
+  out = pathlib.Path(given.out)
   out.mkdir(parents=True, exist_ok=True)
   (out / 'marks.json').write_text(json.dumps(found, indent=1) + '\n')
   (out / 'table.md').write_text(report(found))
@@ -173,4 +182,5 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -43,21 +43,6 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 
-_CONFIG = config_flags.DEFINE_config_file('config')
-_TOPOLOGY = flags.DEFINE_string(
-  'topology', 'v5e:4x4', 'Generation and topology of one slice.'
-)
-_MESH = flags.DEFINE_string(
-  'mesh', '', 'Such as fsdp=2,tensor=8; default: tensor over the key heads.'
-)
-_STEPS = flags.DEFINE_list(
-  'steps', ['wake', 'seeding', 'rollout', 'trials'], 'Which steps.'
-)
-_LOWER = flags.DEFINE_bool(
-  'lower_only', False, 'Do not compile: seconds, but no temporary memory.'
-)
-_OUT = flags.DEFINE_string('out', '', 'A file for the table.')
-
 _KINDS = (
   'all-gather',
   'all-reduce',
@@ -430,9 +415,28 @@ def table(
   return fits
 
 
+def define_flags() -> None:
+  """Of the command line alone: other commands have flags of these names."""
+  config_flags.DEFINE_config_file('config')
+  flags.DEFINE_string(
+    'topology', 'v5e:4x4', 'Generation and topology of one slice.'
+  )
+  flags.DEFINE_string(
+    'mesh', '', 'Such as fsdp=2,tensor=8; default: tensor over the key heads.'
+  )
+  flags.DEFINE_list(
+    'steps', ['wake', 'seeding', 'rollout', 'trials'], 'Which steps.'
+  )
+  flags.DEFINE_bool(
+    'lower_only', False, 'Do not compile: seconds, but no temporary memory.'
+  )
+  flags.DEFINE_string('out', '', 'A file for the table.')
+
+
 def main(_) -> None:
+  given = flags.FLAGS
   jax.config.update('jax_platforms', 'cpu')
-  c = json.loads(_CONFIG.value.to_json())
+  c = json.loads(given.config.to_json())
   lines = []
 
   def say(line: str) -> None:
@@ -440,23 +444,24 @@ def main(_) -> None:
     lines.append(line)
 
   try:
-    devices = absent(_TOPOLOGY.value)
+    devices = absent(given.topology)
     cfg = config.ModelConfig.of(c['model'])
-    program = Program(c, mesh_of(cfg, _MESH.value, devices))
-    look = functools.partial(lowered, program) if _LOWER.value else compiled
-    fits = table(program, _TOPOLOGY.value, _STEPS.value, say, look)
+    program = Program(c, mesh_of(cfg, given.mesh, devices))
+    look = functools.partial(lowered, program) if given.lower_only else compiled
+    fits = table(program, given.topology, given.steps, say, look)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
-  if _OUT.value:
-    path = pathlib.Path(_OUT.value)
+  if given.out:
+    path = pathlib.Path(given.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
   if not fits:
     sys.exit(
-      f'{c["name"]} does not fit on {_TOPOLOGY.value}; take a larger slice, '
+      f'{c["name"]} does not fit on {given.topology}; take a larger slice, '
       'another --mesh, or fewer rows.'
     )
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)
