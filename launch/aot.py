@@ -66,12 +66,16 @@ class Step:
   flops: float
   passes: int
 
+  def arguments(self) -> list[jax.ShapeDtypeStruct]:
+    """The arrays that it is given."""
+    leaves = jax.tree.leaves((self.lower.args, self.lower.keywords))
+    return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What is known of a step; bytes are of one device, None if not compiled."""
 
-  arguments: int
   outputs: int | None
   temporary: int | None
   collectives: str
@@ -313,14 +317,12 @@ class Program:
     return Step(lower, each * instances * steps * length, steps)
 
 
-def lowered(program: Program, step: Step) -> Found:
+def lowered(step: Step) -> Found:
   """What is known without compiling: the arguments, and that it lowers."""
   start = time.perf_counter()
   step.lower()
-  leaves = jax.tree.leaves((step.lower.args, step.lower.keywords))
-  given = [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
   seconds = time.perf_counter() - start
-  return Found(program.local(given), None, None, 'not compiled', seconds)
+  return Found(None, None, 'not compiled', seconds)
 
 
 def compiled(step: Step) -> Found | str:
@@ -337,7 +339,6 @@ def compiled(step: Step) -> Found | str:
   stats = program.memory_analysis()
   kinds = re.findall(rf' ({"|".join(_KINDS)})(?:-start)?\(', program.as_text())
   return Found(
-    arguments=stats.argument_size_in_bytes,
     # What is donated is an argument and an output, but there once.
     outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
     temporary=stats.temp_size_in_bytes,
@@ -399,12 +400,14 @@ def table(
       say(f'| {name} | does not fit: {found} |' + ' |' * (len(heads) - 2))
       fits = False
       continue
-    used = found.arguments + (found.outputs or 0) + (found.temporary or 0)
+    # A life holds all of its memory, also what this step does not read.
+    given = program.local(step.arguments())
+    used = given + (found.outputs or 0) + (found.temporary or 0)
     used += program.rested()
     fits &= used <= hbm
     cells = (
       name,
-      *map(gib, (found.arguments, found.outputs, found.temporary, used)),
+      *map(gib, (given, found.outputs, found.temporary, used)),
       f'{used / hbm:.0%}' + ('' if used <= hbm else ', does not fit'),
       found.collectives,
       f'{step.flops / 1e12:.4g}',
@@ -447,7 +450,7 @@ def main(_) -> None:
     devices = absent(given.topology)
     cfg = config.ModelConfig.of(c['model'])
     program = Program(c, mesh_of(cfg, given.mesh, devices))
-    look = functools.partial(lowered, program) if given.lower_only else compiled
+    look = lowered if given.lower_only else compiled
     fits = table(program, given.topology, given.steps, say, look)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')

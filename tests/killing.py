@@ -143,7 +143,11 @@ def live(
 
 def _without_times(x: Any) -> Any:
   if isinstance(x, dict):
-    return {k: _without_times(v) for k, v in x.items() if k != 'seconds'}
+    return {
+      k: _without_times(v)
+      for k, v in x.items()
+      if k not in ('seconds', 'goodput')
+    }
   return [_without_times(v) for v in x] if isinstance(x, list) else x
 
 
