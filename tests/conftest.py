@@ -86,3 +86,14 @@ def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
 
 def replace(cfg: config.ModelConfig, **changes) -> config.ModelConfig:
   return dataclasses.replace(cfg, **changes)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+  """Frees what a module has compiled, once it is done.
+
+  Every program maps memory of its own, and a process may have only so many
+  maps (Linux: 65,530); a worker that keeps all of them is killed in the end.
+  """
+  yield
+  jax.clear_caches()
