@@ -1,5 +1,6 @@
 """Lives one life: a task, a learner, a seed; resumable phase by phase."""
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -13,6 +14,8 @@ import numpy as np
 import tqdm
 
 from experiments import bases
+from experiments import plots
+from experiments import tables
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
@@ -329,6 +332,21 @@ def _summary(task, arm, seed, records) -> dict[str, Any]:
     'goodput': last['goodput'],
     'seconds': sum(r['seconds'] for r in records),
   }
+
+
+def tell(
+  lives: Sequence[dict[str, Any]], c: Settings, out: pathlib.Path
+) -> str:
+  """Writes table.md, lives.json and pictures of all lives into `out`."""
+  table = tables.report(lives, c['reference'])
+  files.write(out / 'table.md', table)
+  files.write(
+    out / 'lives.json',
+    '[\n' + ',\n'.join(json.dumps(life) for life in lives) + '\n]\n',
+  )
+  plots.recall_matrices(lives, out / 'recall.png')
+  plots.retention(lives, out / 'retention.png')
+  return table
 
 
 def backward_transfer(matrix: list[list[float]]) -> dict[str, float]:

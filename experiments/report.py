@@ -9,8 +9,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from experiments import plots
-from experiments import tables
+from experiments import kinds
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Of experiments.run.', required=True
@@ -28,15 +27,7 @@ def main(_) -> None:
   order = {arm: i for i, arm in enumerate(settings['arms'])}
   lives.sort(key=lambda life: (order[life['learner']], life['seed']))
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'table.md').write_text(
-    tables.report(lives, settings['reference']), encoding='utf-8'
-  )
-  (out / 'lives.json').write_text(
-    '[\n' + ',\n'.join(json.dumps(life) for life in lives) + '\n]\n',
-    encoding='utf-8',
-  )
-  plots.recall_matrices(lives, out / 'recall.png')
-  plots.retention(lives, out / 'retention.png')
+  kinds.of(settings).tell(lives, settings, out)
 
 
 if __name__ == '__main__':

@@ -21,9 +21,8 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import kinds
 from experiments import live
-from experiments import plots
-from experiments import tables
 from sleep_jax import config
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import compilation
@@ -67,7 +66,7 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
 def check(c: live.Settings) -> None:
   """Builds every arm once, so that a bad setting stops before any life."""
   for arm in c['arms']:
-    live.build(live.settings_of(c, arm), c['seeds'][0])
+    kinds.of(c).build(live.settings_of(c, arm), c['seeds'][0])
 
 
 def _start_worker(counter, cores: list[int]) -> None:
@@ -86,7 +85,7 @@ _worker = 0
 
 
 def _live(c: live.Settings, arm: str, seed: int, folder: str) -> dict[str, Any]:
-  return live.live(c, arm, seed, pathlib.Path(folder), _worker)
+  return kinds.of(c).live(c, arm, seed, pathlib.Path(folder), _worker)
 
 
 def live_all(c: live.Settings, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -122,14 +121,10 @@ def run(c: live.Settings, workdir: pathlib.Path) -> str:
   if finished.exists():
     print(f'{workdir} is finished; nothing is left to run.')
   lives = live_all(c, workdir)
-  table = tables.report(lives, c['reference'])
   if not distributed.primary():
-    return table
+    return ''
   files.write(finished, json.dumps(lives, indent=1))
-  files.write(workdir / 'table.md', table)
-  plots.recall_matrices(lives, workdir / 'recall.png')
-  plots.retention(lives, workdir / 'retention.png')
-  return table
+  return kinds.of(c).tell(lives, c, workdir)
 
 
 def _join_others(c: live.Settings) -> None:

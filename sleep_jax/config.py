@@ -82,6 +82,28 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+  """The linear-recurrent mixers: `gdn` and `jet` (Gated DeltaNet)."""
+
+  heads: int = 4
+  key: int = 32  # Width of a head's key, and
+  value: int = 64  # of its value: the fast weight is [key, value] a head.
+  conv: int = 4  # Tokens that the short convolution sees.
+  chunk: int = 64  # Tokens computed at a time.
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise ConfigError(
+          f'model.recurrent.{field.name}={getattr(self, field.name)} must be '
+          'at least 1.'
+        )
+
+
+MIXERS = ('attention', 'gdn', 'jet')
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer.
 
@@ -106,6 +128,10 @@ class ModelConfig:
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
   partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
+  # What mixes tokens, layer by layer, repeated to the end: attention | gdn |
+  # jet; () = attention throughout. `recurrent` is how gdn and jet are made.
+  mixers: tuple[str, ...] = ()
+  recurrent: RecurrentConfig = RecurrentConfig()
   unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
   remat: bool = False
   # Of the computation. Fresh parameters are float32; converted ones keep the
@@ -127,7 +153,23 @@ class ModelConfig:
       )
     if self.partition:
       _check_partition(self)
+    if self.mixers:
+      _check_mixers(self)
     _check_clocks(self.levels)
+
+  def mixer(self, layer: int) -> str:
+    """What mixes tokens in `layer`."""
+    if not self.mixers:
+      return 'attention'
+    return self.mixers[layer % len(self.mixers)]
+
+  def layers_with(self, attention: bool) -> tuple[int, ...]:
+    """The layers that have attention, or those that have not."""
+    return tuple(
+      i
+      for i in range(self.layers)
+      if (self.mixer(i) == 'attention') == attention
+    )
 
   @property
   def chain(self) -> tuple[LevelConfig, ...]:
@@ -166,7 +208,12 @@ class ModelConfig:
       from_mapping(LevelConfig, level, f'model.levels[{i}]')
       for i, level in enumerate(values.get('levels', ()))
     )
-    values['partition'] = tuple(values.get('partition', ()))
+    for name in ('partition', 'mixers'):
+      values[name] = tuple(values.get(name, ()))
+    if recurrent := values.get('recurrent'):
+      values['recurrent'] = from_mapping(
+        RecurrentConfig, recurrent, 'model.recurrent'
+      )
     if scaling := values.get('rope_scaling'):
       values['rope_scaling'] = from_mapping(
         RopeScaling, scaling, 'model.rope_scaling'
@@ -186,6 +233,22 @@ def _check_partition(cfg: ModelConfig) -> None:
     raise ConfigError(
       f'model.levels: under model.partition all levels have the hidden width '
       f"of the backbone's MLP, but they have {widths}."
+    )
+
+
+def _check_mixers(cfg: ModelConfig) -> None:
+  """Known mixers, in a whole number of turns."""
+  for mixer in cfg.mixers:
+    choose(mixer, dict.fromkeys(MIXERS), 'model.mixers')
+  if cfg.layers % len(cfg.mixers):
+    raise ConfigError(
+      f'model.layers={cfg.layers} is not a multiple of the '
+      f'{len(cfg.mixers)} model.mixers={cfg.mixers}.'
+    )
+  if cfg.partition:
+    raise ConfigError(
+      f'model.partition={cfg.partition} and model.mixers={cfg.mixers} do not '
+      'go together; leave one of them empty.'
     )
 
 
@@ -223,6 +286,84 @@ class WakeConfig:
 
   lanes: int = 8  # Rows read side by side; one update averages over them.
   persistent: bool = True  # False: fast memory is per row, and ends with it.
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrenceConfig:
+  """Sleep by recurrence (arXiv 2605.26099, Algorithm 1), and its controls."""
+
+  passes: int = 1  # N: times the blocks pass over a window; 1 is no sleep.
+  eviction: str = 'hard'  # or sliding: the last window stays attended to.
+  loop: tuple[int, int] = (0, 0)  # First block that is looped, and the end.
+  # Controls: what a pass hands to the next one.
+  carry_features: bool = True  # False: each pass begins at the embeddings.
+  carry_states: bool = True  # False: at the states that the window found.
+  # A learned rule: each window stops by itself, after `passes` at the latest.
+  halting: bool = False
+  ponder: float = 0.01  # Loss per pass expected of it.
+  remat: bool = True  # Compute a window's activations anew for its gradient.
+
+  def __post_init__(self):
+    choose(self.eviction, {'hard': 0, 'sliding': 0}, 'recurrence.eviction')
+    object.__setattr__(self, 'loop', tuple(self.loop))
+    if self.passes < 1:
+      raise ConfigError(
+        f'recurrence.passes={self.passes} must be at least 1; 1 reads a window '
+        'once, as a plain hybrid does.'
+      )
+    if self.halting and not self.carry_states:
+      raise ConfigError(
+        'recurrence.halting stops between states that are carried on; set '
+        'recurrence.carry_states=True.'
+      )
+
+  def looped(self, layers: int) -> range:
+    """The blocks that every pass computes.
+
+    Raises:
+      ConfigError: if they are not a part of a model of so many layers.
+    """
+    first, end = self.loop if any(self.loop) else (0, layers)
+    if not 0 <= first < end <= layers:
+      raise ConfigError(
+        f'recurrence.loop={self.loop} must be (first, end) with 0 <= first < '
+        f'end <= {layers} (model.layers), or (0, 0) for all.'
+      )
+    return range(first, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+  """How a hybrid learns to sleep by recurrence; the paper's learning rates.
+
+  Warm-up, clip, decay and weight decay are those of the recipe it follows.
+  """
+
+  steps: int = 1000
+  batch: int = 64  # Sequences of a step.
+  muon_learning_rate: float = 2e-3  # Of matrices inside the blocks.
+  adam_learning_rate: float = 5e-5  # Of everything else.
+  weight_decay: float = 1e-4  # Of the matrices.
+  warmup: float = 0.01  # Share of the steps, and
+  decay: float = 0.6  # the share at the end that falls to a thousandth.
+  draw_passes: tuple[int, ...] = ()  # N of each step is one of these, if any.
+  exams: int = 10  # Over the training, evenly.
+  exam_rows: int = 512  # Sequences of an exam; the last has four times more.
+  exam_passes: tuple[int, ...] = ()  # N to be examined with as well, at last.
+
+  def __post_init__(self):
+    for name in ('draw_passes', 'exam_passes'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    for name in ('steps', 'batch', 'exams', 'exam_rows'):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f'training.{name}={getattr(self, name)} must be at least 1.'
+        )
+    if self.steps % self.exams:
+      raise ConfigError(
+        f'training.steps={self.steps} is not a multiple of training.exams='
+        f'{self.exams}; change one of them.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,7 +201,7 @@ def generate(
   def draw(logits, step):
     return _draw(logits, jax.random.fold_in(rng, step), how)
 
-  return _roll_out(cfg, read, draw, prompts, lengths, how)
+  return _roll_out(cfg, read, draw, prompts, lengths, how, memory)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
@@ -242,11 +242,13 @@ def _views(cfg, memory, rows, rng, how) -> decoding.Views:
   return cms.with_random_experts(views, rows, how.random_expert, key)
 
 
-def _roll_out(cfg, read, draw, prompts, lengths, how) -> Completions:
+def _roll_out(
+  cfg, read, draw, prompts, lengths, how, memory=None
+) -> Completions:
   """Prefill and decode; `read` advances the model, `draw` picks the tokens."""
   rows, width = prompts.shape
   _check_fit(cfg, width, how)
-  cache = decoding.fresh_cache(cfg, rows, width + how.max_new)
+  cache = decoding.fresh_cache(cfg, rows, width + how.max_new, memory)
   positions = jnp.arange(width) - (width - lengths[:, None])
   positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
   logits, cache = read(prompts, positions, cache)

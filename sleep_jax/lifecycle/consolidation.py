@@ -204,7 +204,7 @@ def make_room(
     lesson = seeding.Lesson(
       cfg, gently, life.params, rested, tokenizer, 0, level, younger[0], ledger
     )
-    student, _ = seeding.seed(lesson, memory.with_deltas(life.rested), rng)
+    student, _ = seeding.seed(lesson, memory.with_fast(life.rested), rng)
     memory = memory.with_level(level, bank=student.levels[level].bank)
   return life.replace(memory=memory)
 
@@ -212,7 +212,7 @@ def make_room(
 def awaken(life: life_lib.Life) -> life_lib.Life:
   """The night is over: today's self is tomorrow's old self."""
   return life.replace(
-    rested=jax.tree.map(jnp.copy, life.memory.deltas()),
+    rested=jax.tree.map(jnp.copy, life.memory.fast()),
     clock=life.clock.replace(
       rested=life.clock.tokens, nights=life.clock.nights + 1
     ),

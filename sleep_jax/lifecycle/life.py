@@ -26,14 +26,14 @@ class Clock:
 class Life:
   """Everything that a life is.
 
-  `rested` holds the fast weights at the last awakening. Experts do not change
+  `rested` holds `memory.fast()` at the last awakening. Experts do not change
   while awake, so the *old self*, the model before this day, is `memory` with
   `rested` put in: it costs one copy of the fast weights.
   """
 
   params: t.Params
   memory: memory_lib.Memory
-  rested: tuple[t.Tree | None, ...]
+  rested: t.Tree
   clock: Clock
   rng: t.Key
   opt_state: Any  # Of a learner that trains `params`; else None.
@@ -45,7 +45,7 @@ class Life:
 
   def old_self(self) -> memory_lib.Memory:
     """The memory as it was before this day."""
-    return self.memory.with_deltas(self.rested)
+    return self.memory.with_fast(self.rested)
 
   def backbone(self) -> t.Params:
     """The backbone as it thinks: with a LoRA of its own folded in."""
@@ -67,7 +67,7 @@ def born(
   return Life(
     params=params,
     memory=memory,
-    rested=jax.tree.map(jnp.copy, memory.deltas()),
+    rested=jax.tree.map(jnp.copy, memory.fast()),
     clock=Clock(*(jnp.zeros((), jnp.int32) for _ in range(3))),
     rng=rng,
     opt_state=opt_state,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.models import cms
+from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
 Views = tuple[cms.LevelView, ...]
@@ -24,7 +25,8 @@ class Unrolled:
   """Weights and memory of a model, layer by layer."""
 
   params: t.Params  # `block_0` and so on, in place of `blocks`.
-  views: tuple[Views | None, ...]  # Per layer, without fast changes.
+  # Per layer, without fast changes; of a hybrid, as they are.
+  views: tuple[Views | None, ...] | Views | None
 
 
 def unroll(
@@ -38,6 +40,8 @@ def unroll(
     views: `cms.views` of a memory. Fast changes are added to the weights here,
       once and not for each token.
   """
+  if cfg.mixers:  # Its layers have their own buffers as it is.
+    return Unrolled(params, views)
   blocks = dict(params['blocks'])
   if views is not None:
     for name, own, delta in _moved(cfg, views):
@@ -90,10 +94,13 @@ def _add(own: range, weights: jax.Array, delta: jax.Array) -> jax.Array:
 
 
 def fresh_cache(
-  cfg: config.ModelConfig, rows: int, capacity: int
+  cfg: config.ModelConfig,
+  rows: int,
+  capacity: int,
+  memory: memory_lib.Memory | None = None,
 ) -> transformer.Cache:
   """An empty cache of one buffer per layer, which a loop updates in place."""
-  cache = transformer.fresh_cache(cfg, rows, capacity)
+  cache = transformer.fresh_cache(cfg, rows, capacity, memory)
   return cache.replace(k=tuple(cache.k), v=tuple(cache.v))
 
 

@@ -15,6 +15,10 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
   """
   heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.size_of_head
   attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
+  attention *= len(cfg.layers_with(attention=True))
+  recurrence = sum(
+    _recurrence(cfg, cfg.mixer(i)) for i in cfg.layers_with(attention=False)
+  )
   levels = sum(
     cfg.depth(i)
     * (
@@ -23,7 +27,23 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
     )
     for i, level in enumerate(cfg.levels)
   )
-  return 2.0 * (cfg.layers * attention + levels + cfg.dim * cfg.vocab)
+  return 2.0 * (attention + recurrence + levels + cfg.dim * cfg.vocab)
+
+
+def _recurrence(cfg: config.ModelConfig, mixer: str) -> float:
+  """Multiply-adds of a gated delta rule's token, as the recurrence needs them.
+
+  The chunked form computes some more, within a chunk, as attention would.
+  """
+  r = cfg.recurrent
+  keys, values = r.heads * r.key, r.heads * r.value
+  convolved = values if mixer == 'jet' else 2 * keys + values
+  made = 0
+  if mixer == 'jet':  # Two layers that make every token's kernel.
+    hidden = max(1, values // 8)
+    made = hidden * (cfg.dim + r.conv * values)
+  projections = cfg.dim * (2 * keys + 3 * values + 2 * r.heads)
+  return projections + r.conv * convolved + made + 3 * keys * r.value
 
 
 def train_flops(cfg: config.ModelConfig, context: float) -> float:

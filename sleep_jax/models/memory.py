@@ -110,6 +110,8 @@ class Memory:
   """All fast and grown state of a life; levels run from fast to slow."""
 
   levels: tuple[LevelMemory, ...]
+  # What recurrent mixers hold of evicted windows, by layer: [H, K, V] each.
+  states: tuple[jax.Array, ...] = ()
 
   def deltas(self) -> tuple[t.Tree | None, ...]:
     """The fast change of every level."""
@@ -117,18 +119,27 @@ class Memory:
 
   def with_deltas(self, deltas: tuple[t.Tree | None, ...]) -> 'Memory':
     """The same life with other fast changes; None leaves a level as it is."""
-    return Memory(
-      tuple(
+    return self.replace(
+      levels=tuple(
         l if d is None else l.replace(fast=l.fast.replace(delta=d))
         for l, d in zip(self.levels, deltas, strict=True)
       )
     )
 
+  def fast(self) -> t.Tree:
+    """All that a night moves or takes away: fast changes, and states."""
+    return self.deltas(), self.states
+
+  def with_fast(self, fast: t.Tree) -> 'Memory':
+    """The same life with what `fast` gave of another."""
+    deltas, states = fast
+    return self.with_deltas(deltas).replace(states=states)
+
   def with_level(self, index: int, **changes: Any) -> 'Memory':
     """The same memory with `fast` or `bank` of one level replaced."""
     levels = list(self.levels)
     levels[index] = levels[index].replace(**changes)
-    return Memory(tuple(levels))
+    return self.replace(levels=tuple(levels))
 
 
 def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
@@ -191,14 +202,22 @@ def fresh_bank(cfg: config.ModelConfig, level: int) -> Bank:
   )
 
 
+def fresh_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
+  """The fast weights of all recurrent mixers, empty."""
+  r = cfg.recurrent
+  layers = cfg.layers_with(attention=False)
+  return tuple(jnp.zeros((r.heads, r.key, r.value)) for _ in layers)
+
+
 def fresh_memory(cfg: config.ModelConfig) -> Memory:
   """The memory of a newborn: nothing changed, nothing grown."""
   return Memory(
-    tuple(
+    states=fresh_states(cfg),
+    levels=tuple(
       LevelMemory(
         fast=fresh_fast(cfg, i) if level.chunk else None,
         bank=fresh_bank(cfg, i) if level.slots else None,
       )
       for i, level in enumerate(cfg.levels)
-    )
+    ),
   )

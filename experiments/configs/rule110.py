@@ -1,0 +1,74 @@
+"""Rule 110: does a sleep of N passes compute what one pass cannot?
+
+Strings of an automaton go by; asked for is each one's first bit after `t`
+steps. Variants: none, three seeds at a size for two cores; `:paper`, the sizes
+of arXiv 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
+
+The first three arms see the same tokens, so N passes cost more FLOPs. The
+others are controls: `long` and `deep` have the FLOPs of `passes_4` with one
+pass; `no_features` and `no_states` withhold from a pass what the one before has
+made of either; `drawn` trains with N drawn anew at each call and is examined
+with more than it ever saw; `halting` learns when to stop. The paper finds, with
+N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences right, chance being
+10 %.
+
+  python -m experiments.run --config=experiments/configs/rule110.py \
+      --workdir=runs/rule110
+"""
+
+from typing import Any
+
+import ml_collections
+
+from experiments.configs import common
+
+_STEPS = 1200
+
+
+def _arms(steps: int, layers: int) -> dict[str, dict[str, Any]]:
+  four = dict(passes=4)
+  return {
+    'passes_1': {},
+    'passes_2': dict(recurrence=dict(passes=2)),
+    'passes_4': dict(recurrence=four),
+    'long': dict(training=dict(steps=4 * steps)),
+    'deep': dict(model=dict(layers=4 * layers)),
+    'no_features': dict(recurrence=dict(carry_features=False, **four)),
+    'no_states': dict(recurrence=dict(carry_states=False, **four)),
+    'drawn': dict(
+      recurrence=four,
+      training=dict(draw_passes=(1, 2, 4), exam_passes=(1, 2, 8)),
+    ),
+    'halting': dict(recurrence=dict(halting=True, **four)),
+  }
+
+
+def _paper(c: ml_collections.ConfigDict) -> None:
+  """d = 256, width 24, t = 32, batches of 512, about 98,000 steps."""
+  c.puzzle.update(width=24, strings=4, steps=32)
+  c.model = common.hybrid(256, 4, 683, vocab=3)
+  c.model.recurrent.update(key=48, value=96)
+  c.model.dtype = 'bfloat16'
+  c.recurrence.remat = True
+  c.training.update(
+    steps=98_000, batch=512, muon_learning_rate=2e-3, adam_learning_rate=5e-5
+  )
+  c.arms = {
+    f'passes_{n}': dict(recurrence=dict(passes=n)) for n in (1, 2, 3, 4)
+  }
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  """Settings; override any with `--config.section.name=value`."""
+  c = common.puzzle('rule110', width=12, strings=2, steps=4)
+  c.model = common.hybrid(64, 4, 128, vocab=3)
+  c.model.recurrent.update(heads=2, key=16, value=32)
+  # Larger than the paper's: there are a hundred times fewer steps.
+  c.training.update(
+    steps=_STEPS, muon_learning_rate=2e-2, adam_learning_rate=2e-3
+  )
+  c.reference = 'passes_4'
+  c.headline = ('exact', 'per_bit', 'loss')
+  c.arms = _arms(_STEPS, 4)
+  common.vary(c, variant, paper=_paper)
+  return c
