@@ -59,9 +59,7 @@ def build(c: live_lib.Settings, seed: int) -> Plan:
   plan = Plan(
     puzzle,
     config.ModelConfig.of(c['model']),
-    config.from_mapping(
-      config.RecurrenceConfig, c['recurrence'], 'recurrence'
-    ),
+    config.from_mapping(config.RecurrenceConfig, c['recurrence'], 'recurrence'),
     config.from_mapping(config.TrainingConfig, c['training'], 'training'),
   )
   if puzzle.vocab > plan.model.vocab:
@@ -77,12 +75,16 @@ def train_flops(plan: Plan) -> float:
   """FLOPs of a training step, mean over the passes it may draw."""
   drawn = plan.training.draw_passes or (plan.recurrence.passes,)
   rows = plan.training.batch
-  return 3.0 * rows * float(
-    np.mean(
-      [
-        schooling.forward_flops(plan.model, plan.with_passes(n), plan.puzzle)
-        for n in drawn
-      ]
+  return (
+    3.0
+    * rows
+    * float(
+      np.mean(
+        [
+          schooling.forward_flops(plan.model, plan.with_passes(n), plan.puzzle)
+          for n in drawn
+        ]
+      )
     )
   )
 
@@ -288,7 +290,9 @@ def _differences(arms, reference, headline) -> str:
       if seed in arms[reference]
     ]
     if arm != reference and pairs:
-      cells = (tables.cell([a[k] - b[k] for a, b in pairs], '+') for k in headline)
+      cells = (
+        tables.cell([a[k] - b[k] for a, b in pairs], '+') for k in headline
+      )
       rows.append([arm, *cells])
   return tables.markdown([f'{reference} minus', *headline], rows)
 

@@ -9,7 +9,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -97,9 +96,7 @@ def init(
   return params
 
 
-@functools.partial(
-  jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4)
-)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def train_steps(
   cfg: config.ModelConfig,
   how: config.RecurrenceConfig,

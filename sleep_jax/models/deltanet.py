@@ -127,7 +127,9 @@ def scan_chunks(
   fill = -length % size
 
   def split(x):  # [B, T, H, ...] -> [chunks, B, H, C, ...]
-    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2))
+    x = jnp.pad(
+      x.astype(jnp.float32), [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)
+    )
     x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
     return jnp.moveaxis(x, (1, 3), (0, 2))
 

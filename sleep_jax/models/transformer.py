@@ -80,9 +80,7 @@ def states_of(
   """A memory's recurrent states for each of `rows` rows, [B, H, K, V]."""
   if memory is None:
     return ()
-  return tuple(
-    jnp.broadcast_to(s, (rows, *s.shape)) for s in memory.states
-  )
+  return tuple(jnp.broadcast_to(s, (rows, *s.shape)) for s in memory.states)
 
 
 def begin(
@@ -328,9 +326,7 @@ class Decoder(nn.Module):
     )
     layers = self._scanned
     if c.mixers:
-      layers = functools.partial(
-        self._mixed, present=positions != PAD_POSITION
-      )
+      layers = functools.partial(self._mixed, present=positions != PAD_POSITION)
     elif self.unrolled:
       layers = self._unrolled
     elif c.partition and views is not None:

@@ -1,0 +1,501 @@
+"""Sleep by recurrence: mixers, the hybrid, Algorithm 1, and its training."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import live as live_lib
+from experiments import puzzles
+from experiments.configs import rule110 as rule110_config
+from sleep_jax import config
+from sleep_jax import sampling
+from sleep_jax.data import windows
+from sleep_jax.lifecycle import recurrence
+from sleep_jax.lifecycle import schooling
+from sleep_jax.models import deltanet
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+from tests import conftest
+
+SMALL = config.RecurrentConfig(heads=2, key=4, value=8, chunk=8)
+
+
+def hybrid(**changes) -> config.ModelConfig:
+  settings = dict(
+    vocab=16,
+    dim=16,
+    layers=2,
+    heads=2,
+    levels=(config.LevelConfig(hidden=16),),
+    mixers=('attention', 'gdn'),
+    recurrent=SMALL,
+  )
+  return config.ModelConfig(**(settings | changes))
+
+
+@pytest.fixture(name='model', params=['gdn', 'jet'])
+def _model(request):
+  cfg = hybrid(mixers=('attention', request.param))
+  return cfg, conftest.weights(cfg)
+
+
+def strings(
+  rows=3, j=3, length=6, asked=4, seed=0, hidden=()
+) -> windows.Windows:
+  """Random windows; of `hidden` (row, window) pairs the start is padding."""
+  rng = np.random.default_rng(seed)
+  present = np.ones((rows, j, length), bool)
+  for row, window in hidden:
+    present[row, window, : length // 2] = False
+  targets = rng.integers(0, 16, (rows, asked), np.int32)
+  return windows.Windows(
+    context=rng.integers(0, 16, (rows, j, length), np.int32),
+    present=present,
+    inputs=np.roll(targets, 1, axis=1),
+    asked=np.ones((rows, asked), bool),
+    targets=targets,
+    weight=np.ones((rows, asked), np.float32),
+    depth=np.ones((rows, asked), np.int32),
+  )
+
+
+def token_inputs(rows=3, length=19, seed=0):
+  r, keys = SMALL, iter(jax.random.split(jax.random.key(seed), 6))
+
+  def draw(*shape):
+    return jax.random.normal(next(keys), shape)
+
+  at = (rows, length, r.heads)
+  q, k = (deltanet._unit(draw(*at, r.key)) for _ in range(2))
+  v, rate, beta = draw(*at, r.value), draw(*at), jax.nn.sigmoid(draw(*at))
+  s = draw(rows, r.heads, r.key, r.value)
+  return q, k, v, -jnp.exp(rate - 1), beta, s
+
+
+def delta_rule(q, k, v, log_alpha, beta, s):
+  """The rule as printed, in NumPy and float64, with S [V, K]."""
+  q, k, v, log_alpha, beta, s = (
+    np.asarray(x, np.float64) for x in (q, k, v, log_alpha, beta, s)
+  )
+  s, out = s.swapaxes(-1, -2).copy(), np.zeros(v.shape)
+  for b, t, h in np.ndindex(*beta.shape):
+    key, step = k[b, t, h], beta[b, t, h]
+    forget = np.eye(len(key)) - step * np.outer(key, key)
+    s[b, h] = np.exp(log_alpha[b, t, h]) * s[b, h] @ forget
+    s[b, h] += step * np.outer(v[b, t, h], key)
+    out[b, t, h] = s[b, h] @ q[b, t, h]
+  return out, s.swapaxes(-1, -2)
+
+
+@pytest.mark.parametrize('chunk', [1, 5, 8, 16, 64])
+def test_chunked_is_recurrent_is_the_printed_rule(chunk):
+  inputs = token_inputs()
+  printed = delta_rule(*inputs)
+  recurrent = deltanet.scan_tokens(*inputs)
+  chunked = deltanet.scan_chunks(*inputs, chunk)
+  for want, *got in zip(printed, recurrent, chunked):
+    for x in got:
+      np.testing.assert_allclose(x, want, atol=1e-5)
+
+
+def test_gradients_of_chunked_and_recurrent_agree():
+  inputs = token_inputs()
+  # A direction, because the sum of squares hides the sign.
+  weight = jax.random.normal(jax.random.key(9), inputs[2].shape)
+
+  def slope(scan):
+    def value(*x):
+      out, s = scan(*x)
+      return (out * weight).sum() + (s**2).sum()
+
+    return jax.grad(value, argnums=range(6))(*inputs)
+
+  chunked = slope(lambda *x: deltanet.scan_chunks(*x, 8))
+  for a, b in zip(slope(deltanet.scan_tokens), chunked, strict=True):
+    np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_equal_keys_do_not_lose_the_solve():
+  # The worst case for sums of powers: all keys alike, nothing decays.
+  q, k, v, log_alpha, beta, s = token_inputs(length=64)
+  k = jnp.broadcast_to(k[:, :1], k.shape)
+  inputs = (q, k, v, 0 * log_alpha, jnp.ones_like(beta), s)
+  for want, got in zip(
+    delta_rule(*inputs), deltanet.scan_chunks(*inputs, 64), strict=True
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('mixer', ['gdn', 'jet'])
+def test_padding_leaves_the_state_untouched(mixer):
+  cfg = hybrid(mixers=(mixer,), layers=1)
+  layer = deltanet.GatedDelta(cfg, mixer)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+  state = deltanet.fresh_state(cfg, mixer, 2)
+  state = state.replace(s=jax.random.normal(jax.random.key(1), state.s.shape))
+  present = jnp.ones((2, 6), bool)
+  params = layer.init(jax.random.key(2), x, state, present)
+  _, none = layer.apply(params, x, state, jnp.zeros((2, 6), bool))
+  assert (none.s == state.s).all()
+  # Left padding is as if it were not there, whatever stands in it.
+  wide = jnp.concatenate([99 * x[:, :3], x], axis=1)
+  there = jnp.concatenate([jnp.zeros((2, 3), bool), present], axis=1)
+  y, s = layer.apply(params, x, state, present)
+  y_wide, s_wide = layer.apply(params, wide, state, there)
+  np.testing.assert_allclose(y_wide[:, 3:], y, atol=1e-5)
+  np.testing.assert_allclose(s_wide.s, s.s, atol=1e-5)
+
+
+def test_the_state_is_float32_under_bfloat16():
+  cfg = hybrid(dtype='bfloat16')
+  out = transformer.forward(cfg, conftest.weights(cfg), jnp.ones((2, 5), int))
+  assert out.hidden.dtype == jnp.bfloat16
+  assert {s.dtype for s in out.states} == {jnp.dtype('float32')}
+
+
+def test_jets_kernels_begin_static_and_can_learn():
+  cfg = hybrid(mixers=('jet',), layers=1)
+  params = transformer.init(cfg, jax.random.key(0))
+  tokens = jnp.arange(6)[None]
+
+  def loss(params):
+    return (transformer.forward(cfg, params, tokens).logits ** 2).sum()
+
+  layer = params['blocks']['block_0']['recurrence']
+  assert not layer['kernel_out']['kernel'].any()
+  slope = jax.grad(loss)(params)['blocks']['block_0']['recurrence']
+  assert jnp.abs(slope['kernel_out']['kernel']).max() > 0
+
+
+def test_cached_decode_is_the_full_forward(model):
+  cfg, params = model
+  tokens = jax.random.randint(jax.random.key(3), (2, 9), 0, 16)
+  memory = memory_lib.fresh_memory(cfg)
+  memory = memory.replace(states=tuple(s + 0.1 for s in memory.states))
+  full = transformer.forward(cfg, params, tokens, memory)
+  cache, parts, at = transformer.fresh_cache(cfg, 2, 9, memory), [], 0
+  for size in (4, 1, 1, 3):
+    out = transformer.forward(
+      cfg, params, tokens[:, at : at + size], memory, cache=cache
+    )
+    cache, at = out.cache, at + size
+    parts.append(out.logits)
+  np.testing.assert_allclose(jnp.concatenate(parts, 1), full.logits, atol=1e-5)
+
+
+def test_rollouts_say_what_the_forward_pass_finds_likeliest(model):
+  cfg, params = model
+  memory = memory_lib.fresh_memory(cfg)
+  memory = memory.replace(states=tuple(s + 0.1 for s in memory.states))
+  prompts = [[3, 1, 4, 1, 5], [2, 7]]
+  how = sampling.Sampling(max_new=4, temperature=0.0)
+  said = sampling.complete(cfg, params, memory, prompts, jax.random.key(0), how)
+  for prompt, answer in zip(prompts, said, strict=True):
+    whole = jnp.array([prompt + answer])
+    logits = transformer.forward(cfg, params, whole, memory).logits[0]
+    greedy = logits[len(prompt) - 1 : -1].argmax(-1)
+    assert greedy.tolist() == answer
+
+
+def plain(cfg, params, batch):
+  """The hybrid without sleep: window by window, states handed on."""
+  states = ()
+  for j in range(batch.context.shape[1]):
+    at = jnp.where(batch.present[:, j], jnp.arange(batch.context.shape[2]), -1)
+    states = transformer.forward(
+      cfg, params, batch.context[:, j], positions=at, states=states
+    ).states
+  return transformer.forward(cfg, params, batch.inputs, states=states)
+
+
+def verdict(cfg, params, batch, **how):
+  how = config.RecurrenceConfig(**how)
+  return jax.jit(recurrence.judge, static_argnums=(0, 1))(
+    cfg, how, params, batch
+  )
+
+
+def test_one_pass_is_the_plain_hybrid(model):
+  cfg, params = model
+  batch = strings(hidden=[(0, 0), (2, 1)])
+  logp = jax.nn.log_softmax(
+    jax.jit(plain, static_argnums=0)(cfg, params, batch).logits
+  )
+  want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
+  got = verdict(cfg, params, batch).nll
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  # And so are its controls, which differ in later passes alone.
+  for control in ('carry_features', 'carry_states'):
+    same = verdict(cfg, params, batch, **{control: False})
+    np.testing.assert_array_equal(same.nll, got)
+
+
+def test_one_pass_is_one_sequence_under_block_diagonal_attention():
+  cfg = hybrid(mixers=('gdn',), recurrent=dataclasses.replace(SMALL, conv=1))
+  params = conftest.weights(cfg)
+  batch = strings()
+  whole = np.concatenate([batch.context.reshape(3, -1), batch.inputs], axis=1)
+  out = transformer.forward(cfg, params, whole)
+  logp = jax.nn.log_softmax(out.logits[:, -4:])
+  want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
+  np.testing.assert_allclose(verdict(cfg, params, batch).nll, want, atol=1e-5)
+
+
+def by_hand(cfg, params, batch, n, loop=None):
+  """Algorithm 1, with Python loops over windows, passes and blocks."""
+  first, end = loop or (0, cfg.layers)
+  stack = transformer.Stack(cfg)
+  rows, j, length = batch.context.shape
+  states = [s.s for s in transformer.begin(cfg, rows)]
+  at = jnp.broadcast_to(jnp.arange(length), (rows, length))
+  turn = transformer.rotation(at, cfg.size_of_head, cfg.rope_theta)
+  seen = at[..., None] >= at[:, None]
+  there = jnp.ones((rows, length), bool)
+  for window in range(j):
+    x = params['embed']['embedding'][batch.context[:, window]]
+    order = [*range(first), *[*range(first, end)] * n, *range(end, cfg.layers)]
+    for i in order:
+      pasts = transformer.by_layer(
+        cfg,
+        [None] * len(cfg.layers_with(attention=True)),
+        transformer.begin(cfg, rows, tuple(states)),
+      )
+      x, pasts, _ = stack.apply(
+        {'params': params['blocks']},
+        x, None, pasts, turn, seen, None, there, range(i, i + 1),
+      )  # fmt: skip
+      states = [s.s for s in transformer.by_kind(cfg, pasts)[2]]
+  return transformer.forward(
+    cfg, params, batch.inputs, states=tuple(states)
+  ).logits
+
+
+@pytest.mark.parametrize('n,loop', [(3, None), (2, (1, 2))])
+def test_passes_are_algorithm_1(model, n, loop):
+  cfg, params = model
+  batch = strings()
+  logp = jax.nn.log_softmax(by_hand(cfg, params, batch, n, loop))
+  want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
+  got = verdict(cfg, params, batch, passes=n, loop=loop or (0, 0))
+  np.testing.assert_allclose(got.nll, want, atol=1e-5)
+
+
+def test_each_way_of_looping_is_another(model):
+  cfg, params = model
+  batch = strings()
+  ways = [
+    {},
+    dict(passes=2),
+    dict(passes=3),
+    dict(passes=3, carry_features=False),
+    dict(passes=3, carry_states=False),
+    dict(passes=3, loop=(1, 2)),
+    dict(passes=3, eviction='sliding'),
+  ]
+  told = [np.asarray(verdict(cfg, params, batch, **way).nll) for way in ways]
+  for i, a in enumerate(told):
+    assert all(np.abs(a - b).max() > 1e-4 for b in told[:i])
+
+
+def test_nothing_leaks_but_the_states(model):
+  cfg, params = model
+  batch, other = strings(), strings(seed=1)
+  fresh = transformer.forward(cfg, params, batch.inputs).logits
+  how = config.RecurrenceConfig(passes=2)
+  kept = recurrence.begin(cfg, how, 3, 6)
+  logits = []
+  for context in (batch.context, other.context):
+    read, _ = recurrence.read(
+      cfg, how, params, None, kept, context, batch.present
+    )
+    emptied = read.replace(states=jax.tree.map(jnp.zeros_like, read.states))
+    for left in (read, emptied):
+      logits.append(
+        recurrence.predict(
+          cfg, how, params, None, left, batch.inputs, batch.asked, 0
+        )
+      )
+  one, one_emptied, two, two_emptied = logits
+  assert jnp.abs(one - two).max() > 1e-3
+  np.testing.assert_array_equal(one_emptied, two_emptied)
+  np.testing.assert_allclose(one_emptied, fresh, atol=1e-5)
+
+
+def test_gradients_reach_a_window_through_the_states_alone(model):
+  cfg, params = model
+  batch = strings()
+  how = config.RecurrenceConfig(passes=2)
+
+  def slope(cut):
+    def loss(table):
+      # The windows are embedded by `table`, the question by the model's own.
+      mine = params | {'embed': {'embedding': table}}
+      kept = recurrence.begin(cfg, how, 3, 6)
+      kept, _ = recurrence.read(
+        cfg, how, mine, None, kept, batch.context, batch.present
+      )
+      if cut:
+        kept = jax.lax.stop_gradient(kept)
+      logits = recurrence.predict(
+        cfg, how, params, None, kept, batch.inputs, batch.asked, 0
+      )
+      return (logits**2).mean()
+
+    return jnp.abs(jax.grad(loss)(params['embed']['embedding'])).max()
+
+  assert slope(cut=False) > 1e-6
+  assert slope(cut=True) == 0
+
+
+def test_rematerialised_windows_have_the_same_gradient(model):
+  cfg, params = model
+  batch = strings()
+
+  def slope(remat):
+    how = config.RecurrenceConfig(passes=2, remat=remat)
+    return jax.jit(
+      jax.grad(lambda p: recurrence.judge(cfg, how, p, batch).loss)
+    )(params)
+
+  for a, b in zip(
+    jax.tree.leaves(slope(True)), jax.tree.leaves(slope(False)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sliding_eviction_with_one_pass_is_a_sliding_window():
+  # With attention alone nothing but the band of the last L tokens is seen.
+  cfg = hybrid(mixers=('attention', 'attention'), layers=1 * 2)
+  params = conftest.weights(cfg)
+  batch = strings(j=3, length=6, asked=4)
+  whole = np.concatenate([batch.context.reshape(3, -1), batch.inputs], axis=1)
+  at = jnp.arange(whole.shape[1])
+  seen = (at[:, None] >= at) & (at[:, None] - at < 6)
+  seen = jnp.broadcast_to(seen, (3, *seen.shape))
+  turn = transformer.rotation(
+    jnp.broadcast_to(at, whole.shape), cfg.size_of_head, cfg.rope_theta
+  )
+  x, *_ = transformer.Stack(cfg).apply(
+    {'params': params['blocks']},
+    params['embed']['embedding'][whole],
+    None, (None, None), turn, seen, None, jnp.ones(whole.shape, bool),
+  )  # fmt: skip
+  hidden = transformer.RMSNorm(cfg.norm_eps).apply(
+    {'params': params['norm']}, x
+  )
+  logp = jax.nn.log_softmax(hidden @ params['embed']['embedding'].T)[:, -4:]
+  want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
+  got = verdict(cfg, params, batch, eviction='sliding').nll
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_stopping_rule_mixes_states_and_then_decides(model):
+  cfg, params = model
+  batch = strings()
+  how = config.RecurrenceConfig(passes=3, halting=True)
+  for bias, passes in ((-20.0, 3), (20.0, 1)):
+    halt = recurrence.fresh_halt(cfg) | {'bias': jnp.array(bias)}
+    got = schooling.examine(cfg, how, params | {'halt': halt}, batch)
+    want = verdict(cfg, params, batch, passes=passes)
+    assert got.passes.tolist() == [passes] * 3
+    np.testing.assert_allclose(got.nll, want.nll, atol=1e-5)
+  soft = recurrence.judge(
+    cfg, how, params | {'halt': recurrence.fresh_halt(cfg)}, batch
+  )
+  assert ((soft.passes > 1) & (soft.passes < 3)).all()
+
+
+def test_muon_has_the_matrices_and_adam_the_rest():
+  cfg = hybrid(mixers=('attention', 'jet'))
+  rules = schooling.matrices(transformer.init(cfg, jax.random.key(0)))
+  flat = jax.tree_util.tree_flatten_with_path(
+    rules, is_leaf=lambda x: x is None or hasattr(x, 'reduction_axis')
+  )[0]
+  muon = {
+    '.'.join(k.key for k in path) for path, rule in flat if rule is not None
+  }
+  block = {name.split('.', 2)[2] for name in muon}
+  assert all(name.startswith('blocks.') for name in muon)
+  assert block == {
+    *(f'attention.{m}.kernel' for m in 'qkvo'),
+    *(f'recurrence.{m}.kernel' for m in 'qkvgo'),
+    *(f'level_1.{m}' for m in ('gate', 'up', 'down')),
+  }
+
+
+def small_rule110(steps=0, **training):
+  c = rule110_config.get_config()
+  c.puzzle.update(width=4, strings=2, steps=steps)
+  c.model.update(dim=16)
+  c.model.recurrent.update(heads=1, key=8, value=8)
+  c.training.update(dict(steps=20, batch=16, exams=2, exam_rows=32) | training)
+  c.seeds = (1,)
+  return json.loads(c.to_json())
+
+
+@pytest.mark.parametrize('arm', sorted(rule110_config.get_config().arms))
+def test_every_arm_of_rule110_is_trained(arm, tmp_path):
+  c = small_rule110()
+  if 'training' in c['arms'][arm]:
+    c['arms'][arm]['training'].pop('steps', None)
+  life = puzzles.live(c, arm, 1, tmp_path, 0)
+  assert np.isfinite(list(life['final'].values())).all()
+  assert life['flops'] > 0
+  again = puzzles.live(c, arm, 1, tmp_path, 0)
+  assert again == json.loads(json.dumps(life))
+  text = puzzles.tell([life], c, tmp_path)
+  assert arm in text
+  assert (tmp_path / 'curves.png').stat().st_size
+
+
+def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
+  c = small_rule110()
+  whole = puzzles.live(c, 'passes_2', 1, tmp_path / 'whole', 0)
+  real, calls = puzzles._until_exam, []
+
+  def dies(*args):
+    calls.append(1)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return real(*args)
+
+  monkeypatch.setattr(puzzles, '_until_exam', dies)
+  with pytest.raises(KeyboardInterrupt):
+    puzzles.live(c, 'passes_2', 1, tmp_path / 'cut', 0)
+  again = puzzles.live(c, 'passes_2', 1, tmp_path / 'cut', 0)
+  assert len(calls) == 3  # The first part is not trained again.
+  assert again['final'] == whole['final']
+
+
+def test_retrieval_is_solved(tmp_path):
+  # t = 0: the first bit itself. Chance is one half a bit.
+  c = small_rule110(steps=0)
+  c['training'].update(steps=200, batch=64, exams=1)
+  life = puzzles.live(c, 'passes_1', 1, tmp_path, 0)
+  assert life['final']['per_bit'] == 1.0
+
+
+@pytest.mark.parametrize(
+  'section,change,names',
+  [
+    ('recurrence', dict(passes=0), 'recurrence.passes=0'),
+    ('recurrence', dict(loop=(3, 9)), 'recurrence.loop'),
+    ('recurrence', dict(eviction='soft'), 'recurrence.eviction'),
+    ('model', dict(mixers=('attention',)), 'no recurrent layer'),
+    ('model', dict(mixers=('mamba',)), "model.mixers='mamba'"),
+    ('model', dict(layers=3), 'model.layers=3'),
+    ('model', dict(vocab=2), 'model.vocab=2'),
+    ('training', dict(exams=3), 'training.exams=3'),
+    ('puzzle', dict(width=0), 'puzzle.width=0'),
+    ('puzzle', dict(cells=1), "'cells'"),
+  ],
+)
+def test_bad_settings_are_named(section, change, names):
+  c = small_rule110()
+  c[section] = c[section] | change
+  with pytest.raises(config.ConfigError, match=names):
+    puzzles.build(live_lib.settings_of(c, 'passes_1'), 1)
