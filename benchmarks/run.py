@@ -24,6 +24,7 @@ BENCHES = {
   'jsd': ('torch', 'trl'),
   'levenshtein': ('rapidfuzz',),
   'trials': ('torch', 'transformers', 'peft'),
+  'eviction': (),
   'accelerator': (),
 }
 
@@ -89,7 +90,16 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
 def table(entries: list[dict[str, Any]]) -> str:
   """How many times as fast as each opponent, by medians, as Markdown."""
   lines = ['| bench | shape | our ms | times as fast as |', '|---|---|---|---|']
-  shapes = ('model', 'rows', 'length', 'pairs', 'vocab', 'instances', 'batch')
+  shapes = (
+    'model',
+    'windows',
+    'rows',
+    'length',
+    'pairs',
+    'vocab',
+    'instances',
+    'batch',
+  )
   for entry in entries:
     if 'speedup' not in entry:
       continue

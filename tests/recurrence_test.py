@@ -10,7 +10,9 @@ import pytest
 
 from experiments import live as live_lib
 from experiments import puzzles
+from experiments.configs import depo as depo_config
 from experiments.configs import rule110 as rule110_config
+from experiments.configs import symbolic as symbolic_config
 from sleep_jax import config
 from sleep_jax import sampling
 from sleep_jax.data import windows
@@ -499,3 +501,34 @@ def test_bad_settings_are_named(section, change, names):
   c[section] = c[section] | change
   with pytest.raises(config.ConfigError, match=names):
     puzzles.build(live_lib.settings_of(c, 'passes_1'), 1)
+
+
+@pytest.mark.parametrize(
+  'recipe',
+  [
+    rule110_config,
+    depo_config,
+    # Its 28 blocks, looped in part, take a minute to trace.
+    pytest.param(symbolic_config, marks=pytest.mark.slow),
+  ],
+)
+def test_the_papers_sizes_lower(recipe):
+  c = json.loads(recipe.get_config('paper').to_json())
+  arm = list(c['arms'])[-1]  # Of the most passes.
+  plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+  params = jax.eval_shape(
+    lambda key: schooling.init(plan.model, plan.recurrence, key),
+    jax.random.key(0),
+  )
+  optimizer = schooling.optimizer(plan.training)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (1, plan.training.batch, *x.shape[1:]), x.dtype
+    ),
+    plan.puzzle.batch(np.random.default_rng(0), 2),
+  )
+  lowered = schooling.train_steps.lower(
+    plan.model, plan.recurrence, plan.training, params,
+    jax.eval_shape(optimizer.init, params), batch,
+  )  # fmt: skip
+  assert 'while' in lowered.as_text()

@@ -77,10 +77,16 @@ def fresh_cache(
 def states_of(
   memory: memory_lib.Memory | None, rows: int
 ) -> tuple[jax.Array, ...]:
-  """A memory's recurrent states for each of `rows` rows, [B, H, K, V]."""
+  """A memory's recurrent states for each of `rows` rows, [B, H, K, V].
+
+  A life has one for all its rows; a memory may also hold one for each.
+  """
   if memory is None:
     return ()
-  return tuple(jnp.broadcast_to(s, (rows, *s.shape)) for s in memory.states)
+  return tuple(
+    s if s.ndim == 4 else jnp.broadcast_to(s, (rows, *s.shape))
+    for s in memory.states
+  )
 
 
 def begin(

@@ -1,0 +1,136 @@
+"""A token's price after 1, 8 and 64 windows: states against a growing cache.
+
+The hybrid has read its windows, slept on each, and generates from its states
+and the keys of the window at hand. The other side is a model of the same width
+and depth with attention throughout, whose cache holds all that was read. What
+such a cache holds does not change its price, so its columns are zeros.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from sleep_jax import config
+from sleep_jax.lifecycle import recurrence
+from sleep_jax.models import decoding
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+
+_VOCAB = 512
+
+
+def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
+  dim = plan.choose(128, 16)
+  return config.ModelConfig(
+    vocab=_VOCAB,
+    dim=dim,
+    layers=4,
+    heads=4,
+    levels=(config.LevelConfig(hidden=2 * dim),),
+    mixers=mixers,
+    recurrent=config.RecurrentConfig(key=dim // 4, value=dim // 2),
+    max_len=8192,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _spell(cfg, params, cache, token, new):
+  """`new` greedy tokens after what `cache` holds, `[B, new]`."""
+  model = decoding.unroll(cfg, params, None)
+
+  def step(carry, _):
+    cache, token = carry
+    at = jnp.broadcast_to(cache.next, token.shape)
+    logits, cache = decoding.decode(cfg, model, token, at, cache)
+    token = logits.argmax(-1)[:, None]
+    return (cache, token), token
+
+  _, tokens = jax.lax.scan(step, (cache, token), length=new)
+  return tokens[..., 0].T
+
+
+def run(plan: timing.Plan) -> list[dict[str, Any]]:
+  """Eight rows, windows of 64 tokens, and 64 new tokens."""
+  rows, length = plan.choose((8, 64), (2, 4))
+  new = length
+  hybrid = _model(plan, ('attention', 'gdn'))
+  full = _model(plan, ())
+  how = config.RecurrenceConfig(passes=2)
+  params = transformer.init(hybrid, jax.random.key(0))
+  params_full = transformer.init(full, jax.random.key(0))
+  read = jax.jit(recurrence.read, static_argnums=(0, 1))
+  found, token = [], jnp.ones((rows, 1), jnp.int32)
+  for windows in plan.choose((1, 8, 64), (1, 3)):
+    context = np.random.default_rng(0).integers(
+      0, _VOCAB, (rows, windows, length)
+    )
+    kept, _ = read(
+      hybrid,
+      how,
+      params,
+      None,
+      recurrence.begin(hybrid, how, rows, length),
+      context,
+      np.ones(context.shape, bool),
+    )
+    memory = memory_lib.Memory(levels=(), states=kept.states)
+    cache = decoding.fresh_cache(hybrid, rows, new, memory)
+    grown = decoding.fresh_cache(full, rows, windows * length + new)
+    columns = np.arange(windows * length + new)
+    grown = grown.replace(
+      next=jnp.array(windows * length),
+      positions=jnp.broadcast_to(
+        np.where(columns < windows * length, columns, -1), grown.positions.shape
+      ),
+    )
+    _check(hybrid, params, kept, cache, token)
+    sides = {
+      'sleep_jax': lambda cache=cache: np.asarray(
+        _spell(hybrid, params, cache, token, new)
+      ),
+      'attention throughout': lambda grown=grown: np.asarray(
+        _spell(full, params_full, grown, token, new)
+      ),
+    }
+    for side in sides.values():
+      side()
+    seconds = timing.interleave(sides, plan)
+    found.append(
+      {
+        'bench': 'eviction',
+        'windows': windows,
+        'rows': rows,
+        'length': length,
+        'new': new,
+        'parity': 'first logits equal a forward pass from the states, to 1e-4',
+        'seconds': seconds,
+        'ms_per_token': {
+          name: 1e3 * s['median'] / new for name, s in seconds.items()
+        },
+        'cache_bytes_per_row': {
+          'sleep_jax': _bytes(cache) // rows,
+          'attention throughout': _bytes(grown) // rows,
+        },
+        'speedup': timing.speedup(seconds),
+      }
+    )
+  return found
+
+
+def _bytes(cache: transformer.Cache) -> int:
+  return sum(
+    x.nbytes for x in jax.tree.leaves((cache.k, cache.v, cache.states))
+  )
+
+
+def _check(cfg, params, kept, cache, token) -> None:
+  """The cached step is the model that read the windows."""
+  model = decoding.unroll(cfg, params, None)
+  at = jnp.zeros(token.shape, jnp.int32)
+  got, _ = decoding.decode(cfg, model, token, at, cache)
+  want = transformer.forward(cfg, params, token, states=kept.states)
+  np.testing.assert_allclose(got, want.logits[:, -1], atol=1e-4)

@@ -1,0 +1,63 @@
+"""Depo: walk k edges of a cycle whose edges went by in random order.
+
+A question may begin at any node and ask for any k, so a sleep cannot prepare
+one answer: it must put the whole cycle in order. Variants: none, three seeds at
+a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles of up to
+75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
+
+`exact_k4`, say, is the share of answers right among questions of four edges.
+The paper finds one pass stuck from k = 4 on, two from 8, and that four passes
+begin to learn 16.
+
+  python -m experiments.run --config=experiments/configs/depo.py \
+      --workdir=runs/depo
+"""
+
+import ml_collections
+
+from experiments.configs import common
+
+_STEPS = 1200
+
+
+def _paper(c: ml_collections.ConfigDict) -> None:
+  """The paper's own cycles; its d = 512, and Jet layers in turn."""
+  c.puzzle = ml_collections.ConfigDict(dict(name='depo'))
+  c.model = common.hybrid(512, 10, 1365, vocab=119, mixers=('attention', 'jet'))
+  c.model.recurrent.update(key=96, value=256)
+  c.model.heads = 8
+  c.model.dtype = 'bfloat16'
+  c.recurrence.remat = True
+  c.training.update(
+    steps=100_000, batch=128, muon_learning_rate=2e-3, adam_learning_rate=5e-5
+  )
+  c.headline = tuple(f'loss_k{k}' for k in (1, 2, 4, 8, 16))
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  """Settings; override any with `--config.section.name=value`."""
+  # One-token names: every edge is two tokens, and six nodes fill two windows.
+  c = common.puzzle(
+    'depo',
+    nodes=6,
+    smallest=3,
+    vocab=12,
+    word_min=1,
+    word_max=1,
+    hops=4,
+    queries=4,
+    window=6,
+    windows=2,
+  )
+  c.model = common.hybrid(32, 2, 64, vocab=31)
+  c.model.recurrent.update(heads=2, key=16, value=16)
+  c.training.update(
+    steps=_STEPS, batch=128, muon_learning_rate=2e-2, adam_learning_rate=2e-3
+  )
+  c.reference = 'passes_4'
+  c.headline = ('exact', 'exact_k1', 'exact_k2', 'exact_k4')
+  c.arms = {
+    f'passes_{n}': dict(recurrence=dict(passes=n)) for n in (1, 2, 4)
+  } | {'long': dict(training=dict(steps=4 * _STEPS))}
+  common.vary(c, variant, paper=_paper)
+  return c
