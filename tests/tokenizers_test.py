@@ -132,6 +132,18 @@ def test_sentencepiece_is_the_library_with_its_special_tokens():
   assert (tok.pad, tok.bos, tok.stop) == (0, 1, 2)
 
 
+def test_ids_beyond_the_vocabulary_are_text_that_nobody_reads(tok512, folder):
+  words = tokenizers.WordTokenizer(['one', '.'], '.')
+  assert words.decode([2, 9, 3]) == 'one <unk> .'
+  for tok in (
+    tokenizers.load(ASSETS / 'text.model'),
+    tok512,
+    tokenizers.load(folder),
+  ):
+    told = tok.decode([*tok.encode('one'), tok.vocab + 7])
+    assert told.startswith('one')
+
+
 CHATML = (
   '{% for message in messages %}\n'
   "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"

@@ -64,8 +64,9 @@ class Llama2cTokenizer:
     return [i for unit in units for i in self._encode_unit(unit)]
 
   def decode(self, tokens: list[int]) -> str:
-    """Text without the leading space; BOS and EOS are silent."""
-    raw = b''.join(self._text[int(i)] for i in tokens)
+    """Text without the leading space; BOS, EOS and unknown ids are silent."""
+    known = range(len(self._text))
+    raw = b''.join(self._text[int(i)] for i in tokens if i in known)
     return raw.removeprefix(b' ').decode('utf-8', errors='replace')
 
   def _merge(self, text: str) -> tuple[int, ...]:

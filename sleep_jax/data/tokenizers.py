@@ -10,6 +10,8 @@ from sleep_jax.data import catalog
 from sleep_jax.data import hf_tokenizer
 from sleep_jax.data import llama2c_tokenizer
 
+_UNKNOWN = '<unk>'
+
 
 class Tokenizer(Protocol):
   """What a task needs of a tokenizer."""
@@ -22,7 +24,9 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]: ...
 
-  def decode(self, tokens: list[int]) -> str: ...
+  def decode(self, tokens: list[int]) -> str:
+    """Text; a model with a wider head may say ids that stand for none."""
+    ...
 
 
 class WordTokenizer:
@@ -51,7 +55,8 @@ class WordTokenizer:
     return [self._ids[w] for w in text.split()]
 
   def decode(self, tokens: list[int]) -> str:
-    return ' '.join(self._words[i] for i in tokens)
+    known = range(self.vocab)
+    return ' '.join(self._words[i] if i in known else _UNKNOWN for i in tokens)
 
 
 class SentencePieceTokenizer:
@@ -82,7 +87,10 @@ class SentencePieceTokenizer:
     return self._model.encode(text)
 
   def decode(self, tokens: list[int]) -> str:
-    return self._model.decode([int(i) for i in tokens])
+    unknown, known = self._model.unk_id(), range(self.vocab)
+    return self._model.decode(
+      [int(i) if i in known else unknown for i in tokens]
+    )
 
 
 def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
