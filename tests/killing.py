@@ -63,7 +63,7 @@ _MOMENTS = {
   'mid-dream': ('sleep_jax.lifecycle.dreaming:dream', 2, 0.3, False),
   'slot unlocked': ('sleep_jax.models.memory:Bank.unlock', 2, 0.0, True),
   'mid-trial': ('sleep_jax.lifecycle.trials:train', 2, 0.3, False),
-  'mid-learning': ('sleep_jax.lifecycle.dreaming:learn_steps', 2, 0.2, False),
+  'mid-learning': ('sleep_jax.lifecycle.restem:learn_steps', 2, 0.2, False),
   'writing a file': ('os:fsync', 4, 0.0, False),
 }
 _ANY_TIME = 'any time'

@@ -15,27 +15,23 @@ a whole if what the life knew before suffers.
 import collections
 import dataclasses
 import functools
-from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from sleep_jax import config
 from sleep_jax import sampling
-from sleep_jax import training
 from sleep_jax import typing as t
 from sleep_jax.data import contexts
 from sleep_jax.data import tokenizers
-from sleep_jax.lifecycle import consolidation
 from sleep_jax.lifecycle import dreams
 from sleep_jax.lifecycle import importance
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle import restem
 from sleep_jax.lifecycle import trials
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import accounts
@@ -326,131 +322,11 @@ def worth_learning(
   return [x.dream for x in best.values()]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-  """Where what dreaming learns goes: an adapter, or an expert in a new slot."""
-
-  level: int = -1
-  slot: int = -1
-
-  def into(
-    self, memory: memory_lib.Memory, learnt: Any
-  ) -> tuple[memory_lib.Memory, lora.Adapter | None]:
-    """The memory, and the adapter beside it, with `learnt` in force."""
-    if self.slot < 0:
-      return memory, learnt
-    bank = memory.levels[self.level].bank.with_expert(self.slot, learnt)
-    bank = bank.mark(self.slot, memory_lib.ACTIVE)
-    return memory.with_level(self.level, bank=bank), None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def learn_steps(
-  cfg: config.ModelConfig,
-  rule: optax.GradientTransformation,
-  place: _Place,
-  params: t.Params,
-  memory: memory_lib.Memory,
-  learnt: t.Tree,
-  tokens: t.Int[jax.Array, 'N T'],
-  weight: t.Float[jax.Array, 'N T'],
-  order: t.Int[jax.Array, 'S B'],
-) -> tuple[t.Tree, t.Float[jax.Array, 'S']]:
-  """Step 5, M: S steps of fine-tuning on dreams; gradients for `learnt` alone.
-
-  A row number of -1 is no row.
-  """
-
-  def objective(learnt, rows):
-    now, adapter = place.into(memory, learnt)
-    out = transformer.forward(cfg, params, tokens[rows], now, adapter=adapter)
-    chosen = weight[rows] * (rows >= 0)[:, None]
-    return losses.next_token_loss(out.logits, tokens[rows], chosen)
-
-  def step(carry, rows):
-    learnt, state = carry
-    loss, grads = jax.value_and_grad(objective)(learnt, rows)
-    update, state = rule.update(grads, state, learnt)
-    return (optax.apply_updates(learnt, update), state), loss
-
-  (learnt, _), loss = jax.lax.scan(step, (learnt, rule.init(learnt)), order)
-  return learnt, loss
-
-
-@functools.lru_cache
-def _rule(how: config.DreamingConfig) -> optax.GradientTransformation:
-  return training.adamw(how.learning_rate)  # One object: jit keys on it.
-
-
-def learn(
-  dreamer: Dreamer,
-  life: life_lib.Life,
-  place: _Place,
-  learnt: t.Tree,
-  worth: list[Dream],
-  rng: t.Key,
-) -> t.Tree:
-  """Step 5, M: `learnt` after fine-tuning on prompt and dream."""
-  how, reader = dreamer.how, dreamer.reader
-  end = [reader.stop] if reader.stop >= 0 else []
-  rows = _rows(
-    [(d.context.prompt, d.tokens + end) for d in worth], dreamer.tokenizer.pad
-  )
-  per_epoch = -(-len(worth) // how.batch)
-  order = np.full((how.epochs, per_epoch * how.batch), -1, np.int32)
-  host = dreams.host_rng(rng)
-  for epoch in order:
-    epoch[: len(worth)] = host.permutation(len(worth))
-  params = life.params if place.slot < 0 else life.backbone()
-  with dreamer.ledger.phase('update') as account:
-    learnt, loss = learn_steps(
-      dreamer.cfg, _rule(how), place, params, life.memory, learnt,
-      jnp.asarray(rows.tokens), jnp.asarray(rows.weight),
-      jnp.asarray(order.reshape(-1, how.batch)),
-    )  # fmt: skip
-    loss = jax.block_until_ready(loss)
-    size = loss.size * how.batch * rows.tokens.shape[1]
-    account.partial(size, steps=loss.size)
-  return learnt
-
-
-def _room(
-  dreamer: Dreamer, life: life_lib.Life, rng: t.Key
-) -> tuple[life_lib.Life, _Place, t.Tree]:
-  """The life with room for what dreaming will learn, where, and its start.
-
-  Raises:
-    ConfigError: target `slot`, and no level has a free one.
-  """
-  how = dreamer.how
-  if how.target != 'slot':
-    learnt = life.adapter
-    if learnt is None or how.restart:
-      learnt = lora.fresh(dreamer.cfg, dreamer.lora, life.params, rng)
-    return life, _Place(), learnt
-  for level in reversed(range(len(dreamer.cfg.levels))):
-    bank = life.memory.levels[level].bank
-    slot = None if bank is None else consolidation.free_slot(bank)
-    if slot is not None:
-      bank = bank.unlock(slot, life.clock.nights, rng)
-      life = life.replace(memory=life.memory.with_level(level, bank=bank))
-      return life, _Place(level, slot), bank.expert(slot)
-  raise config.ConfigError(
-    f'night {int(life.clock.nights)}: dreaming.target=slot, but no level has a '
-    'free slot; raise model.levels[].slots, or use dreaming.target=lora.'
-  )
-
-
-def _with(
-  dreamer: Dreamer, life: life_lib.Life, place: _Place, learnt: t.Tree
-) -> life_lib.Life:
-  """The life with what dreaming has learnt in force."""
-  memory, adapter = place.into(life.memory, learnt)
-  if adapter is None:
-    return life.replace(memory=memory)
-  if dreamer.how.target == 'fold':
-    return life.replace(params=lora.fold(life.params, adapter), adapter=None)
-  return life.replace(adapter=adapter)
+def _lessons(dreamer: Dreamer, worth: list[Dream]) -> contexts.Edit:
+  """Prompt and dream as rows to be learnt."""
+  end = [dreamer.reader.stop] if dreamer.reader.stop >= 0 else []
+  pairs = [(d.context.prompt, d.tokens + end) for d in worth]
+  return _rows(pairs, dreamer.tokenizer.pad)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -499,11 +375,13 @@ def night(
   if not how.enabled or not life.contexts:
     return life, report, tried
   room_key, gate_key, *keys = jax.random.split(rng, 2 + how.rounds)
-  life, place, start = _room(dreamer, life, room_key)
+  life, place, start = restem.room(
+    dreamer.cfg, how, dreamer.lora, life, room_key
+  )
   learnt, changed, marks = start, False, []
   for key in keys:
     dream_key, weigh_key, try_key, learn_key = jax.random.split(key, 4)
-    now = _with(dreamer, life, place, learnt) if changed else before
+    now = restem.put(how, life, place, learnt) if changed else before
     dreamt = dream(dreamer, now, life.contexts, how.dreams, dream_key)
     (omega,) = weigh(
       dreamer, now, dreamt, weigh_key, (how.importance,)
@@ -525,13 +403,16 @@ def night(
       )
       continue
     begin = start if how.restart else learnt
-    learnt = learn(dreamer, life, place, begin, worth, learn_key)
+    learnt = restem.learn(
+      dreamer.cfg, how, life, place, begin, _lessons(dreamer, worth), learn_key,
+      dreamer.ledger,
+    )  # fmt: skip
     changed = True
   if marks:
     report.mark, report.untuned = np.mean(marks, axis=0).tolist()
   if not changed:
     return before, report, tried
-  life = _with(dreamer, life, place, learnt)
+  life = restem.put(how, life, place, learnt)
   report.retention = retention(dreamer, before, life, gate_key)
   # `not <=`, so that a dreamer that is no longer finite is undone too.
   if not report.retention <= how.retention_margin:
