@@ -429,8 +429,8 @@ def test_muon_has_the_matrices_and_adam_the_rest():
   }
 
 
-def small_rule110(steps=0, **training):
-  c = rule110_config.get_config()
+def small_rule110(variant='', steps=0, **training):
+  c = rule110_config.get_config(variant)
   c.puzzle.update(width=4, strings=2, steps=steps)
   c.model.update(dim=16)
   c.model.recurrent.update(heads=1, key=8, value=8)
@@ -439,9 +439,13 @@ def small_rule110(steps=0, **training):
   return json.loads(c.to_json())
 
 
-@pytest.mark.parametrize('arm', sorted(rule110_config.get_config().arms))
-def test_every_arm_of_rule110_is_trained(arm, tmp_path):
-  c = small_rule110()
+@pytest.mark.parametrize(
+  'variant,arm',
+  [('', arm) for arm in rule110_config.get_config().arms]
+  + [('controls', arm) for arm in rule110_config.get_config('controls').arms],
+)
+def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):
+  c = small_rule110(variant)
   if 'training' in c['arms'][arm]:
     c['arms'][arm]['training'].pop('steps', None)
   life = puzzles.live(c, arm, 1, tmp_path, 0)

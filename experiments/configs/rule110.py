@@ -1,16 +1,17 @@
 """Rule 110: does a sleep of N passes compute what one pass cannot?
 
 Strings of an automaton go by; asked for is each one's first bit after `t`
-steps. Variants: none, three seeds at a size for two cores; `:paper`, the sizes
-of arXiv 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
+steps. Variants: none, three seeds at a size for two cores; `:controls`, what
+the passes owe to what, at the same size; `:paper`, the sizes of arXiv
+2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
 
-The first three arms see the same tokens, so N passes cost more FLOPs. The
-others are controls: `long` and `deep` have the FLOPs of `passes_4` with one
-pass; `no_features` and `no_states` withhold from a pass what the one before has
-made of either; `drawn` trains with N drawn anew at each call and is examined
-with more than it ever saw; `halting` learns when to stop. The paper finds, with
-N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences right, chance being
-10 %.
+`passes_1`, `_2` and `_4` see the same tokens, so N passes cost more FLOPs;
+`long` has one pass and the FLOPs of `passes_4`. Controls: `deep` has those FLOPs
+in four times the layers; `no_features` and `no_states` withhold from a pass
+what the one before has made of either; `drawn` trains with N drawn anew at each
+call and is examined with more than it ever saw; `halting` learns when to stop.
+The paper finds, with N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences
+right, chance being 10 %.
 
   python -m experiments.run --config=experiments/configs/rule110.py \
       --workdir=runs/rule110
@@ -22,25 +23,29 @@ import ml_collections
 
 from experiments.configs import common
 
-_STEPS = 1200
+_STEPS, _LAYERS = 500, 2
+_FOUR = dict(recurrence=dict(passes=4))
+_ARMS: dict[str, dict[str, Any]] = {
+  'passes_1': {},
+  'passes_2': dict(recurrence=dict(passes=2)),
+  'passes_4': _FOUR,
+  'long': dict(training=dict(steps=4 * _STEPS)),
+}
+_CONTROLS: dict[str, dict[str, Any]] = {
+  'passes_4': _FOUR,
+  'deep': dict(model=dict(layers=4 * _LAYERS)),
+  'no_features': dict(recurrence=dict(passes=4, carry_features=False)),
+  'no_states': dict(recurrence=dict(passes=4, carry_states=False)),
+  'drawn': dict(
+    recurrence=dict(passes=4),
+    training=dict(draw_passes=(1, 2, 4), exam_passes=(1, 2, 8)),
+  ),
+  'halting': dict(recurrence=dict(passes=4, halting=True)),
+}
 
 
-def _arms(steps: int, layers: int) -> dict[str, dict[str, Any]]:
-  four = dict(passes=4)
-  return {
-    'passes_1': {},
-    'passes_2': dict(recurrence=dict(passes=2)),
-    'passes_4': dict(recurrence=four),
-    'long': dict(training=dict(steps=4 * steps)),
-    'deep': dict(model=dict(layers=4 * layers)),
-    'no_features': dict(recurrence=dict(carry_features=False, **four)),
-    'no_states': dict(recurrence=dict(carry_states=False, **four)),
-    'drawn': dict(
-      recurrence=four,
-      training=dict(draw_passes=(1, 2, 4), exam_passes=(1, 2, 8)),
-    ),
-    'halting': dict(recurrence=dict(halting=True, **four)),
-  }
+def _controls(c: ml_collections.ConfigDict) -> None:
+  c.arms = _CONTROLS
 
 
 def _paper(c: ml_collections.ConfigDict) -> None:
@@ -61,14 +66,18 @@ def _paper(c: ml_collections.ConfigDict) -> None:
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = common.puzzle('rule110', width=12, strings=2, steps=4)
-  c.model = common.hybrid(64, 4, 128, vocab=3)
+  c.model = common.hybrid(32, _LAYERS, 64, vocab=3)
   c.model.recurrent.update(heads=2, key=16, value=32)
   # Larger than the paper's: there are a hundred times fewer steps.
   c.training.update(
-    steps=_STEPS, muon_learning_rate=2e-2, adam_learning_rate=2e-3
+    steps=_STEPS,
+    batch=128,
+    exams=5,
+    muon_learning_rate=2e-2,
+    adam_learning_rate=2e-3,
   )
   c.reference = 'passes_4'
   c.headline = ('exact', 'per_bit', 'loss')
-  c.arms = _arms(_STEPS, 4)
-  common.vary(c, variant, paper=_paper)
+  c.arms = _ARMS
+  common.vary(c, variant, controls=_controls, paper=_paper)
   return c
