@@ -1,9 +1,9 @@
 """Which axis of which array lies on which axis of the mesh; all of it is here.
 
 Model code knows no mesh. A leaf is known by its path; `_LEAVES` names its axes,
-`RULES` gives each name its mesh axes, and the compiler does the rest. A life
-lies on the mesh of `over(sizes)`: `lay`, `split` and `whole` place arrays, eagerly
-or in compiled code; without a mesh they return what they are given.
+`RULES` gives each name its mesh axes, and the compiler does the rest. Within
+`over(sizes)`, `lay`, `split` and `whole` place arrays, in compiled code as well;
+elsewhere they return what they are given.
 
 Mesh axes: `data` splits a batch, `fsdp` a batch and the weights, `tensor` what
 is inside a layer, `expert` the slots of a bank, `lives` independent instances.
@@ -76,7 +76,7 @@ def mesh(
       raise config.ConfigError(f'mesh.{axis}={size} must be at least 1.')
   shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
   if math.prod(shape) != len(devices):
-    asked = ' x '.join(f'{k}={v}' for k, v in sizes.items()) or '1'
+    asked = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
     raise config.ConfigError(
       f'a mesh of {asked} needs {math.prod(shape)} devices, but there are '
       f'{len(devices)}; change its sizes.'
