@@ -1,8 +1,8 @@
 """Which axis of which array lies on which axis of the mesh; all of it is here.
 
 Model code knows no mesh. A leaf is known by its path; `_LEAVES` names its axes,
-`RULES` gives each name its mesh axes, and the compiler does the rest. Within
-`over(sizes)`, `lay`, `split` and `whole` place arrays, in compiled code as well;
+`RULES` gives each name its mesh axes, and the compiler does the rest. Under
+`over(sizes)`, `lay`, `split` and `whole` place arrays, in compiled code too;
 elsewhere they return what they are given.
 
 Mesh axes: `data` splits a batch, `fsdp` a batch and the weights, `tensor` what
