@@ -193,7 +193,8 @@ def test_trials_on_a_mesh_say_the_same(monkeypatch):
   assert not any(x.is_fully_replicated for x in lies)
 
 
-def test_two_processes_share_a_life_that_one_began(tmp_path):
+def test_two_processes_share_a_life_that_one_began(tmp_path, monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS')  # A device each.
   gentle = (
     '--config.model.levels[0].optimizer=sgd',
     '--config.model.levels[0].learning_rate=0.1',
