@@ -224,15 +224,25 @@ def test_two_processes_share_a_life_that_one_began(tmp_path, monkeypatch):
 def _saved(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   """The leaves of a life's last save, and which no process saw whole."""
   folder = next((workdir / 'lives').iterdir()) / 'checkpoints'
-  with ocp.CheckpointManager(folder) as manager:
-    last = manager.restore(
-      manager.latest_step(),
+  with ocp.CheckpointManager(
+    folder,
+    item_handlers={
+      'life': ocp.StandardCheckpointHandler(),
+      'meta': ocp.JsonCheckpointHandler(),
+    },
+  ) as manager:
+    last = manager.latest_step()
+    like = {
+      k: np.empty(x.shape, x.dtype)
+      for k, x in manager.item_metadata(last)['life'].items()
+    }
+    found = manager.restore(
+      last,
       args=ocp.args.Composite(
-        life=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+        life=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
       ),
     )
-  leaves = {k: np.asarray(x) for k, x in last.life.items()}
-  return leaves, last.meta['unseen']
+  return dict(found.life), found.meta['unseen']
 
 
 @pytest.mark.parametrize(
