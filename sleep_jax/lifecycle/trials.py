@@ -176,7 +176,7 @@ def ask(
 def _spread(tree: t.Tree) -> t.Tree:
   """Leaves `[I, ...]` over the mesh; without one, over this process's devices
   if they divide I."""
-  if sharding.parts('instances') > 1:
+  if sharding.current():
     return sharding.split(tree, 'instances')
   local = jax.local_devices()
   if len(local) == 1 or len(jax.tree.leaves(tree)[0]) % len(local):

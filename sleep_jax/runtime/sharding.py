@@ -195,8 +195,8 @@ def over(sizes: Mapping[str, int]) -> Iterator[None]:
     yield
 
 
-def _now() -> jax.sharding.AbstractMesh | None:
-  """The mesh in force, also while a program is traced."""
+def current() -> jax.sharding.AbstractMesh | None:
+  """The mesh in force, if any; also while a program is traced."""
   found = jax.sharding.get_abstract_mesh()
   return None if found.empty else found
 
@@ -207,7 +207,7 @@ def lay(tree: t.Tree) -> t.Tree:
   Raises:
     ConfigError: if a leaf does not divide.
   """
-  if (found := _now()) is None:
+  if (found := current()) is None:
     return tree
   parts = shardings(found, tree)
   return jax.tree.map(
@@ -215,7 +215,9 @@ def lay(tree: t.Tree) -> t.Tree:
   )
 
 
-def _spec_of_data(found: jax.sharding.AbstractMesh, axes: Axes, x: Any):
+def _spec_of_data(
+  found: jax.sharding.AbstractMesh, axes: Axes, x: Any
+) -> jax.P:
   def over_devices(name: str | None) -> int:
     return math.prod(found.shape[axis] for axis in RULES.get(name, ()))
 
@@ -232,7 +234,7 @@ def split(tree: t.Tree, *axes: str | None) -> t.Tree:
   Settings are checked before any life (`check_rows`). An axis whose size no
   setting tells, such as the questions of an exam, lies whole if it must.
   """
-  if (found := _now()) is None:
+  if (found := current()) is None:
     return tree
   return jax.tree.map(
     lambda x: jax.lax.with_sharding_constraint(
@@ -262,7 +264,7 @@ def fetch(tree: t.Tree) -> t.Tree:
 
 def parts(axis: str) -> int:
   """Over how many devices a logical axis is split."""
-  if (found := _now()) is None:
+  if (found := current()) is None:
     return 1
   return math.prod(found.shape[name] for name in RULES[axis])
 
@@ -273,7 +275,7 @@ def check_rows(rows: Mapping[str, int]) -> None:
   Raises:
     ConfigError: with both numbers.
   """
-  if (found := _now()) is not None:
+  if (found := current()) is not None:
     for where, size in rows.items():
       sharding(found, ('batch',), (size,), where)
 
@@ -284,5 +286,5 @@ def check_leaves(tree: t.Tree) -> None:
   Raises:
     ConfigError: with both numbers.
   """
-  if (found := _now()) is not None:
+  if (found := current()) is not None:
     shardings(found, tree)
