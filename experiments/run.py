@@ -76,6 +76,10 @@ def check(c: live.Settings) -> None:
       f'workers={c["workers"]}: on a mesh one life is lived after the other; '
       'set --config.workers=1.'
     )
+  if sharding.many(mesh) and 'puzzle' in c:
+    raise config.ConfigError(
+      'mesh: a puzzle is learnt on one device; leave --config.mesh out.'
+    )
   with sharding.over(mesh):
     for arm in c['arms']:
       kinds.of(c).build(live.settings_of(c, arm), c['seeds'][0])

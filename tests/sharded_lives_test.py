@@ -133,7 +133,7 @@ def assert_same_life(got: Lived, want: Lived):
 def test_a_life_on_eight_devices_is_that_of_one(one, eight):
   assert_same_life(eight, one)
   # Days and nights that teach something, by far more than what is forgiven.
-  for name in ('rested.0.down', 'memory.levels.1.bank.experts.b'):
+  for name in ('rested.0.0.down', 'memory.levels.1.bank.experts.b'):
     assert np.abs(one.life[name]).max() > 3e-4
 
 
@@ -151,7 +151,7 @@ def test_every_step_of_it_is_shared_by_the_devices(one, eight):
 def test_its_weights_are_split_by_the_table(eight):
   parts, want = eight.parts, jax.P(None, 'tensor', 'fsdp')
   assert parts['params.blocks.level_1.down'].spec == want
-  assert parts['rested.0.down'].spec == want
+  assert parts['rested.0.0.down'].spec == want
   for name, part in parts.items():
     assert len(part.device_set) == 8, name
     size = eight.life[name].size
@@ -248,6 +248,7 @@ def _saved(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
 @pytest.mark.parametrize(
   'changes, words',
   [
+    ({'puzzle': {}}, 'mesh: a puzzle is learnt on one device'),
     ({'workers': 2}, 'workers=2: on a mesh one life is lived after the other'),
     ({'mesh': {'data': 3}}, 'mesh of data=3 needs 3 devices, but there are 8'),
     ({'mesh': {'data': 0}}, 'mesh.data=0 must be at least 1'),
@@ -265,7 +266,7 @@ def test_what_cannot_be_is_refused_before_any_life(changes, words):
   c = settings(data=8)
   c['sleep']['batch'] = 8
   for name, value in changes.items():
-    c[name] = c[name] | value if isinstance(value, dict) else value
+    c[name] = c.get(name, {}) | value if isinstance(value, dict) else value
   with pytest.raises(config.ConfigError, match=words):
     run.check(c)
 
