@@ -22,6 +22,7 @@ from sleep_jax import tasks
 from sleep_jax import typing as t
 from sleep_jax.data import tokenizers
 from sleep_jax.learners import learner as learner_lib
+from sleep_jax.models import memory as memory_lib
 from sleep_jax.runtime import accounts
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import distributed
@@ -30,6 +31,7 @@ from sleep_jax.runtime import goodput
 from sleep_jax.runtime import health
 from sleep_jax.runtime import metrics as metrics_lib
 from sleep_jax.runtime import profiling
+from sleep_jax.runtime import sharding
 from sleep_jax.runtime import sinks
 from sleep_jax.runtime import termination
 from sleep_jax.tasks import task as task_lib
@@ -37,7 +39,7 @@ from sleep_jax.tasks import task as task_lib
 Settings = dict[str, Any]
 
 # Settings of how lives are run; what a life becomes does not depend on them.
-_HOW = ('workers', 'writers', 'profile')
+_HOW = ('workers', 'writers', 'profile', 'mesh')
 
 # Sections that only tasks with contexts to dream about need.
 _DREAMS = {
@@ -78,7 +80,7 @@ def build(
   ledger = accounts.Ledger(model, given['length'])
   setup = learner_lib.Setup(
     model=model,
-    params=bases.load(c['base'], model, given.get('data_dir')),
+    params=sharding.lay(bases.load(c['base'], model, given.get('data_dir'))),
     tokenizer=task.tokenizer,
     wake=config.from_mapping(config.WakeConfig, c['wake'], 'wake'),
     sleep=config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep'),
@@ -94,6 +96,7 @@ def build(
     },
   )
   check_slots(setup, task.episodes)
+  check_mesh(setup)
   return task, learners.build(c['learner'], setup), ledger
 
 
@@ -112,6 +115,24 @@ def check_slots(setup: learner_lib.Setup, nights: int) -> None:
         f'slots={slots} and sleep.slot_policy=error; raise slots, or set '
         'sleep.slot_policy=merge or recycle.'
       )
+
+
+def check_mesh(setup: learner_lib.Setup) -> None:
+  """Refuses, before the first day, what does not divide over the mesh."""
+  how = setup.sleep
+  sharding.check_rows(
+    {
+      'wake.lanes': setup.wake.lanes,
+      'finetune.batch': setup.finetune.batch,
+      'sleep.batch': how.batch,
+      'half of sleep.dreams': how.dreams // 2,
+      'sleep.prefixes x sleep.group': how.prefixes * how.group,
+      'sleep.rollout_groups x sleep.group': how.rollout_groups * how.group,
+    }
+  )
+  sharding.check_leaves(
+    jax.eval_shape(lambda: memory_lib.fresh_memory(setup.model))
+  )
 
 
 def identity(c: Settings) -> Settings:
@@ -135,11 +156,12 @@ def live(
   done = folder / 'summary.json'
   if done.exists():
     return json.loads(done.read_text(encoding='utf-8'))
-  if not distributed.primary():
-    return _live(c, arm, seed, folder, bar_position)
-  with files.owned(folder):
-    summary = _live(c, arm, seed, folder, bar_position)
-    files.write(done, json.dumps(summary))
+  with sharding.over(c.get('mesh', {})):
+    if not distributed.primary():
+      return _live(c, arm, seed, folder, bar_position)
+    with files.owned(folder):
+      summary = _live(c, arm, seed, folder, bar_position)
+      files.write(done, json.dumps(summary))
   return summary
 
 
@@ -152,7 +174,7 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
   saved = checkpoint.Checkpoints(
     folder / 'checkpoints', hashlib.sha256(text.encode()).hexdigest()
   )
-  born = learner.init(jax.random.PRNGKey(seed))
+  born = sharding.lay(learner.init(jax.random.PRNGKey(seed)))
   now = saved.newest(born)
   if now is None:
     _check_new(folder)
@@ -254,6 +276,7 @@ def _one_day(
   for phase, verb in list(zip(checkpoint.PHASES, verbs, strict=True))[past:]:
     try:
       life, told = verb(now.life)
+      life = sharding.lay(life)
     except health.NotFinite as e:
       raise health.NotFinite(f'night {night}: {e}') from e
     told = {f'{phase}/{k}': v for k, v in told.items()}

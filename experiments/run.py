@@ -29,6 +29,7 @@ from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
 from sleep_jax.runtime import health
+from sleep_jax.runtime import sharding
 from sleep_jax.runtime import termination
 
 _CONFIG = config_flags.DEFINE_config_file('config')
@@ -64,9 +65,24 @@ def claim(workdir: pathlib.Path, c: live.Settings) -> None:
 
 
 def check(c: live.Settings) -> None:
-  """Builds every arm once, so that a bad setting stops before any life."""
-  for arm in c['arms']:
-    kinds.of(c).build(live.settings_of(c, arm), c['seeds'][0])
+  """Builds every arm once, so that a bad setting stops before any life.
+
+  Raises:
+    ConfigError: for the first of them.
+  """
+  mesh = c.get('mesh', {})
+  if sharding.many(mesh) and c['workers'] > 1:
+    raise config.ConfigError(
+      f'workers={c["workers"]}: on a mesh one life is lived after the other; '
+      'set --config.workers=1.'
+    )
+  if sharding.many(mesh) and 'puzzle' in c:
+    raise config.ConfigError(
+      'mesh: a puzzle is learnt on one device; leave --config.mesh out.'
+    )
+  with sharding.over(mesh):
+    for arm in c['arms']:
+      kinds.of(c).build(live.settings_of(c, arm), c['seeds'][0])
 
 
 def _start_worker(counter, cores: list[int]) -> None:

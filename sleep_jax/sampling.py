@@ -15,6 +15,7 @@ from sleep_jax.models import cms
 from sleep_jax.models import decoding
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.runtime import sharding
 
 _BLOCK = 128  # Tokens; near the square root of usual vocabularies.
 
@@ -163,8 +164,9 @@ def complete(
   rows = 1 << (len(prompts) - 1).bit_length()
   tokens, lengths = left_pad([*prompts, *[[]] * (rows - len(prompts))], how.pad)
   room = cfg.max_len - how.max_new
-  out = generate(cfg, params, memory, tokens[:, -room:], lengths, rng, how)
-  pairs = zip(np.asarray(out.tokens), np.asarray(out.lengths))
+  asked = sharding.split((tokens[:, -room:], lengths), 'batch')
+  out = sharding.fetch(generate(cfg, params, memory, *asked, rng, how))
+  pairs = zip(out.tokens, out.lengths)
   return [row[:n].tolist() for row, n in list(pairs)[: len(prompts)]]
 
 

@@ -12,6 +12,7 @@ from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
+from sleep_jax.runtime import sharding
 
 Penalty = Callable[[t.Params, Any], jax.Array]
 
@@ -66,9 +67,9 @@ def train_steps(
     return (optax.apply_updates(params, update), opt_state), loss
 
   (params, opt_state), loss = jax.lax.scan(
-    step, (params, opt_state), (tokens, weight)
+    step, (params, opt_state), sharding.split((tokens, weight), None, 'batch')
   )
-  return params, opt_state, loss
+  return *sharding.lay((params, opt_state)), loss
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -22,7 +22,14 @@ def free_port() -> int:
 
 
 def start(
-  workdir, port: int, process: int, *, processes=2, moment=None, timeout=60
+  workdir,
+  port: int,
+  process: int,
+  *,
+  processes=2,
+  moment=None,
+  timeout=60,
+  more=(),
 ) -> subprocess.Popen:
   flags = (
     SHORT,
@@ -30,6 +37,7 @@ def start(
     f'--processes={processes}',
     f'--process_id={process}',
     f'--peer_timeout={timeout}',
+    *more,
   )
   return subprocess.Popen(
     killing.command(workdir, moment, *flags),

@@ -110,11 +110,14 @@ def command(
   moment: Moment | None = None,
   *flags: str,
 ) -> list[str]:
-  """The command of the small life; it dies at the moment, if that is a call."""
+  """The command of the small life, unless the flags name another config; it
+  dies at the moment, if that is a call."""
   start = ['-m', 'experiments.run']
   if moment and moment.function:
     start = ['-c', f'from tests.killing import Moment, die; die({moment!r})']
-  return [sys.executable, *start, *_FLAGS, f'--workdir={workdir}', *flags]
+  named = any(flag.startswith('--config=') for flag in flags)
+  flags = flags if named else (*_FLAGS, *flags)
+  return [sys.executable, *start, f'--workdir={workdir}', *flags]
 
 
 def live(

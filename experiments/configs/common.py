@@ -5,6 +5,7 @@ import dataclasses
 import ml_collections
 
 from sleep_jax import config
+from sleep_jax.runtime import sharding
 
 
 def settings(cls: type, **changes) -> ml_collections.ConfigDict:
@@ -18,6 +19,8 @@ def experiment(name: str) -> ml_collections.ConfigDict:
   c.name = name
   c.workers = 2  # Lives at a time.
   c.writers = ()  # Beside JSON lines and TensorBoard: wandb, trackio.
+  # Devices by mesh axis; all 1 is no mesh.
+  c.mesh = ml_collections.ConfigDict(dict.fromkeys(sharding.MESH_AXES, 1))
   c.profile = ml_collections.ConfigDict(dict(steps=''))  # Such as 10:15.
   return c
 

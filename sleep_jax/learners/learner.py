@@ -21,6 +21,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import accounts
+from sleep_jax.runtime import sharding
 from sleep_jax.tasks import task
 
 Metrics = dict[str, float]
@@ -139,16 +140,15 @@ def score(
       for row, j in zip(asked, index, strict=True):
         row[len(row) - len(answers[j]) :] = True
       fill = _EXAM_ROWS - len(index)
-      hit, logp, right = _score(
-        setup.model,
-        params,
-        memory,
+      rows = (
         np.pad(tokens, ((0, fill), (0, 0))),
         np.pad(lengths, (0, fill), constant_values=1),
         np.pad(asked, ((0, fill), (0, 0))),
       )
-      exact[index] = np.asarray(hit)[: len(index)]
-      logprob[index] = np.asarray(logp)[: len(index)]
-      accuracy[index] = np.asarray(right)[: len(index)]
+      marks = sharding.fetch(
+        _score(setup.model, params, memory, *sharding.split(rows, 'batch'))
+      )
+      for out, mark in zip((exact, logprob, accuracy), marks, strict=True):
+        out[index] = mark[: len(index)]
       account.forward(_EXAM_ROWS * tokens.shape[1])
   return task.Response(exact, logprob, accuracy)

@@ -35,6 +35,7 @@ from sleep_jax.models import lora
 from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import accounts
+from sleep_jax.runtime import sharding
 
 _MULTIPLE = 16  # Rows of prompt and dream are padded to it: few shapes.
 
@@ -205,7 +206,7 @@ def weigh(
   def sketch(sets: list[contexts.Edit]) -> tuple[np.ndarray, np.ndarray]:
     rows = trials.stacked(sets, len(sets), lab.pad)
     with dreamer.ledger.phase('teacher') as account:
-      grads = jax.device_get(
+      grads = sharding.fetch(
         importance.gradients(
           lab.cfg, lab.params, lab.memory, adapter, *map(jnp.asarray, rows)
         )

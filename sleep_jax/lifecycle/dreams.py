@@ -21,6 +21,7 @@ from sleep_jax.data import tokenizers
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
+from sleep_jax.runtime import sharding
 
 _MOST_NEWS = 4.0  # Nats; a single token must not carry a batch.
 _JUDGE_BATCH = 64  # Rows judged at a time; bounds the memory of a pass.
@@ -73,8 +74,10 @@ def sample(
     cfg,
     params,
     memory,
-    jnp.full((rows, 1), tokenizer.bos),
-    jnp.ones((rows,), jnp.int32),
+    *sharding.split(
+      (jnp.full((rows, 1), tokenizer.bos), jnp.ones((rows,), jnp.int32)),
+      'batch',
+    ),
     rng,
     sampling.Sampling(
       max_new=how.dream_length - 1,
@@ -84,8 +87,9 @@ def sample(
       pad=tokenizer.pad,
     ),
   )
+  out = sharding.fetch(out)
   bos = np.full((rows, 1), tokenizer.bos, np.int32)
-  return np.concatenate([bos, out.tokens], 1), np.asarray(out.lengths) + 1
+  return np.concatenate([bos, out.tokens], 1), out.lengths + 1
 
 
 def segments(
@@ -289,17 +293,10 @@ def judge_all(
   columns = np.arange(tokens.shape[1])
   inside = (columns < lengths[:, None]).astype(np.float32)
   positions = np.broadcast_to(columns, tokens.shape)
-  batches = [
-    judge(
-      cfg,
-      how,
-      params,
-      selves,
-      tokens[i : i + _JUDGE_BATCH],
-      positions[i : i + _JUDGE_BATCH],
-      inside[i : i + _JUDGE_BATCH],
-      owner[i : i + _JUDGE_BATCH],
-    )[0]
-    for i in range(0, len(tokens), _JUDGE_BATCH)
-  ]
+  rows = tokens, positions, inside, owner
+  batches = []
+  for i in range(0, len(tokens), _JUDGE_BATCH):
+    some = tuple(x[i : i + _JUDGE_BATCH] for x in rows)
+    judged, _ = judge(cfg, how, params, selves, *sharding.split(some, 'batch'))
+    batches.append(judged)
   return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)

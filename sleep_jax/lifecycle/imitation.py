@@ -20,6 +20,7 @@ from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
 from sleep_jax.objectives import rewards
+from sleep_jax.runtime import sharding
 
 
 @struct.dataclass
@@ -162,7 +163,9 @@ def roll_out(
   """
   cut_key, roll_key = jax.random.split(rng)
   pieces = cut(tokens, lengths, how.continuation, cut_key)
-  prefixes, at, meant, left = (jnp.repeat(x, how.group, axis=0) for x in pieces)
+  prefixes, at, meant, left = sharding.split(
+    tuple(jnp.repeat(x, how.group, axis=0) for x in pieces), 'batch'
+  )
   sampler = sampling.Sampling(
     max_new=how.continuation,
     temperature=how.temperature,

@@ -32,6 +32,7 @@ from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
 from sleep_jax.runtime import accounts
 from sleep_jax.runtime import health
+from sleep_jax.runtime import sharding
 
 
 @struct.dataclass
@@ -93,6 +94,7 @@ def objective(
   memory = student.with_level(level, bank=bank)
   parts = [dreamt] if rolled is None else [dreamt, rolled.judged]
   both = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+  both = sharding.split(both, 'batch')
   out = transformer.forward(
     cfg, params, both.tokens, memory, positions=both.positions
   )
@@ -177,7 +179,7 @@ def seed_steps(
     update, opt_state = optimizer(how).update(grads, opt_state, expert)
     if how.train_expert:
       expert = optax.apply_updates(expert, update)
-    return (expert, opt_state), marks
+    return sharding.lay((expert, opt_state)), marks
 
   (expert, opt_state), marks = jax.lax.scan(
     step, (expert, opt_state), (dream_rows, rollout_rows)
@@ -240,11 +242,12 @@ def seed(
   # what it learns, and what it displaces, is what the next day will find.
   bank = student.levels[level].bank.mark(slot, memory_lib.ACTIVE)
   student = student.with_level(level, bank=bank)
-  expert = jax.tree.map(jnp.copy, bank.expert(slot))
-  opt_state = optimizer(how).init(expert)
+  expert = sharding.lay(jax.tree.map(jnp.copy, bank.expert(slot)))
+  opt_state = sharding.lay(optimizer(how).init(expert))
   probed = judged.rows(
     dreamt.pick(dreams.host_rng(jax.random.fold_in(rng, 1)), _PROBE_ROWS)
   )
+  probed = sharding.split(probed, 'batch')
 
   def probe(expert: memory_lib.Expert) -> float:
     with lesson.ledger.phase('update') as account:
@@ -272,9 +275,10 @@ def seed(
     with lesson.ledger.phase('update') as account:
       expert, opt_state, marks = seed_steps(
         lesson.cfg, how, level, expert, opt_state, lesson.params, student,
-        jnp.asarray(slot), judged, rolled, rows, of_groups,
+        jnp.asarray(slot), judged, rolled,
+        *sharding.split((rows, of_groups), None, 'batch'),
       )  # fmt: skip
-      curves.append(jax.device_get(marks))
+      curves.append(sharding.fetch(marks))
       name = f'sleep, seeding of level {level + 1}'
       health.check(name, curves[-1].loss, expert, first_step=start)
       per_step = how.batch + (of_groups.shape[1] if lesson.imitates else 0)
@@ -299,7 +303,8 @@ def _dream(lesson: Lesson, rng: t.Key) -> tuple[dreams.Dreams, dreams.Judged]:
     account.forward(dreamt.tokens.size)
   with lesson.ledger.phase('teacher') as account:
     judged = dreams.judge_all(cfg, how, params, selves, dreamt)
-    jax.block_until_ready(judged)
+    # Every device has all dreams, and takes its own rows of a batch.
+    judged = jax.block_until_ready(sharding.whole(judged))
     times = 1 if selves.old is None else 2
     account.forward(dreamt.tokens.size, times=times)
   return dreamt, judged
@@ -329,4 +334,4 @@ def _imitate(
     )
     reward = float(reward.mean())
     account.forward(size, times=2 if lesson.selves.old is None else 5)
-  return rolled, reward
+  return sharding.whole(rolled), reward

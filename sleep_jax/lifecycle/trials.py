@@ -23,6 +23,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import accounts
+from sleep_jax.runtime import sharding
 
 RULE = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
@@ -173,12 +174,15 @@ def ask(
 
 
 def _spread(tree: t.Tree) -> t.Tree:
-  """Leaves `[I, ...]` sharded over all devices, if they divide I."""
-  devices = jax.device_count()
-  if devices == 1 or len(jax.tree.leaves(tree)[0]) % devices:
+  """Leaves `[I, ...]` over the mesh; without one, over this process's devices
+  if they divide I."""
+  if sharding.current():
+    return sharding.split(tree, 'instances')
+  local = jax.local_devices()
+  if len(local) == 1 or len(jax.tree.leaves(tree)[0]) % len(local):
     return jax.tree.map(jnp.asarray, tree)
   auto = (jax.sharding.AxisType.Auto,)
-  mesh = jax.make_mesh((devices,), ('trials',), axis_types=auto)
+  mesh = jax.make_mesh((len(local),), ('trials',), auto, devices=local)
   spec = jax.sharding.NamedSharding(mesh, jax.P('trials'))
   return jax.device_put(tree, spec)
 
@@ -221,7 +225,8 @@ def run(
 
 
 def _run(lab, edits, questions, rng):
-  instances = _bucket(len(edits))
+  split = sharding.parts('instances')
+  instances = -(-_bucket(len(edits)) // split) * split
   some = next((e for e in edits if e is not None), None)
   adapters = fresh_adapters(lab, instances, rng)
   finite = np.ones(instances, bool)
@@ -243,7 +248,7 @@ def _run(lab, edits, questions, rng):
   with lab.ledger.phase('trials') as account:
     answers, size = _answers(lab, adapters, questions, instances)
     account.forward(size)
-  return answers, np.asarray(finite)[: len(edits)]
+  return answers, sharding.fetch(finite)[: len(edits)]
 
 
 def _answers(lab, adapters, questions, instances):
@@ -261,13 +266,11 @@ def _answers(lab, adapters, questions, instances):
     stop=lab.reader.stop,
     pad=lab.pad,
   )
-  tokens, counts = jax.device_get(
-    ask(
-      lab.cfg, lab.params, lab.memory, adapters,
-      jnp.asarray(prompts.reshape(*shape, prompts.shape[1])),
-      jnp.asarray(lengths.reshape(shape)), how,
-    )
-  )  # fmt: skip
+  rows = prompts.reshape(*shape, prompts.shape[1]), lengths.reshape(shape)
+  rows = sharding.split(jax.tree.map(jnp.asarray, rows), 'instances')
+  tokens, counts = sharding.fetch(
+    ask(lab.cfg, lab.params, lab.memory, adapters, *rows, how)
+  )
   said = [
     [
       [token for token in row[:n].tolist() if token != lab.reader.stop]

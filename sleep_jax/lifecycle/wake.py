@@ -15,6 +15,7 @@ from sleep_jax import typing as t
 from sleep_jax.lifecycle import schedule
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.runtime import sharding
 
 
 def chunk_loss(
@@ -177,9 +178,10 @@ def wake(
 
     return (memory, clock + length), jax.vmap(one)(*group).mean(0)
 
-  (memory, clock), loss = jax.lax.scan(
-    persistent if how.persistent else per_row,
-    (memory, clock),
-    (tokens.reshape(shape), weight.reshape(shape)),
+  groups = sharding.split(
+    (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
   )
-  return memory, clock, loss.reshape(-1)
+  (memory, clock), loss = jax.lax.scan(
+    persistent if how.persistent else per_row, (memory, clock), groups
+  )
+  return sharding.lay(memory), clock, loss.reshape(-1)

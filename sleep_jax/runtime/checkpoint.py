@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.runtime import distributed
+from sleep_jax.runtime import sharding
 
 PHASES = ('wake', 'sleep')
 FORMAT = 2  # Raised whenever older checkpoints can no longer be read.
@@ -300,7 +301,8 @@ def _leaves_digest(leaves: dict[str, Any], unseen: list[str]) -> str:
   """
   digest = hashlib.sha256()
   for name in sorted(set(leaves) - set(unseen)):
-    whole = np.ascontiguousarray(leaves[name])
+    # A leaf that was whole when it was saved may lie over processes now.
+    whole = np.ascontiguousarray(sharding.fetch(leaves[name]))
     digest.update(f'{name}{whole.dtype}{whole.shape}'.encode())
     digest.update(whole.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()

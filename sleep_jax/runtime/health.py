@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import typing as t
+from sleep_jax.runtime import sharding
 
 
 class NotFinite(FloatingPointError):
@@ -47,7 +48,7 @@ def check(
   Raises:
     NotFinite: if a loss or a weight is not finite.
   """
-  loss = np.asarray(loss)
+  loss = sharding.fetch(loss)
   good = np.isfinite(loss.reshape(len(loss), -1)).all(axis=1)
   leaf = bad_leaf(tree)
   if good.all() and leaf is None:

@@ -1,17 +1,22 @@
 """Which axis of which array lies on which axis of the mesh; all of it is here.
 
 Model code knows no mesh. A leaf is known by its path; `_LEAVES` names its axes,
-`RULES` gives each name its mesh axes, and the compiler does the rest.
+`RULES` gives each name its mesh axes, and the compiler does the rest. Under
+`over(sizes)`, `lay`, `split` and `whole` place arrays, in compiled code too;
+elsewhere they return what they are given.
 
 Mesh axes: `data` splits a batch, `fsdp` a batch and the weights, `tensor` what
 is inside a layer, `expert` the slots of a bank, `lives` independent instances.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import math
 import re
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from sleep_jax import config
@@ -58,16 +63,20 @@ def mesh(
   """A mesh of all of `MESH_AXES`; those not in `sizes` have size 1.
 
   Raises:
-    ConfigError: if an axis is unknown, or the sizes do not use all devices.
+    ConfigError: if an axis is unknown or has no size, or the sizes do not use
+      all devices.
   """
   devices = jax.devices() if devices is None else devices
   if unknown := sorted(set(sizes) - set(MESH_AXES)):
     raise config.ConfigError(
       f'mesh axis {unknown[0]!r} is unknown; known are {", ".join(MESH_AXES)}.'
     )
+  for axis, size in sizes.items():
+    if size < 1:
+      raise config.ConfigError(f'mesh.{axis}={size} must be at least 1.')
   shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
   if math.prod(shape) != len(devices):
-    asked = ' x '.join(f'{k}={v}' for k, v in sizes.items()) or '1'
+    asked = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
     raise config.ConfigError(
       f'a mesh of {asked} needs {math.prod(shape)} devices, but there are '
       f'{len(devices)}; change its sizes.'
@@ -163,3 +172,119 @@ def rows(mesh: jax.sharding.Mesh, tree: t.Tree, axis: str = 'batch') -> t.Tree:
   return jax.tree.map(
     lambda x: sharding(mesh, (axis,) if x.shape else (), x.shape, axis), tree
   )
+
+
+def many(sizes: Mapping[str, int]) -> bool:
+  """Whether these sizes ask for a mesh; all of them 1 do not."""
+  return any(size != 1 for size in sizes.values())
+
+
+@contextlib.contextmanager
+def over(sizes: Mapping[str, int]) -> Iterator[None]:
+  """Within, everything lies on a mesh of these sizes, over all processes.
+
+  Sizes that are all 1, or none, change nothing.
+
+  Raises:
+    ConfigError: if there can be no such mesh.
+  """
+  if not many(sizes):
+    yield
+    return
+  with jax.set_mesh(mesh(sizes)):
+    yield
+
+
+def current() -> jax.sharding.AbstractMesh | None:
+  """The mesh in force, if any; also while a program is traced."""
+  found = jax.sharding.get_abstract_mesh()
+  return None if found.empty else found
+
+
+def lay(tree: t.Tree) -> t.Tree:
+  """Weights, a memory or a whole life, by the table.
+
+  Raises:
+    ConfigError: if a leaf does not divide.
+  """
+  if (found := current()) is None:
+    return tree
+  parts = shardings(found, tree)
+  return jax.tree.map(
+    lambda x, s: jax.lax.with_sharding_constraint(x, s.spec), tree, parts
+  )
+
+
+def _spec_of_data(
+  found: jax.sharding.AbstractMesh, axes: Axes, x: Any
+) -> jax.P:
+  def over_devices(name: str | None) -> int:
+    return math.prod(found.shape[axis] for axis in RULES.get(name, ()))
+
+  names = tuple(
+    name if size % over_devices(name) == 0 else None
+    for size, name in zip(np.shape(x), axes)
+  )
+  return spec(names, 'data')
+
+
+def split(tree: t.Tree, *axes: str | None) -> t.Tree:
+  """Data whose leaves begin with these logical axes.
+
+  Settings are checked before any life (`check_rows`). An axis whose size no
+  setting tells, such as the questions of an exam, lies whole if it must.
+  """
+  if (found := current()) is None:
+    return tree
+  return jax.tree.map(
+    lambda x: jax.lax.with_sharding_constraint(
+      x, _spec_of_data(found, axes, x)
+    ),
+    tree,
+  )
+
+
+def whole(tree: t.Tree) -> t.Tree:
+  """Data that every device has all of."""
+  return split(tree)
+
+
+def fetch(tree: t.Tree) -> t.Tree:
+  """NumPy arrays, all of them in every process, wherever the leaves lie."""
+
+  def one(x: Any) -> np.ndarray:
+    if not isinstance(x, jax.Array) or (
+      x.is_fully_addressable or x.is_fully_replicated
+    ):
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(one, tree)
+
+
+def parts(axis: str) -> int:
+  """Over how many devices a logical axis is split."""
+  if (found := current()) is None:
+    return 1
+  return math.prod(found.shape[name] for name in RULES[axis])
+
+
+def check_rows(rows: Mapping[str, int]) -> None:
+  """Refuses numbers of rows, by the name of their setting, that do not divide.
+
+  Raises:
+    ConfigError: with both numbers.
+  """
+  if (found := current()) is not None:
+    for where, size in rows.items():
+      sharding(found, ('batch',), (size,), where)
+
+
+def check_leaves(tree: t.Tree) -> None:
+  """Refuses weights, or their shapes, that do not divide.
+
+  Raises:
+    ConfigError: with both numbers.
+  """
+  if (found := current()) is not None:
+    shardings(found, tree)
