@@ -6,10 +6,10 @@ the passes owe to what, at the same size; `:paper`, the sizes of arXiv
 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
 
 `passes_1`, `_2` and `_4` see the same tokens, so N passes cost more FLOPs;
-`long` has one pass and the FLOPs of `passes_4`. Controls: `deep` has them in four
-times the layers; `no_features` and `no_states` withhold from a pass
-what the one before has made of either; `drawn` trains with N drawn anew at each
-call and is examined with more than it ever saw; `halting` learns when to stop.
+`long` has one pass and the FLOPs of `passes_4`. Controls: `deep` has them in
+four times the layers; `no_features` and `no_states` withhold from a pass what
+the one before has made of either; `drawn` trains with N drawn anew at each call
+and is examined with more than it ever saw; `halting` learns when to stop.
 The paper finds, with N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences
 right, chance being 10 %.
 
