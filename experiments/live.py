@@ -41,8 +41,9 @@ Settings = dict[str, Any]
 # Settings of how lives are run; what a life becomes does not depend on them.
 _HOW = ('workers', 'writers', 'profile', 'mesh')
 
-# Sections that only tasks with contexts to dream about need.
-_DREAMS = {
+# Sections that only some experiments need.
+_SOME = {
+  'recurrence': config.RecurrenceConfig,
   'lora': config.LoraConfig,
   'trial': config.TrialConfig,
   'dreaming': config.DreamingConfig,
@@ -91,7 +92,7 @@ def build(
     reader=getattr(task, 'reader', None),
     **{
       name: config.from_mapping(cls, c[name], name)
-      for name, cls in _DREAMS.items()
+      for name, cls in _SOME.items()
       if name in c
     },
   )

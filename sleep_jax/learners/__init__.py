@@ -4,6 +4,7 @@ from sleep_jax import config
 from sleep_jax.learners import finetuning
 from sleep_jax.learners import learner
 from sleep_jax.learners import online
+from sleep_jax.learners import recurrence
 from sleep_jax.learners import selfedit
 
 _LEARNERS = {
@@ -14,6 +15,8 @@ _LEARNERS = {
   'sft': finetuning.Finetune,
   'ewc': finetuning.ElasticWeights,
   'joint': finetuning.Joint,
+  'recurrence': recurrence.Recurrence,
+  'recurrence_seeding': recurrence.RecurrenceAndSeeding,
 }
 
 # Where a task has contexts to dream about and an exam that lets one study them.

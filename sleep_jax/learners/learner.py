@@ -45,6 +45,8 @@ class Setup:
   lora: config.LoraConfig = config.LoraConfig()
   trial: config.TrialConfig = config.TrialConfig()
   dreaming: config.DreamingConfig = config.DreamingConfig()
+  # Of a hybrid that sleeps by recurrence.
+  recurrence: config.RecurrenceConfig = config.RecurrenceConfig()
 
   def __post_init__(self):
     tokenizers.check_fits(self.tokenizer, self.model.vocab)

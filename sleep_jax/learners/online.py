@@ -68,6 +68,23 @@ class Frozen(WakeOnly):
     return life, {}
 
 
+def told(report: consolidation.Report, steps: int) -> learner.Metrics:
+  """One transfer's figures; level 0 is the states of recurrent mixers."""
+  transfer, curves = report.transfer, report.curves
+  name = f'{transfer.sender + 1}to{transfer.receiver + 1}'
+  tenth = max(1, steps // 10)
+  return {
+    f'{name}/kl_first': report.kl_first,
+    f'{name}/kl_last': report.kl_last,
+    f'{name}/transferred': float(report.transferred),
+    f'{name}/slot': float(report.slot),
+    f'{name}/router': float(curves['router'][-tenth:].mean()),
+    f'{name}/on_policy': float(curves['on_policy'][-tenth:].mean()),
+    f'{name}/reward_first': float(curves['reward'][0]),
+    f'{name}/reward_last': float(curves['reward'][-1]),
+  }
+
+
 class Sleep(WakeOnly):
   """Wake, then consolidate what is due, slowest first (Sleep section 5)."""
 
@@ -96,18 +113,7 @@ class Sleep(WakeOnly):
         jax.random.fold_in(rng, transfer.sender),
         s.ledger,
       )
-      name = f'{transfer.sender + 1}to{transfer.receiver + 1}'
-      tenth = max(1, s.sleep.steps // 10)
-      metrics |= {
-        f'{name}/kl_first': report.kl_first,
-        f'{name}/kl_last': report.kl_last,
-        f'{name}/transferred': float(report.transferred),
-        f'{name}/slot': float(report.slot),
-        f'{name}/router': float(report.curves['router'][-tenth:].mean()),
-        f'{name}/on_policy': float(report.curves['on_policy'][-tenth:].mean()),
-        f'{name}/reward_first': float(report.curves['reward'][0]),
-        f'{name}/reward_last': float(report.curves['reward'][-1]),
-      }
+      metrics |= told(report, s.sleep.steps)
     metrics['transfers'] = float(len(due))
     return consolidation.awaken(life), metrics
 

@@ -54,8 +54,12 @@ def compute(
   The sender's pending update (Eq. 2) goes on top of its old weights (`carry`,
   the paper's letter) or of the weights it was born with (`restart`: a faster
   level begins anew whenever the next slower one has ticked, NL Eq. 72). Its
-  old experts are reset either way: synaptic pruning.
+  old experts are reset either way: synaptic pruning. Recurrent states hold
+  nothing but what was read, so they begin empty.
   """
+  if sender == schedule.STATES:
+    states = jax.tree.map(jnp.zeros_like, memory.states)
+    return memory.replace(states=states)
   level = memory.levels[sender]
   fast = level.fast
   if how.sender_reset == 'restart':

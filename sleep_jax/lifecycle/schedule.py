@@ -6,6 +6,8 @@ import jax
 
 from sleep_jax import config
 
+STATES = -1  # As a sender: the states of recurrent mixers, faster than all.
+
 
 class Transfer(NamedTuple):
   """Consolidation of level `sender` into level `receiver` (0 = fastest)."""
