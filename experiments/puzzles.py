@@ -196,7 +196,8 @@ def _until_exam(
       plan.model, how, plan.training, params, opt, _batches(plan, rng, steps)
     )
     loss.append(jax.device_get(told))
-    health.check('training', loss[-1], params, number * every + first)
+    at = number * every + first
+    health.check('training', loss[-1], params, first_step=at)
   marks = examine(
     plan,
     plan.recurrence,
