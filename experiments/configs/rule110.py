@@ -23,7 +23,7 @@ import ml_collections
 
 from experiments.configs import common
 
-_STEPS, _LAYERS = 500, 2
+_STEPS, _LAYERS = 1000, 2
 _FOUR = dict(recurrence=dict(passes=4))
 _ARMS: dict[str, dict[str, Any]] = {
   'passes_1': {},
