@@ -439,11 +439,15 @@ def small_rule110(variant='', steps=0, **training):
   return json.loads(c.to_json())
 
 
-@pytest.mark.parametrize(
-  'variant,arm',
-  [('', arm) for arm in rule110_config.get_config().arms]
-  + [('controls', arm) for arm in rule110_config.get_config('controls').arms],
-)
+_ARMS = [
+  # Each compiles programs of its own, for half a minute.
+  pytest.param(variant, arm, marks=() if arm == 'halting' else pytest.mark.slow)
+  for variant in ('', 'controls')
+  for arm in rule110_config.get_config(variant).arms
+]
+
+
+@pytest.mark.parametrize('variant,arm', _ARMS)
 def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):
   c = small_rule110(variant)
   if 'training' in c['arms'][arm]:
@@ -483,6 +487,30 @@ def test_retrieval_is_solved(tmp_path):
   c['training'].update(steps=200, batch=64, exams=1)
   life = puzzles.live(c, 'passes_1', 1, tmp_path, 0)
   assert life['final']['per_bit'] == 1.0
+
+
+@pytest.mark.parametrize(
+  'recipe', [rule110_config, depo_config, symbolic_config]
+)
+def test_every_arm_is_possible(recipe):
+  for variant in ('', 'paper', *(['controls'] * (recipe is rule110_config))):
+    c = json.loads(recipe.get_config(variant).to_json())
+    assert c['reference'] in c['arms']
+    for arm in c['arms']:
+      plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+      assert puzzles.train_flops(plan) > 0
+
+
+def test_long_and_deep_have_the_flops_of_four_passes():
+  c = json.loads(rule110_config.get_config('controls').to_json())
+  c['arms'] |= rule110_config.get_config().arms.to_dict()
+  spent = {}
+  for arm in ('passes_4', 'long', 'deep'):
+    plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+    spent[arm] = plan.training.steps * puzzles.train_flops(plan)
+  # A prediction window is passed over once, whatever N is.
+  assert 1.0 <= spent['long'] / spent['passes_4'] < 1.4
+  assert 1.0 <= spent['deep'] / spent['passes_4'] < 1.4
 
 
 @pytest.mark.parametrize(
