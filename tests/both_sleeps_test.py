@@ -10,6 +10,7 @@ import pytest
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax.learners import learner
+from sleep_jax.models import attention
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import accounts
@@ -70,7 +71,7 @@ def test_a_day_is_slept_on_window_by_window(day):
   # By hand: two passes over each row, from the states that the last one left.
   now = transformer.begin(s.model, 1)
   at = jnp.arange(16)[None]
-  turn = transformer.rotation(at, 8, s.model.rope_theta)
+  turn = attention.rotation(at, 8, s.model.rope_theta)
   causal = at[..., None] >= at[:, None]
   there = jnp.ones((1, 16), bool)
   for row in day.tokens:

@@ -18,6 +18,7 @@ from sleep_jax import sampling
 from sleep_jax.data import windows
 from sleep_jax.lifecycle import recurrence
 from sleep_jax.lifecycle import schooling
+from sleep_jax.models import attention
 from sleep_jax.models import deltanet
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
@@ -254,7 +255,7 @@ def by_hand(cfg, params, batch, n, loop=None):
   rows, j, length = batch.context.shape
   states = [s.s for s in transformer.begin(cfg, rows)]
   at = jnp.broadcast_to(jnp.arange(length), (rows, length))
-  turn = transformer.rotation(at, cfg.size_of_head, cfg.rope_theta)
+  turn = attention.rotation(at, cfg.size_of_head, cfg.rope_theta)
   seen = at[..., None] >= at[:, None]
   there = jnp.ones((rows, length), bool)
   for window in range(j):
@@ -378,7 +379,7 @@ def test_sliding_eviction_with_one_pass_is_a_sliding_window():
   at = jnp.arange(whole.shape[1])
   seen = (at[:, None] >= at) & (at[:, None] - at < 6)
   seen = jnp.broadcast_to(seen, (3, *seen.shape))
-  turn = transformer.rotation(
+  turn = attention.rotation(
     jnp.broadcast_to(at, whole.shape), cfg.size_of_head, cfg.rope_theta
   )
   x, *_ = transformer.Stack(cfg).apply(
@@ -386,9 +387,7 @@ def test_sliding_eviction_with_one_pass_is_a_sliding_window():
     params['embed']['embedding'][whole],
     None, (None, None), turn, seen, None, jnp.ones(whole.shape, bool),
   )  # fmt: skip
-  hidden = transformer.RMSNorm(cfg.norm_eps).apply(
-    {'params': params['norm']}, x
-  )
+  hidden = attention.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
   logp = jax.nn.log_softmax(hidden @ params['embed']['embedding'].T)[:, -4:]
   want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
   got = verdict(cfg, params, batch, eviction='sliding').nll

@@ -6,7 +6,7 @@ vocab_size means an output matrix of its own at the end. Before it stand two
 tables of the rotary embedding, which nobody reads any more.
 
 llama2.c rotates neighbouring entries of a head against each other where
-`transformer.rotate` rotates its halves, so rows of q and k change places.
+`attention.rotate` rotates its halves, so rows of q and k change places.
 """
 
 import math

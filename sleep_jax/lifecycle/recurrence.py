@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax import typing as t
 from sleep_jax.data import windows as windows_lib
+from sleep_jax.models import attention
 from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
@@ -80,7 +81,7 @@ def _frame(
   seen = (apart >= 0) & (keys[:, None] != transformer.PAD_POSITION)
   if how.eviction == 'sliding':
     seen &= apart < start
-  turn = transformer.rotation(
+  turn = attention.rotation(
     at, cfg.size_of_head, cfg.rope_theta, cfg.rope_scaling
   )
   return _Frame(turn, seen, start, present_BxL)
@@ -270,9 +271,7 @@ def predict(
     frame.start,
     frame.present,
   )
-  hidden = transformer.RMSNorm(cfg.norm_eps).apply(
-    {'params': params['norm']}, x
-  )
+  hidden = attention.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
   return (hidden @ transformer.head(cfg, params).T.astype(x.dtype)).astype(
     jnp.float32
   )
