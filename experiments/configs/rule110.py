@@ -5,11 +5,11 @@ steps. Variants: none, three seeds at a size for two cores; `:controls`, what
 the passes owe to what, at the same size; `:paper`, the sizes of arXiv
 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
 
-`passes_1`, `_2` and `_4` see the same tokens, so N passes cost more FLOPs;
-`long` has one pass and the FLOPs of `passes_4`. Controls: `deep` has them in
-four times the layers; `no_features` and `no_states` withhold from a pass what
-the one before has made of either; `drawn` trains with N drawn anew at each call
-and is examined with more than it ever saw; `halting` learns when to stop.
+The arms see the same tokens, so N passes cost more FLOPs. Controls: `long` and
+`deep` have the FLOPs of `passes_4` with one pass, in four times the steps or the
+layers; `no_features` and `no_states` withhold from a pass what the one before
+has made of either; `drawn` trains with N drawn anew at each call and is examined
+with more than it ever saw; `halting` learns when to stop.
 The paper finds, with N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences
 right, chance being 10 %.
 
@@ -29,10 +29,10 @@ _ARMS: dict[str, dict[str, Any]] = {
   'passes_1': {},
   'passes_2': dict(recurrence=dict(passes=2)),
   'passes_4': _FOUR,
-  'long': dict(training=dict(steps=4 * _STEPS)),
 }
 _CONTROLS: dict[str, dict[str, Any]] = {
   'passes_4': _FOUR,
+  'long': dict(training=dict(steps=4 * _STEPS)),
   'deep': dict(model=dict(layers=4 * _LAYERS)),
   'no_features': dict(recurrence=dict(passes=4, carry_features=False)),
   'no_states': dict(recurrence=dict(passes=4, carry_states=False)),
