@@ -6,12 +6,12 @@ the passes owe to what, at the same size; `:paper`, the sizes of arXiv
 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
 
 The arms see the same tokens, so N passes cost more FLOPs. Controls: `long` and
-`deep` have the FLOPs of `passes_4` with one pass, in four times the steps or the
-layers; `no_features` and `no_states` withhold from a pass what the one before
-has made of either; `drawn` trains with N drawn anew at each call and is examined
-with more than it ever saw; `halting` learns when to stop.
-The paper finds, with N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences
-right, chance being 10 %.
+`deep` have the FLOPs of `passes_4` with one pass, in four times the steps or
+the layers; `no_features` and `no_states` withhold from a pass what the one
+before has made of either; `drawn` trains with N drawn anew at each call and is
+examined with more than it ever saw; `halting` learns when to stop. The paper
+finds, with N = 1, 2, 3, 4: about 10, 20, 30 and 30 % of the sequences right,
+chance being 10 %.
 
   python -m experiments.run --config=experiments/configs/rule110.py \
       --workdir=runs/rule110
