@@ -88,7 +88,7 @@ def test_sleep_uses_a_slot_each_night_and_wake_only_none():
 
 def test_an_unknown_learner_lists_the_known():
   with pytest.raises(
-    config.ConfigError, match='ewc, frozen, icl, joint, sft, sleep'
+    config.ConfigError, match='ewc, frozen, icl, joint, recurrence, '
   ):
     learners.build('hope', setup())
 
