@@ -81,6 +81,18 @@ def test_benches_against_torch_agree_and_run(tmp_path, bench):
   assert 'sleep_jax' in entry['seconds']
 
 
+def test_a_token_after_eviction_needs_a_cache_of_one_size(tmp_path):
+  out = tmp_path / 'benchmarks.json'
+  done = suite(out, '--only=eviction')
+  assert done.returncode == 0, done.stderr
+  few, many = json.loads(out.read_text())['entries']
+  bytes_of = [e['cache_bytes_per_row'] for e in (few, many)]
+  assert len({b['sleep_jax'] for b in bytes_of}) == 1
+  assert (
+    bytes_of[0]['attention throughout'] < bytes_of[1]['attention throughout']
+  )
+
+
 def test_sides_take_turns():
   calls = []
   sides = {name: lambda name=name: calls.append(name) for name in 'ab'}
