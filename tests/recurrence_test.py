@@ -534,13 +534,7 @@ def test_bad_settings_are_named(section, change, names):
 
 
 @pytest.mark.parametrize(
-  'recipe',
-  [
-    rule110_config,
-    depo_config,
-    # Its 28 blocks, looped in part, take a minute to trace.
-    pytest.param(symbolic_config, marks=pytest.mark.slow),
-  ],
+  'recipe', [rule110_config, depo_config, symbolic_config]
 )
 def test_the_papers_sizes_lower(recipe):
   c = json.loads(recipe.get_config('paper').to_json())
