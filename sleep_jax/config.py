@@ -346,7 +346,7 @@ class TrainingConfig:
   weight_decay: float = 1e-4  # Of the matrices.
   warmup: float = 0.01  # Share of the steps, and
   decay: float = 0.6  # the share at the end that falls to a thousandth.
-  draw_passes: tuple[int, ...] = ()  # N of each step is one of these, if any.
+  draw_passes: tuple[int, ...] = ()  # N, drawn anew for every 20 steps, if any.
   exams: int = 10  # Over the training, evenly.
   exam_rows: int = 512  # Sequences of an exam; the last has four times more.
   exam_passes: tuple[int, ...] = ()  # N to be examined with as well, at last.

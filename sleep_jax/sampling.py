@@ -220,7 +220,15 @@ def generate_each(
 
   Each row is what `generate` makes of it alone. Weights that memory does not
   change are shared by the rows.
+
+  Raises:
+    config.ConfigError: the model is a hybrid, see `generate`.
   """
+  if cfg.mixers:
+    raise config.ConfigError(
+      f'model.mixers={cfg.mixers}: generate_each is for models of attention '
+      'alone; `generate` takes states of each row in memory.states.'
+    )
   views = jax.vmap(lambda m, key: _views(cfg, m, 1, key, how))(memories, rngs)
   model, axes = decoding.unroll_each(cfg, params, views)
   read = functools.partial(decoding.decode_each, cfg, model, axes)

@@ -394,6 +394,26 @@ def test_sliding_eviction_with_one_pass_is_a_sliding_window():
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize('loop', [(0, 1), (1, 2), (1, 3)])
+def test_one_pass_is_the_same_whatever_is_looped(loop):
+  # Under sliding eviction every layer must keep the keys it computed.
+  cfg = hybrid(layers=4)
+  params, batch = conftest.weights(cfg), strings()
+  want = verdict(cfg, params, batch, eviction='sliding')
+  got = verdict(cfg, params, batch, eviction='sliding', loop=loop)
+  np.testing.assert_allclose(got.nll, want.nll, atol=1e-5)
+
+
+def test_a_memory_per_row_is_refused_for_hybrids(model):
+  cfg, params = model
+  with pytest.raises(config.ConfigError, match='generate_each'):
+    sampling.generate_each(
+      cfg, params, memory_lib.fresh_memory(cfg), jnp.ones((1, 2), int),
+      jnp.array([2]), jax.random.split(jax.random.key(0), 1),
+      sampling.Sampling(max_new=1),
+    )  # fmt: skip
+
+
 def test_a_stopping_rule_mixes_states_and_then_decides(model):
   cfg, params = model
   batch = strings()

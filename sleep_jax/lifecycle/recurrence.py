@@ -141,9 +141,11 @@ def consolidate(
     return x, tuple(state.s for state in begun), (k, v)
 
   x = _embed(cfg, params, tokens_BxL)
-  found = kept.states
+  found, parts = kept.states, []
   if looped.start:
-    x, found, _ = blocks(x, found, range(looped.start))
+    before = range(looped.start)
+    x, found, keys = blocks(x, found, before)
+    parts.append((before, keys))
   x_first = x
 
   def one_pass(carry, _):
@@ -163,10 +165,28 @@ def consolidate(
     weight = stopping(params['halt'], after[1], present_BxL)
     states = tuple(jnp.einsum('nb,nbhkv->bhkv', weight, s) for s in after[0])
     passes = jnp.arange(1, how.passes + 1) @ weight
-  k, v = jax.tree.map(lambda leaf: leaf[-1], keys)
+  parts.append((looped, jax.tree.map(lambda leaf: leaf[-1], keys)))
   if looped.stop < cfg.layers:
-    _, states, (k, v) = blocks(x, states, range(looped.stop, cfg.layers))
+    after_loop = range(looped.stop, cfg.layers)
+    _, states, keys = blocks(x, states, after_loop)
+    parts.append((after_loop, keys))
+  k, v = _own_keys(cfg, parts)
   return _leave(kept, frame, present_BxL, first, states, k, v), passes
+
+
+def _own_keys(cfg: config.ModelConfig, parts) -> tuple[tuple[jax.Array, ...]]:
+  """Keys and values of every layer, from the part that computed the layer.
+
+  A part hands the keys of all others on as it found them: without this window.
+  """
+  attended = cfg.layers_with(attention=True)
+  pairs = [
+    (keys[0][at], keys[1][at])
+    for span, keys in parts
+    for at, layer in enumerate(attended)
+    if layer in span and keys[0]
+  ]
+  return tuple(zip(*pairs)) or ((), ())
 
 
 def _leave(kept, frame, present, first, states, k, v) -> Kept:
