@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 
+from experiments import depths  # noqa: E402
 from experiments import live as live_lib  # noqa: E402
 from experiments import tables  # noqa: E402
 from sleep_jax import config  # noqa: E402
@@ -236,7 +237,7 @@ def _final_exam(plan: Plan, seed: int, params) -> dict[str, float]:
 def tell(
   lives: Sequence[dict[str, Any]], c: live_lib.Settings, out: pathlib.Path
 ) -> str:
-  """Writes table.md, lives.json and curves.png into `out`."""
+  """Writes table.md, lives.json and pictures into `out`."""
   text = report(lives, c['reference'], c['headline'])
   files.write(out / 'table.md', text)
   files.write(
@@ -244,6 +245,8 @@ def tell(
     '[\n' + ',\n'.join(json.dumps(life) for life in lives) + '\n]\n',
   )
   curves(lives, c['headline'][0], out / 'curves.png')
+  if len(depths.chances(lives, c['headline'][0])) > 1:
+    depths.draw(lives, c['headline'][0], out / 'depths.png')
   return text
 
 
@@ -261,9 +264,11 @@ def report(
     - {headline[0]}
   )
   columns = [*headline, *extra, 'passes']
-  chance = lives[0]['chances']
-  known = [f'{chance[k]:.3f}' if k in chance else '' for k in columns]
-  rows = [['(chance)', *known]]
+  rows = []
+  if all(life['chances'] == lives[0]['chances'] for life in lives):
+    chance = lives[0]['chances']
+    known = [f'{chance[k]:.3f}' if k in chance else '' for k in columns]
+    rows.append(['(chance)', *known])
   for arm, of_arm in arms.items():
     finals = [life['final'] for life in of_arm.values()]
     rows.append(
@@ -278,6 +283,8 @@ def report(
   text += tables.markdown(['arm', *columns], rows)
   if reference in arms and len(arms) > 1:
     text += f'\nPaired by seed:\n\n{_differences(arms, reference, headline)}'
+  if by_depth := depths.report(lives, headline[0], reference):
+    text += f'\n{by_depth}'
   return text + f'\nTraining, mean over seeds:\n\n{_costs(arms)}'
 
 

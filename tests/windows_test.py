@@ -209,6 +209,9 @@ def test_rule110_marks_count_rows_and_bits():
   chosen[1, 2] ^= 1
   marks = puzzle.marks(batch, chosen, np.zeros(chosen.shape))
   assert marks['exact'] == 3 / 4 and marks['per_bit'] == 11 / 12
+  depth = f'exact_t{batch.depth[0, 0]}'
+  assert marks[depth] == marks['exact']
+  assert puzzle.chances()[depth] == puzzle.chances()['exact']
 
 
 @pytest.mark.parametrize('exam', [False, True])

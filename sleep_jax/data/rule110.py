@@ -72,10 +72,15 @@ class Rule110:
   def marks(
     self, batch: windows.Windows, chosen: np.ndarray, nll: np.ndarray
   ) -> dict[str, float]:
-    """`exact`: rows all of whose labels are right; `per_bit`; `loss`."""
+    """`exact`: rows all of whose labels are right; `per_bit`; `loss`.
+
+    The first also under its depth: `exact_t4` after four steps.
+    """
     right = chosen == batch.targets
+    exact = float(right.all(1).mean())
     return {
-      'exact': float(right.all(1).mean()),
+      'exact': exact,
+      f'exact_t{self.cfg.steps}': exact,
       'per_bit': float(right.mean()),
       'loss': float(nll.mean()),
     }
@@ -90,8 +95,10 @@ class Rule110:
     ones = float(evolve(cells, self.cfg.steps)[:, 0].mean())
     common = max(ones, 1 - ones)
     both = np.array([p for p in (ones, 1 - ones) if p])
+    exact = common**self.cfg.strings
     return {
-      'exact': common**self.cfg.strings,
+      'exact': exact,
+      f'exact_t{self.cfg.steps}': exact,
       'per_bit': common,
       'loss': float(-(both * np.log(both)).sum()),
     }

@@ -68,11 +68,14 @@ def _frame(
   present_BxL: jax.Array,
   first: jax.Array,
 ) -> _Frame:
-  """Positions of a window whose first token is number `first` of its row."""
-  length = present_BxL.shape[1]
-  at = jnp.where(
-    present_BxL, first + jnp.arange(length), transformer.PAD_POSITION
-  )
+  """Positions of a window whose first token is number `first` of its row.
+
+  Under hard eviction they begin anew, to the bits of a model that never slept.
+  """
+  at = jnp.arange(present_BxL.shape[1])
+  if how.eviction == 'sliding':
+    at += first
+  at = jnp.where(present_BxL, at, transformer.PAD_POSITION)
   keys, start = at, None
   if how.eviction == 'sliding':
     start = kept.positions.shape[1]

@@ -1,0 +1,111 @@
+"""Marks against depth: how many steps of reasoning a sleep of N passes reaches.
+
+A life's marks at a depth end in a letter and the depth: `exact_k4`. One life
+has several of them (Depo), or one, and its arm's name ends with it (`_t4`).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+import pathlib
+import re
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import numpy as np  # noqa: E402
+
+from experiments import tables  # noqa: E402
+
+# By arm without its depth, depth, and seed.
+Points = dict[str, dict[int, dict[int, float]]]
+
+
+def _at_depths(marks: dict[str, float], mark: str) -> dict[int, float]:
+  found = {k: re.fullmatch(rf'{re.escape(mark)}_[a-z]+(\d+)', k) for k in marks}
+  return {int(m[1]): marks[k] for k, m in found.items() if m}
+
+
+def points(lives: Sequence[dict[str, Any]], mark: str) -> Points:
+  """What every life reached, at every depth that it was asked at."""
+  out = defaultdict(lambda: defaultdict(dict))
+  for life in lives:
+    arm = re.sub(r'_t\d+$', '', life['learner'])
+    for depth, value in _at_depths(life['final'], mark).items():
+      out[arm][depth][life['seed']] = value
+  return {arm: dict(sorted(of.items())) for arm, of in out.items()}
+
+
+def chances(lives: Sequence[dict[str, Any]], mark: str) -> dict[int, float]:
+  """What one who knows nothing of the context reaches, at every depth."""
+  found = {}
+  for life in lives:
+    found |= _at_depths(life['chances'], mark)
+  return dict(sorted(found.items()))
+
+
+def report(lives: Sequence[dict[str, Any]], mark: str, reference: str) -> str:
+  """Marks by depth, `reference` minus the others, and whether that grows.
+
+  Nothing if there are fewer than two depths.
+  """
+  found, chance = points(lives, mark), chances(lives, mark)
+  if len(chance) < 2:
+    return ''
+  depths = list(chance)
+  rows = [['(chance)', *(f'{p:.3f}' for p in chance.values())]]
+  for arm, of in found.items():
+    rows.append([arm, *(_cell(of.get(d, {})) for d in depths)])
+  header = [f'{mark} at depth', *map(str, depths)]
+  text = f'By depth:\n\n{tables.markdown(header, rows)}'
+  if reference not in found:
+    return text
+  rows = []
+  for arm in found:
+    gains = [_gain(found, reference, arm, d) for d in depths]
+    if arm != reference and all(gains):
+      seeds = set.intersection(*map(set, gains))
+      grows = {s: gains[-1][s] - gains[0][s] for s in seeds}
+      rows.append([arm, *(_cell(g, '+') for g in (*gains, grows))])
+  header = [f'{reference} minus', *map(str, depths), 'deepest minus shallowest']
+  return text + (f'\n{tables.markdown(header, rows)}' if rows else '')
+
+
+def _cell(by_seed: dict[int, float], sign: str = '') -> str:
+  return tables.cell(list(by_seed.values()), sign) if by_seed else ''
+
+
+def _gain(found: Points, a: str, b: str, depth: int) -> dict[int, float]:
+  """By seed, of those that both have."""
+  one, other = found[a].get(depth, {}), found[b].get(depth, {})
+  return {s: one[s] - other[s] for s in one if s in other}
+
+
+def draw(
+  lives: Sequence[dict[str, Any]], mark: str, path: pathlib.Path
+) -> None:
+  """Means and intervals over depth, and chance."""
+  figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
+  found, chance = points(lives, mark), chances(lives, mark)
+  for index, (arm, of) in enumerate(found.items()):
+    means = [tables.interval(list(x.values())) for x in of.values()]
+    mean, half = np.array(means).T
+    # Side by side, lest intervals hide each other.
+    at = np.arange(len(chance))[[list(chance).index(d) for d in of]]
+    axis.errorbar(
+      at + 0.06 * (index - len(found) / 2),
+      mean,
+      np.nan_to_num(half),
+      marker='o',
+      capsize=3,
+      label=arm,
+    )
+  axis.plot(range(len(chance)), chance.values(), 'k--', label='chance')
+  axis.set(xlabel='depth', ylabel=mark, ylim=(0, 1.05))
+  axis.set_xticks(range(len(chance)), map(str, chance))
+  axis.grid(alpha=0.3)
+  axis.legend()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)

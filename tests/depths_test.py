@@ -1,0 +1,56 @@
+"""Marks against depth, from lives of one depth each or of several."""
+
+from experiments import depths
+
+
+def life(arm, seed, marks, chance=0.25):
+  return {
+    'learner': arm,
+    'seed': seed,
+    'final': marks | {'exact': 0.5},
+    'chances': dict.fromkeys(marks, chance) | {'exact': chance},
+  }
+
+
+def test_arms_of_one_depth_each_become_one_series():
+  lives = [
+    life(f'{arm}_t{t}', seed, {f'exact_t{t}': value + seed / 100})
+    for arm, values in (('a', (0.9, 0.8)), ('b', (0.9, 0.5)))
+    for t, value in zip((8, 4), values[::-1])
+    for seed in (1, 2)
+  ]
+  found = depths.points(lives, 'exact')
+  assert list(found) == ['a', 'b'] and list(found['a']) == [4, 8]
+  assert found['b'][8] == {1: 0.51, 2: 0.52}
+  text = depths.report(lives, 'exact', 'a')
+  assert '| (chance) | 0.250 | 0.250 |' in text
+  # Level at depth 4, 0.3 ahead at depth 8: the same on both seeds.
+  gains = '+0.000 ± 0.000 | +0.300 ± 0.000 | +0.300 ± 0.000'
+  assert f'| b | {gains} |' in text
+
+
+def test_one_life_asked_at_several_depths(tmp_path):
+  lives = [
+    life('a', 1, {'exact_k1': 0.9, 'exact_k16': 0.3}),
+    life('b', 1, {'exact_k1': 0.8, 'exact_k16': 0.4}),
+  ]
+  assert '| a | 0.900 | 0.300 |' in depths.report(lives, 'exact', 'b')
+  assert '| a | -0.100 | +0.100 | +0.200 |' in depths.report(
+    lives, 'exact', 'b'
+  )
+  depths.draw(lives, 'exact', tmp_path / 'depths.png')
+  assert (tmp_path / 'depths.png').stat().st_size > 1000
+
+
+def test_without_depths_there_is_nothing_to_tell():
+  assert depths.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
+
+
+def test_an_arm_that_lacks_a_depth_is_not_compared():
+  lives = [
+    life('a_t4', 1, {'exact_t4': 0.9}),
+    life('a_t8', 1, {'exact_t8': 0.9}),
+    life('long_t4', 1, {'exact_t4': 0.7}),
+  ]
+  text = depths.report(lives, 'exact', 'a')
+  assert '| long | 0.700 |  |' in text and 'deepest' not in text
