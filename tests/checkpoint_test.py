@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_life_is_refused(
 
 def test_a_checkpoint_of_another_version_is_refused(two, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT', 99)
-  with pytest.raises(config.ConfigError, match='has format 2, and this'):
+  with pytest.raises(config.ConfigError, match='has format 3, and this'):
     newest(two)
 
 

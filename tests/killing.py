@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import run
+from sleep_jax.runtime import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 _FLAGS = ('--config=tests/small_life.py',)
@@ -165,11 +166,12 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
     ),
   )
   manager.close()
+  leaves = checkpoint.unpack(last.life, last.meta['packed'])
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return {
     'leaves': {
       name: (str(x.dtype), x.shape, hashlib.sha256(x.tobytes()).hexdigest())
-      for name, x in ((k, np.asarray(x)) for k, x in last.life.items())
+      for name, x in ((k, np.asarray(x)) for k, x in leaves.items())
     },
     'moment': (last.meta['night'], last.meta['phase']),
     'notes': _without_times(last.meta['notes']),

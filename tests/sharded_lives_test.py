@@ -242,7 +242,8 @@ def _saved(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
         life=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
       ),
     )
-  return dict(found.life), found.meta['unseen']
+  leaves = checkpoint.unpack(found.life, found.meta['packed'])
+  return leaves, found.meta['unseen']
 
 
 @pytest.mark.parametrize(

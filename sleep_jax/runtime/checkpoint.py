@@ -4,10 +4,12 @@ A night's phases are functions of the life alone, its key included. A life that
 is begun anew at the last phase that was saved ends as one that never stopped.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 import threading
@@ -26,8 +28,11 @@ from sleep_jax.runtime import distributed
 from sleep_jax.runtime import sharding
 
 PHASES = ('wake', 'sleep')
-FORMAT = 2  # Raised whenever older checkpoints can no longer be read.
+FORMAT = 3  # Raised whenever older checkpoints can no longer be read.
 _KEEP = 2
+# Bytes below which leaves share an array. Of every array that is written,
+# tensorstore (0.1.68 to 0.1.86 were tried) never frees its description.
+_SMALL = 2**20
 
 
 class SaveError(RuntimeError):
@@ -100,11 +105,12 @@ class Checkpoints:
     # No process sees all of a leaf that is sharded over several.
     meta['unseen'] = sorted(k for k, x in leaves.items() if not _visible(x))
     meta['leaves'] = _leaves_digest(leaves, meta['unseen'])
+    arrays, meta['packed'] = _pack(leaves)
     meta['digest'] = _meta_digest(meta)
     distributed.check_agreement(meta['leaves'], str(moment))
     step = len(PHASES) * moment.night + PHASES.index(moment.phase)
     args = ocp.args.Composite(
-      life=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+      life=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
     )
     self._guarded(lambda: self._manager.save(step, args=args, force=True))
 
@@ -173,16 +179,17 @@ class Checkpoints:
     if meta.pop('digest') != _meta_digest(meta):
       raise ValueError('its meta data are not what was saved')
     self._check_identity(step, meta)
-    saved = self._manager.item_metadata(step)['life']
+    arrays = dict(self._manager.item_metadata(step)['life'])
     wanted = _named(template)
-    self._check_names(step, saved, wanted)
+    self._check_names(step, _described(arrays, meta['packed']), wanted)
     like = {
-      name: _target(wanted[name], tuple(x.shape), x.dtype)
-      for name, x in saved.items()
+      name: _target(wanted.get(name), tuple(x.shape), x.dtype)
+      for name, x in arrays.items()
     }
-    leaves = self._manager.restore(
+    arrays = self._manager.restore(
       step, args=ocp.args.Composite(life=ocp.args.StandardRestore(like))
     ).life
+    leaves = unpack(arrays, meta['packed'])
     if meta['leaves'] != _leaves_digest(leaves, meta['unseen']):
       raise ValueError('its arrays are not what was saved')
     flat = serialization.to_state_dict(template)
@@ -284,10 +291,54 @@ def _target(leaf: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 
 def _placed(value: Any, leaf: Any) -> Any:
+  if _spread(leaf):
+    return jax.device_put(value, leaf.sharding)
   # Uncommitted, as a fresh life's leaves are: they go where they are needed.
-  if isinstance(leaf, jax.Array) and not _spread(leaf):
-    return jnp.array(value)
-  return value
+  return jnp.array(value) if isinstance(leaf, jax.Array) else value
+
+
+def _pack(
+  leaves: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, tuple[str, int, list[int]]]]:
+  """Small leaves of one type become one array.
+
+  Returns:
+    What is to be written, and of every packed leaf: in which array it is, from
+    which element on, and its shape.
+  """
+  arrays, packed, parts = {}, {}, collections.defaultdict(list)
+  for name, leaf in leaves.items():
+    if _spread(leaf) or leaf.nbytes >= _SMALL:
+      arrays[name] = leaf
+      continue
+    pack = f'small {leaf.dtype}'
+    start = sum(x.size for x in parts[pack])
+    packed[name] = (pack, start, list(leaf.shape))
+    parts[pack].append(leaf.ravel())
+  return arrays | {k: np.concatenate(x) for k, x in parts.items()}, packed
+
+
+def unpack(
+  arrays: Mapping[str, Any], packed: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+  """The leaves of a life by name, from a checkpoint's arrays and meta data."""
+  packs = {pack for pack, _, _ in packed.values()}
+  leaves = {k: x for k, x in arrays.items() if k not in packs}
+  for name, (pack, start, shape) in packed.items():
+    flat = arrays[pack][start : start + math.prod(shape)]
+    leaves[name] = flat.reshape(shape)
+  return leaves
+
+
+def _described(
+  arrays: Mapping[str, Any], packed: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+  """`unpack` of what has shapes and types alone."""
+  packs = {pack for pack, _, _ in packed.values()}
+  return {k: x for k, x in arrays.items() if k not in packs} | {
+    name: jax.ShapeDtypeStruct(shape, arrays[pack].dtype)
+    for name, (pack, _, shape) in packed.items()
+  }
 
 
 def _meta_digest(meta: dict[str, Any]) -> str:
