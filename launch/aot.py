@@ -57,14 +57,21 @@ _TRIAL = dict(rows=8, steps=10)  # Of one instance's fine-tuning.
 class Step:
   """A program of a life.
 
-  lower: makes its HLO for the mesh.
+  lower: makes its HLO.
+  mesh: for which.
   flops: of one call, on all devices together.
   passes: how often it must read the model, one time after another.
   """
 
   lower: functools.partial[jax.stages.Lowered]
+  mesh: jax.sharding.Mesh
   flops: float
   passes: int
+
+  def lowered(self) -> jax.stages.Lowered:
+    """With the mesh in force, as in a life: steps place their data by it."""
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      return self.lower()
 
   def arguments(self) -> list[jax.ShapeDtypeStruct]:
     """The arrays that it is given."""
@@ -217,7 +224,7 @@ class Program:
       hold=True,
     )
     each = flops.wake_flops(self.cfg, chunk)
-    return Step(lower, each * math.prod(shape), 2)
+    return Step(lower, self.mesh, each * math.prod(shape), 2)
 
   def _judged(self, rows: int) -> dreams.Judged:
     """Rows with their teacher's verdict, by what judging them gives."""
@@ -271,7 +278,7 @@ class Program:
       self._split((1, own), axes=(None, 'batch')),
     )
     each = flops.partial_train_flops(self.cfg, length / 2)
-    return Step(lower, each * (batch + own) * length, 1)
+    return Step(lower, self.mesh, each * (batch + own) * length, 1)
 
   def rollout(self) -> Step:
     """One round of dreams, from BOS to their full length."""
@@ -290,7 +297,9 @@ class Program:
       how,
     )
     each = flops.forward_flops(self.cfg, self.sleep.dream_length / 2)
-    return Step(lower, each * rows * self.sleep.dream_length, how.max_new)
+    return Step(
+      lower, self.mesh, each * rows * self.sleep.dream_length, how.max_new
+    )
 
   def trials(self) -> Step:
     """Eight instances or more, each fine-tuned on rows of its own."""
@@ -314,13 +323,13 @@ class Program:
       split((instances, steps), jnp.float32),
     )
     each = flops.partial_train_flops(self.cfg, length / 2)
-    return Step(lower, each * instances * steps * length, steps)
+    return Step(lower, self.mesh, each * instances * steps * length, steps)
 
 
 def lowered(step: Step) -> Found:
   """What is known without compiling: the arguments, and that it lowers."""
   start = time.perf_counter()
-  step.lower()
+  step.lowered()
   seconds = time.perf_counter() - start
   return Found(None, None, 'not compiled', seconds)
 
@@ -328,7 +337,7 @@ def lowered(step: Step) -> Found:
 def compiled(step: Step) -> Found | str:
   """What the compiler says; a text if it found no room."""
   start = time.perf_counter()
-  unplaced = step.lower()
+  unplaced = step.lowered()
   try:
     program = unplaced.compile()
   except jax.errors.JaxRuntimeError as e:

@@ -92,7 +92,7 @@ def test_flops_are_those_of_the_accounts(program):
 
 def test_the_bound_is_the_slower_of_computing_and_reading():
   chip = hardware.CHIPS['v5e']
-  step = aot.Step(functools.partial(int), flops=8 * chip.flops, passes=3)
+  step = aot.Step(functools.partial(int), None, flops=8 * chip.flops, passes=3)
   assert aot.bound(step, int(0.1 * chip.bandwidth), chip, 8) == '1 s, compute'
   assert aot.bound(step, int(chip.bandwidth), chip, 8) == '3 s, memory'
 
