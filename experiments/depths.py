@@ -65,9 +65,9 @@ def report(lives: Sequence[dict[str, Any]], mark: str, reference: str) -> str:
   rows = []
   for arm in found:
     gains = [_gain(found, reference, arm, d) for d in depths]
-    if arm != reference and all(gains):
-      seeds = set.intersection(*map(set, gains))
-      grows = {s: gains[-1][s] - gains[0][s] for s in seeds}
+    if arm != reference and any(gains):
+      first, last = gains[0], gains[-1]
+      grows = {s: last[s] - first[s] for s in first if s in last}
       rows.append([arm, *(_cell(g, '+') for g in (*gains, grows))])
   header = [f'{reference} minus', *map(str, depths), 'deepest minus shallowest']
   return text + (f'\n{tables.markdown(header, rows)}' if rows else '')

@@ -46,11 +46,11 @@ def test_without_depths_there_is_nothing_to_tell():
   assert depths.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
 
 
-def test_an_arm_that_lacks_a_depth_is_not_compared():
+def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
   lives = [
     life('a_t4', 1, {'exact_t4': 0.9}),
     life('a_t8', 1, {'exact_t8': 0.9}),
     life('long_t4', 1, {'exact_t4': 0.7}),
   ]
   text = depths.report(lives, 'exact', 'a')
-  assert '| long | 0.700 |  |' in text and 'deepest' not in text
+  assert '| long | 0.700 |  |' in text and '| long | +0.200 |  |  |' in text

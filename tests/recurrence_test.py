@@ -463,6 +463,7 @@ _ARMS = [
   pytest.param(variant, arm, marks=() if arm == 'halting' else pytest.mark.slow)
   for variant in ('', 'controls')
   for arm in rule110_config.get_config(variant).arms
+  if not arm.endswith(('_t2', '_t6'))
 ]
 
 
@@ -483,7 +484,7 @@ def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):
 
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
   c = small_rule110()
-  whole = puzzles.live(c, 'passes_2', 1, tmp_path / 'whole', 0)
+  whole = puzzles.live(c, 'passes_2_t4', 1, tmp_path / 'whole', 0)
   real, calls = puzzles._until_exam, []
 
   def dies(*args):
@@ -494,8 +495,8 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
   monkeypatch.setattr(puzzles, '_until_exam', dies)
   with pytest.raises(KeyboardInterrupt):
-    puzzles.live(c, 'passes_2', 1, tmp_path / 'cut', 0)
-  again = puzzles.live(c, 'passes_2', 1, tmp_path / 'cut', 0)
+    puzzles.live(c, 'passes_2_t4', 1, tmp_path / 'cut', 0)
+  again = puzzles.live(c, 'passes_2_t4', 1, tmp_path / 'cut', 0)
   assert len(calls) == 3  # The first part is not trained again.
   assert again['final'] == whole['final']
 
@@ -504,7 +505,8 @@ def test_retrieval_is_solved(tmp_path):
   # t = 0: the first bit itself. Chance is one half a bit.
   c = small_rule110(steps=0)
   c['training'].update(steps=200, batch=64, exams=1)
-  life = puzzles.live(c, 'passes_1', 1, tmp_path, 0)
+  c['arms'] = {'retrieval': {}}
+  life = puzzles.live(c, 'retrieval', 1, tmp_path, 0)
   assert life['final']['per_bit'] == 1.0
 
 
@@ -514,17 +516,17 @@ def test_retrieval_is_solved(tmp_path):
 def test_every_arm_is_possible(recipe):
   for variant in ('', 'paper', *(['controls'] * (recipe is rule110_config))):
     c = json.loads(recipe.get_config(variant).to_json())
-    assert c['reference'] in c['arms']
+    assert any(arm.startswith(c['reference']) for arm in c['arms'])
     for arm in c['arms']:
       plan = puzzles.build(live_lib.settings_of(c, arm), 1)
       assert puzzles.train_flops(plan) > 0
 
 
 def test_long_and_deep_have_the_flops_of_four_passes():
-  c = json.loads(rule110_config.get_config('controls').to_json())
+  c = json.loads(rule110_config.get_config().to_json())
   spent = {}
   for arm in ('passes_4', 'long', 'deep'):
-    plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+    plan = puzzles.build(live_lib.settings_of(c, f'{arm}_t6'), 1)
     spent[arm] = plan.training.steps * puzzles.train_flops(plan)
   # A prediction window is passed over once, whatever N is.
   assert 1.0 <= spent['long'] / spent['passes_4'] < 1.4
