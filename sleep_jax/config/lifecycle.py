@@ -1,283 +1,8 @@
-"""Typed configs. A frozen dataclass is hashable, so it can key a `jax.jit`."""
+"""How a life wakes, sleeps, dreams and is taught."""
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any, TypeVar
 
-_T = TypeVar('_T')
-
-
-class ConfigError(ValueError):
-  """A setting that cannot work; the message names it and the way out."""
-
-
-def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
-  """Builds dataclass `cls`, naming any key that it does not have.
-
-  Args:
-    cls: a dataclass of this module.
-    values: its fields; absent ones keep their defaults.
-    where: the config path, for the message (`model.levels[0]`).
-  """
-  known = {f.name for f in dataclasses.fields(cls)}
-  if unknown := sorted(set(values) - known):
-    raise ConfigError(
-      f'{where}: unknown setting {unknown[0]!r}; known are '
-      f'{", ".join(sorted(known))}.'
-    )
-  return cls(**values)
-
-
-def choose(value: str, options: Mapping[str, _T], where: str) -> _T:
-  """`options[value]`, or an error that lists the options."""
-  if value not in options:
-    raise ConfigError(
-      f'{where}={value!r} is unknown; choose one of '
-      f'{", ".join(sorted(options))}.'
-    )
-  return options[value]
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelConfig:
-  """One level of the Continuum Memory System (Sleep section 2 and 3)."""
-
-  hidden: int  # Width of the level's dense SwiGLU base.
-  # Eq. 2: tokens (per lane) between two updates; 0 = frozen (frequency 0).
-  chunk: int = 0
-  # Sleep steps are b * C^(l): the level is a sender every b-th update.
-  sleep_every: int = 0
-  optimizer: str = 'adam'  # f(.) of Eq. 2: sgd | momentum | adam.
-  learning_rate: float = 1e-3
-  weight_decay: float = 0.0  # Pulls the fast change back to zero.
-  clip: float = 1.0  # Global-norm clip of the chunk's gradient.
-  slots: int = 0  # Pre-allocated low-rank experts.
-  rank: int = 0  # Width d_low of one expert.
-  top_k: int = 1  # Active experts a token may use; null is always a choice.
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """Llama 3.1's stretching of RoPE: slow frequencies are divided by `factor`.
-
-  A frequency counts as slow if it turns fewer than `low_freq_factor` times in
-  `original_max_len` tokens, as fast if more than `high_freq_factor` times.
-  """
-
-  factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_len: int
-
-  def __post_init__(self):
-    if not 0 < self.low_freq_factor < self.high_freq_factor:
-      raise ConfigError(
-        f'model.rope_scaling: low_freq_factor={self.low_freq_factor} must be '
-        f'positive and below high_freq_factor={self.high_freq_factor}.'
-      )
-    if self.factor <= 0:
-      raise ConfigError(
-        f'model.rope_scaling.factor={self.factor} must be positive.'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class RecurrentConfig:
-  """The linear-recurrent mixers: `gdn` and `jet` (Gated DeltaNet)."""
-
-  heads: int = 4
-  key: int = 32  # Width of a head's key, and
-  value: int = 64  # of its value: the fast weight is [key, value] a head.
-  conv: int = 4  # Tokens that the short convolution sees.
-  chunk: int = 64  # Tokens computed at a time.
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) < 1:
-        raise ConfigError(
-          f'model.recurrent.{field.name}={getattr(self, field.name)} must be '
-          'at least 1.'
-        )
-
-
-MIXERS = ('attention', 'gdn', 'jet')
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer.
-
-  Without `partition` every block holds the whole chain of levels (the reading
-  `stack`). With it every block holds one MLP, and the blocks stand at different
-  clocks: the first `partition[0]`, next to the embedding, are level 1, the next
-  `partition[1]` are level 2, and so on, in the order of Sleep Eq. 1.
-  """
-
-  vocab: int
-  dim: int
-  layers: int
-  heads: int
-  levels: tuple[LevelConfig, ...]  # Fast to slow.
-  kv_heads: int = 0  # 0: as many as `heads`.
-  head_dim: int = 0  # 0: dim / heads.
-  max_len: int = 2048
-  rope_theta: float = 10_000.0
-  rope_scaling: RopeScaling | None = None
-  qkv_bias: bool = False  # Qwen2.5: q, k and v have a bias, o has none.
-  qk_norm: bool = False  # Qwen3: RMS norm of every query and key head.
-  norm_eps: float = 1e-5
-  tie_embeddings: bool = True
-  partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
-  # What mixes tokens, layer by layer, repeated to the end: attention | gdn |
-  # jet; () = attention throughout. `recurrent` is how gdn and jet are made.
-  mixers: tuple[str, ...] = ()
-  recurrent: RecurrentConfig = RecurrentConfig()
-  unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
-  remat: bool = False
-  # Of the computation. Fresh parameters are float32; converted ones keep the
-  # type of their file.
-  dtype: str = 'float32'
-
-  def __post_init__(self):
-    if not self.levels:
-      raise ConfigError('model.levels is empty; a Transformer has one level.')
-    if self.dim % self.heads and not self.head_dim:
-      raise ConfigError(
-        f'model.dim={self.dim} is not divisible by model.heads='
-        f'{self.heads}; set model.head_dim or change one of them.'
-      )
-    if self.heads % self.num_kv_heads:
-      raise ConfigError(
-        f'model.heads={self.heads} is not a multiple of model.kv_heads='
-        f'{self.num_kv_heads}.'
-      )
-    if self.partition:
-      _check_partition(self)
-    if self.mixers:
-      _check_mixers(self)
-    _check_clocks(self.levels)
-
-  def mixer(self, layer: int) -> str:
-    """What mixes tokens in `layer`."""
-    if not self.mixers:
-      return 'attention'
-    return self.mixers[layer % len(self.mixers)]
-
-  def layers_with(self, attention: bool) -> tuple[int, ...]:
-    """The layers that have attention, or those that have not."""
-    return tuple(
-      i
-      for i in range(self.layers)
-      if (self.mixer(i) == 'attention') == attention
-    )
-
-  @property
-  def chain(self) -> tuple[LevelConfig, ...]:
-    """The levels whose dense weights every block holds."""
-    return self.levels[:1] if self.partition else self.levels
-
-  def layers_of(self, level: int) -> range:
-    """The layers that have a part in `level` (0 = fastest)."""
-    if not self.partition:
-      return range(self.layers)
-    first = sum(self.partition[:level])
-    return range(first, first + self.partition[level])
-
-  def depth(self, level: int) -> int:
-    """How many layers have a part in `level` (0 = fastest)."""
-    return len(self.layers_of(level))
-
-  def levels_at(self, layer: int) -> tuple[LevelConfig, ...]:
-    """The levels that `layer` has a part in."""
-    pairs = enumerate(self.levels)
-    return tuple(level for i, level in pairs if layer in self.layers_of(i))
-
-  @property
-  def num_kv_heads(self) -> int:
-    return self.kv_heads or self.heads
-
-  @property
-  def size_of_head(self) -> int:
-    return self.head_dim or self.dim // self.heads
-
-  @classmethod
-  def of(cls, values: Mapping[str, Any]) -> 'ModelConfig':
-    """From a nested mapping such as a ConfigDict's `model`."""
-    values = dict(values)
-    values['levels'] = tuple(
-      from_mapping(LevelConfig, level, f'model.levels[{i}]')
-      for i, level in enumerate(values.get('levels', ()))
-    )
-    for name in ('partition', 'mixers'):
-      values[name] = tuple(values.get(name, ()))
-    if recurrent := values.get('recurrent'):
-      values['recurrent'] = from_mapping(
-        RecurrentConfig, recurrent, 'model.recurrent'
-      )
-    if scaling := values.get('rope_scaling'):
-      values['rope_scaling'] = from_mapping(
-        RopeScaling, scaling, 'model.rope_scaling'
-      )
-    return from_mapping(cls, values, 'model')
-
-
-def _check_partition(cfg: ModelConfig) -> None:
-  """Every layer belongs to one level, and all MLPs have one shape."""
-  parts, levels = cfg.partition, cfg.levels
-  if len(parts) != len(levels) or min(parts) < 1 or sum(parts) != cfg.layers:
-    raise ConfigError(
-      f'model.partition={parts} must give each of the {len(levels)} levels at '
-      f'least one layer, and {cfg.layers} (model.layers) in all.'
-    )
-  if len(widths := sorted({level.hidden for level in levels})) > 1:
-    raise ConfigError(
-      f'model.levels: under model.partition all levels have the hidden width '
-      f"of the backbone's MLP, but they have {widths}."
-    )
-
-
-def _check_mixers(cfg: ModelConfig) -> None:
-  """Known mixers, in a whole number of turns."""
-  for mixer in cfg.mixers:
-    choose(mixer, dict.fromkeys(MIXERS), 'model.mixers')
-  if cfg.layers % len(cfg.mixers):
-    raise ConfigError(
-      f'model.layers={cfg.layers} is not a multiple of the '
-      f'{len(cfg.mixers)} model.mixers={cfg.mixers}.'
-    )
-  if cfg.partition:
-    raise ConfigError(
-      f'model.partition={cfg.partition} and model.mixers={cfg.mixers} do not '
-      'go together; leave one of them empty.'
-    )
-
-
-def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
-  """Chunk sizes must nest, and a sender needs a receiver with slots."""
-  moving = [(i, l) for i, l in enumerate(levels, 1) if l.chunk]
-  for (i, fast), (j, slow) in zip(moving, moving[1:]):
-    if slow.chunk % fast.chunk:
-      raise ConfigError(
-        f'model.levels: chunk sizes must divide: level {j} updates every '
-        f"{slow.chunk} tokens, which is not a multiple of level {i}'s "
-        f'{fast.chunk} (Sleep Eq. 2).'
-      )
-  for i, level in enumerate(levels, 1):
-    if level.sleep_every and not level.chunk:
-      raise ConfigError(
-        f'model.levels: level {i} has sleep_every={level.sleep_every} but '
-        'chunk=0, so it never updates and has nothing to send.'
-      )
-    if level.sleep_every and i == len(levels):
-      raise ConfigError(
-        f'model.levels: level {i} is the slowest; there is no level above '
-        'to consolidate it into. Set its sleep_every=0 or add a level.'
-      )
-    if level.sleep_every and not (levels[i].slots and levels[i].rank):
-      raise ConfigError(
-        f'model.levels: level {i} sends to level {i + 1}, which has '
-        f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
-      )
+from sleep_jax.config import reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,15 +29,17 @@ class RecurrenceConfig:
   remat: bool = True  # Compute a window's activations anew for its gradient.
 
   def __post_init__(self):
-    choose(self.eviction, {'hard': 0, 'sliding': 0}, 'recurrence.eviction')
+    reading.choose(
+      self.eviction, {'hard': 0, 'sliding': 0}, 'recurrence.eviction'
+    )
     object.__setattr__(self, 'loop', tuple(self.loop))
     if self.passes < 1:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'recurrence.passes={self.passes} must be at least 1; 1 reads a window '
         'once, as a plain hybrid does.'
       )
     if self.halting and not self.carry_states:
-      raise ConfigError(
+      raise reading.ConfigError(
         'recurrence.halting stops between states that are carried on; set '
         'recurrence.carry_states=True.'
       )
@@ -325,7 +52,7 @@ class RecurrenceConfig:
     """
     first, end = self.loop if any(self.loop) else (0, layers)
     if not 0 <= first < end <= layers:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'recurrence.loop={self.loop} must be (first, end) with 0 <= first < '
         f'end <= {layers} (model.layers), or (0, 0) for all.'
       )
@@ -356,11 +83,11 @@ class TrainingConfig:
       object.__setattr__(self, name, tuple(getattr(self, name)))
     for name in ('steps', 'batch', 'exams', 'exam_rows'):
       if getattr(self, name) < 1:
-        raise ConfigError(
+        raise reading.ConfigError(
           f'training.{name}={getattr(self, name)} must be at least 1.'
         )
     if self.steps % self.exams:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'training.steps={self.steps} is not a multiple of training.exams='
         f'{self.exams}; change one of them.'
       )
@@ -436,13 +163,15 @@ class SeedingConfig:
   max_kl_share: float = 0.8
 
   def __post_init__(self):
-    choose(
+    reading.choose(
       self.teachers,
       {'awake': 0, 'awake+old_self': 0},
       'sleep.teachers',
     )
-    choose(self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset')
-    choose(
+    reading.choose(
+      self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset'
+    )
+    reading.choose(
       self.slot_policy,
       {'error': 0, 'merge': 0, 'recycle': 0},
       'sleep.slot_policy',
@@ -450,16 +179,16 @@ class SeedingConfig:
     object.__setattr__(self, 'old_share', tuple(self.old_share))
     object.__setattr__(self, 'emphasis', tuple(self.emphasis))
     if not 0.0 <= self.old_share[0] <= self.old_share[1] <= 1.0:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'sleep.old_share={self.old_share} must be (least, largest) in [0, 1].'
       )
     for name in ('lam', 'alpha', 'gamma'):
       if not 0.0 <= getattr(self, name) <= 1.0:
-        raise ConfigError(
+        raise reading.ConfigError(
           f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
         )
     if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
         ' use divergence=forward_kl or reverse_kl there.'
       )
@@ -479,11 +208,11 @@ class LoraConfig:
     object.__setattr__(self, 'targets', tuple(self.targets))
     known = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
     if not self.targets:
-      raise ConfigError(f'lora.targets is empty; choose among {known}.')
+      raise reading.ConfigError(f'lora.targets is empty; choose among {known}.')
     for target in self.targets:
-      choose(target, dict.fromkeys(known), 'lora.targets')
+      reading.choose(target, dict.fromkeys(known), 'lora.targets')
     if self.rank < 1:
-      raise ConfigError(f'lora.rank={self.rank} must be at least 1.')
+      raise reading.ConfigError(f'lora.rank={self.rank} must be at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -506,7 +235,7 @@ class TrialConfig:
   def __post_init__(self):
     for name in ('epochs', 'batch', 'repeats', 'max_steps', 'at_once'):
       if getattr(self, name) < 1:
-        raise ConfigError(
+        raise reading.ConfigError(
           f'trial.{name}={getattr(self, name)} must be at least 1.'
         )
 
@@ -560,16 +289,20 @@ class DreamingConfig:
       self, 'importance_targets', tuple(self.importance_targets)
     )
     rules = ('grad_cosine', 'grad_norm', 'greats', 'loss', 'random')
-    choose(self.importance, dict.fromkeys(rules), 'dreaming.importance')
-    choose(self.learn_from, {'best': 0, 'all': 0}, 'dreaming.learn_from')
-    choose(self.target, {'lora': 0, 'fold': 0, 'slot': 0}, 'dreaming.target')
+    reading.choose(self.importance, dict.fromkeys(rules), 'dreaming.importance')
+    reading.choose(
+      self.learn_from, {'best': 0, 'all': 0}, 'dreaming.learn_from'
+    )
+    reading.choose(
+      self.target, {'lora': 0, 'fold': 0, 'slot': 0}, 'dreaming.target'
+    )
     if self.keep + self.keep_random > self.dreams:
-      raise ConfigError(
+      raise reading.ConfigError(
         f'dreaming: keep={self.keep} and keep_random={self.keep_random} are '
         f'more than dreams={self.dreams}.'
       )
     if self.restart and self.target == 'fold':
-      raise ConfigError(
+      raise reading.ConfigError(
         'dreaming.restart needs the self before dreaming, which target=fold '
         'overwrites; use target=lora or slot.'
       )

@@ -1,0 +1,251 @@
+"""What a model is: its dimensions, levels, mixers."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from sleep_jax.config import reading
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelConfig:
+  """One level of the Continuum Memory System (Sleep section 2 and 3)."""
+
+  hidden: int  # Width of the level's dense SwiGLU base.
+  # Eq. 2: tokens (per lane) between two updates; 0 = frozen (frequency 0).
+  chunk: int = 0
+  # Sleep steps are b * C^(l): the level is a sender every b-th update.
+  sleep_every: int = 0
+  optimizer: str = 'adam'  # f(.) of Eq. 2: sgd | momentum | adam.
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.0  # Pulls the fast change back to zero.
+  clip: float = 1.0  # Global-norm clip of the chunk's gradient.
+  slots: int = 0  # Pre-allocated low-rank experts.
+  rank: int = 0  # Width d_low of one expert.
+  top_k: int = 1  # Active experts a token may use; null is always a choice.
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3.1's stretching of RoPE: slow frequencies are divided by `factor`.
+
+  A frequency counts as slow if it turns fewer than `low_freq_factor` times in
+  `original_max_len` tokens, as fast if more than `high_freq_factor` times.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_len: int
+
+  def __post_init__(self):
+    if not 0 < self.low_freq_factor < self.high_freq_factor:
+      raise reading.ConfigError(
+        f'model.rope_scaling: low_freq_factor={self.low_freq_factor} must be '
+        f'positive and below high_freq_factor={self.high_freq_factor}.'
+      )
+    if self.factor <= 0:
+      raise reading.ConfigError(
+        f'model.rope_scaling.factor={self.factor} must be positive.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+  """The linear-recurrent mixers: `gdn` and `jet` (Gated DeltaNet)."""
+
+  heads: int = 4
+  key: int = 32  # Width of a head's key, and
+  value: int = 64  # of its value: the fast weight is [key, value] a head.
+  conv: int = 4  # Tokens that the short convolution sees.
+  chunk: int = 64  # Tokens computed at a time.
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise reading.ConfigError(
+          f'model.recurrent.{field.name}={getattr(self, field.name)} must be '
+          'at least 1.'
+        )
+
+
+MIXERS = ('attention', 'gdn', 'jet')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A Llama-shaped decoder with k CMS levels; k = 1 is a Transformer.
+
+  Without `partition` every block holds the whole chain of levels (the reading
+  `stack`). With it every block holds one MLP, and the blocks stand at different
+  clocks: the first `partition[0]`, next to the embedding, are level 1, the next
+  `partition[1]` are level 2, and so on, in the order of Sleep Eq. 1.
+  """
+
+  vocab: int
+  dim: int
+  layers: int
+  heads: int
+  levels: tuple[LevelConfig, ...]  # Fast to slow.
+  kv_heads: int = 0  # 0: as many as `heads`.
+  head_dim: int = 0  # 0: dim / heads.
+  max_len: int = 2048
+  rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
+  qkv_bias: bool = False  # Qwen2.5: q, k and v have a bias, o has none.
+  qk_norm: bool = False  # Qwen3: RMS norm of every query and key head.
+  norm_eps: float = 1e-5
+  tie_embeddings: bool = True
+  partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
+  # What mixes tokens, layer by layer, repeated to the end: attention | gdn |
+  # jet; () = attention throughout. `recurrent` is how gdn and jet are made.
+  mixers: tuple[str, ...] = ()
+  recurrent: RecurrentConfig = RecurrentConfig()
+  unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
+  remat: bool = False
+  # Of the computation. Fresh parameters are float32; converted ones keep the
+  # type of their file.
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    if not self.levels:
+      raise reading.ConfigError(
+        'model.levels is empty; a Transformer has one level.'
+      )
+    if self.dim % self.heads and not self.head_dim:
+      raise reading.ConfigError(
+        f'model.dim={self.dim} is not divisible by model.heads='
+        f'{self.heads}; set model.head_dim or change one of them.'
+      )
+    if self.heads % self.num_kv_heads:
+      raise reading.ConfigError(
+        f'model.heads={self.heads} is not a multiple of model.kv_heads='
+        f'{self.num_kv_heads}.'
+      )
+    if self.partition:
+      _check_partition(self)
+    if self.mixers:
+      _check_mixers(self)
+    _check_clocks(self.levels)
+
+  def mixer(self, layer: int) -> str:
+    """What mixes tokens in `layer`."""
+    if not self.mixers:
+      return 'attention'
+    return self.mixers[layer % len(self.mixers)]
+
+  def layers_with(self, attention: bool) -> tuple[int, ...]:
+    """The layers that have attention, or those that have not."""
+    return tuple(
+      i
+      for i in range(self.layers)
+      if (self.mixer(i) == 'attention') == attention
+    )
+
+  @property
+  def chain(self) -> tuple[LevelConfig, ...]:
+    """The levels whose dense weights every block holds."""
+    return self.levels[:1] if self.partition else self.levels
+
+  def layers_of(self, level: int) -> range:
+    """The layers that have a part in `level` (0 = fastest)."""
+    if not self.partition:
+      return range(self.layers)
+    first = sum(self.partition[:level])
+    return range(first, first + self.partition[level])
+
+  def depth(self, level: int) -> int:
+    """How many layers have a part in `level` (0 = fastest)."""
+    return len(self.layers_of(level))
+
+  def levels_at(self, layer: int) -> tuple[LevelConfig, ...]:
+    """The levels that `layer` has a part in."""
+    pairs = enumerate(self.levels)
+    return tuple(level for i, level in pairs if layer in self.layers_of(i))
+
+  @property
+  def num_kv_heads(self) -> int:
+    return self.kv_heads or self.heads
+
+  @property
+  def size_of_head(self) -> int:
+    return self.head_dim or self.dim // self.heads
+
+  @classmethod
+  def of(cls, values: Mapping[str, Any]) -> 'ModelConfig':
+    """From a nested mapping such as a ConfigDict's `model`."""
+    values = dict(values)
+    values['levels'] = tuple(
+      reading.from_mapping(LevelConfig, level, f'model.levels[{i}]')
+      for i, level in enumerate(values.get('levels', ()))
+    )
+    for name in ('partition', 'mixers'):
+      values[name] = tuple(values.get(name, ()))
+    if recurrent := values.get('recurrent'):
+      values['recurrent'] = reading.from_mapping(
+        RecurrentConfig, recurrent, 'model.recurrent'
+      )
+    if scaling := values.get('rope_scaling'):
+      values['rope_scaling'] = reading.from_mapping(
+        RopeScaling, scaling, 'model.rope_scaling'
+      )
+    return reading.from_mapping(cls, values, 'model')
+
+
+def _check_partition(cfg: ModelConfig) -> None:
+  """Every layer belongs to one level, and all MLPs have one shape."""
+  parts, levels = cfg.partition, cfg.levels
+  if len(parts) != len(levels) or min(parts) < 1 or sum(parts) != cfg.layers:
+    raise reading.ConfigError(
+      f'model.partition={parts} must give each of the {len(levels)} levels at '
+      f'least one layer, and {cfg.layers} (model.layers) in all.'
+    )
+  if len(widths := sorted({level.hidden for level in levels})) > 1:
+    raise reading.ConfigError(
+      f'model.levels: under model.partition all levels have the hidden width '
+      f"of the backbone's MLP, but they have {widths}."
+    )
+
+
+def _check_mixers(cfg: ModelConfig) -> None:
+  """Known mixers, in a whole number of turns."""
+  for mixer in cfg.mixers:
+    reading.choose(mixer, dict.fromkeys(MIXERS), 'model.mixers')
+  if cfg.layers % len(cfg.mixers):
+    raise reading.ConfigError(
+      f'model.layers={cfg.layers} is not a multiple of the '
+      f'{len(cfg.mixers)} model.mixers={cfg.mixers}.'
+    )
+  if cfg.partition:
+    raise reading.ConfigError(
+      f'model.partition={cfg.partition} and model.mixers={cfg.mixers} do not '
+      'go together; leave one of them empty.'
+    )
+
+
+def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
+  """Chunk sizes must nest, and a sender needs a receiver with slots."""
+  moving = [(i, l) for i, l in enumerate(levels, 1) if l.chunk]
+  for (i, fast), (j, slow) in zip(moving, moving[1:]):
+    if slow.chunk % fast.chunk:
+      raise reading.ConfigError(
+        f'model.levels: chunk sizes must divide: level {j} updates every '
+        f"{slow.chunk} tokens, which is not a multiple of level {i}'s "
+        f'{fast.chunk} (Sleep Eq. 2).'
+      )
+  for i, level in enumerate(levels, 1):
+    if level.sleep_every and not level.chunk:
+      raise reading.ConfigError(
+        f'model.levels: level {i} has sleep_every={level.sleep_every} but '
+        'chunk=0, so it never updates and has nothing to send.'
+      )
+    if level.sleep_every and i == len(levels):
+      raise reading.ConfigError(
+        f'model.levels: level {i} is the slowest; there is no level above '
+        'to consolidate it into. Set its sleep_every=0 or add a level.'
+      )
+    if level.sleep_every and not (levels[i].slots and levels[i].rank):
+      raise reading.ConfigError(
+        f'model.levels: level {i} sends to level {i + 1}, which has '
+        f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
+      )
