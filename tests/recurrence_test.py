@@ -463,7 +463,7 @@ _ARMS = [
   pytest.param(variant, arm, marks=() if arm == 'halting' else pytest.mark.slow)
   for variant in ('', 'controls')
   for arm in rule110_config.get_config(variant).arms
-  if not arm.endswith(('_t2', '_t6'))
+  if not arm.endswith(('_t5', '_t6'))
 ]
 
 

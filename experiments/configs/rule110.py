@@ -89,6 +89,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.reference = 'passes_4'
   c.headline = ('exact', 'per_bit', 'loss')
-  c.arms = _at(2, _PASSES) | _at(4, _PASSES) | _at(_DEEPEST, _PASSES | _MATCHED)
+  c.arms = _at(4, _PASSES) | _at(5, _PASSES) | _at(_DEEPEST, _PASSES | _MATCHED)
   common.vary(c, variant, controls=_controls, paper=_paper)
   return c
