@@ -522,15 +522,20 @@ def test_every_arm_is_possible(recipe):
       assert puzzles.train_flops(plan) > 0
 
 
-def test_long_and_deep_have_the_flops_of_four_passes():
-  c = json.loads(rule110_config.get_config().to_json())
-  spent = {}
-  for arm in ('passes_4', 'long', 'deep'):
-    plan = puzzles.build(live_lib.settings_of(c, f'{arm}_t6'), 1)
-    spent[arm] = plan.training.steps * puzzles.train_flops(plan)
+@pytest.mark.parametrize(
+  'recipe,ending,controls',
+  [(rule110_config, '_t6', ('long', 'deep')), (depo_config, '', ('long',))],
+)
+def test_controls_have_the_flops_of_four_passes(recipe, ending, controls):
+  c = json.loads(recipe.get_config().to_json())
+
+  def spent(arm):
+    plan = puzzles.build(live_lib.settings_of(c, arm + ending), 1)
+    return plan.training.steps * puzzles.train_flops(plan)
+
   # A prediction window is passed over once, whatever N is.
-  assert 1.0 <= spent['long'] / spent['passes_4'] < 1.4
-  assert 1.0 <= spent['deep'] / spent['passes_4'] < 1.4
+  for control in controls:
+    assert 1.0 <= spent(control) / spent('passes_4') < 1.4
 
 
 @pytest.mark.parametrize(
