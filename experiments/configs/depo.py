@@ -18,7 +18,7 @@ import ml_collections
 
 from experiments.configs import common
 
-_STEPS = 1500
+_STEPS = 1200
 
 
 def _paper(c: ml_collections.ConfigDict) -> None:
