@@ -514,7 +514,11 @@ def test_retrieval_is_solved(tmp_path):
   'recipe', [rule110_config, depo_config, symbolic_config]
 )
 def test_every_arm_is_possible(recipe):
-  for variant in ('', 'paper', *(['controls'] * (recipe is rule110_config))):
+  for variant in (
+    '',
+    'paper',
+    *(['controls', 'gentle'] * (recipe is rule110_config)),
+  ):
     c = json.loads(recipe.get_config(variant).to_json())
     assert any(arm.startswith(c['reference']) for arm in c['arms'])
     for arm in c['arms']:

@@ -2,8 +2,9 @@
 
 Strings of an automaton go by; asked for is each one's first bit after `t`
 steps. Variants: none, accuracy against depth, three seeds at a size for two
-cores; `:controls`, what the passes owe to what, at t = 4; `:paper`, the sizes
-of arXiv 2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
+cores; `:controls`, what the passes owe to what, at t = 4; `:gentle`, half the
+learning rate at t = 5; `:paper`, the sizes of arXiv 2605.26099 (t = 32, about
+5B tokens a run), checked by shape alone.
 
 The arms see the same tokens, so N passes cost more FLOPs. `long` and `deep`
 have the FLOPs of `passes_4` with one pass, in four times the steps or the
@@ -59,6 +60,12 @@ def _controls(c: ml_collections.ConfigDict) -> None:
   c.arms = _CONTROLS
 
 
+def _gentle(c: ml_collections.ConfigDict) -> None:
+  c.puzzle.steps = 5
+  c.training.muon_learning_rate /= 2
+  c.arms = _PASSES
+
+
 def _paper(c: ml_collections.ConfigDict) -> None:
   """d = 256, width 24, t = 32, batches of 512, about 98,000 steps."""
   c.puzzle.update(width=24, strings=4, steps=32)
@@ -90,5 +97,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.reference = 'passes_4'
   c.headline = ('exact', 'per_bit', 'loss')
   c.arms = _at(4, _PASSES) | _at(5, _PASSES) | _at(_DEEPEST, _PASSES | _MATCHED)
-  common.vary(c, variant, controls=_controls, paper=_paper)
+  common.vary(c, variant, controls=_controls, gentle=_gentle, paper=_paper)
   return c
