@@ -47,47 +47,48 @@ def chances(lives: Sequence[dict[str, Any]], mark: str) -> dict[int, float]:
 
 
 def report(lives: Sequence[dict[str, Any]], mark: str, reference: str) -> str:
-  """Marks by depth, `reference` minus the others, and whether that grows.
+  """Marks by depth; what arms gain over the first; `reference` minus others.
 
-  Nothing if there are fewer than two depths.
+  The first arm is the baseline. Whether a gain grows is told by its difference
+  between the deepest and the shallowest. Nothing if there is one depth alone.
   """
   found, chance = points(lives, mark), chances(lives, mark)
   if len(chance) < 2:
     return ''
-  depths = list(chance)
   rows = [['(chance)', *(f'{p:.3f}' for p in chance.values())]]
   for arm, of in found.items():
-    rows.append([arm, *(_cell(of.get(d, {})) for d in depths)])
-  header = [f'{mark} at depth', *map(str, depths)]
+    rows.append([arm, *(_cell(of.get(d, {})) for d in chance)])
+  header = [f'{mark} at depth', *map(str, chance)]
   text = f'By depth:\n\n{tables.markdown(header, rows)}'
-  if reference not in found:
-    return text
-  rows = []
-  for arm in found:
-    gains = [_gain(found, reference, arm, d) for d in depths]
-    if arm != reference and any(gains):
-      first, last = gains[0], gains[-1]
-      grows = {s: last[s] - first[s] for s in first if s in last}
-      rows.append([arm, *(_cell(g, '+') for g in (*gains, grows))])
-  header = [f'{reference} minus', *map(str, depths), 'deepest minus shallowest']
+  baseline, *others = found
+  pairs = [(arm, baseline) for arm in others]
+  if reference in others:
+    pairs += [(reference, arm) for arm in others if arm != reference]
+  rows = [_gains(found, a, b, list(chance)) for a, b in pairs]
+  header = ['gain', *map(str, chance), 'deepest minus shallowest']
   return text + (f'\n{tables.markdown(header, rows)}' if rows else '')
+
+
+def _gains(found: Points, a: str, b: str, depths: Sequence[int]) -> list[str]:
+  """A row: `a` minus `b`, paired by seed, at every depth that both have."""
+  gains = []
+  for depth in depths:
+    one, other = found[a].get(depth, {}), found[b].get(depth, {})
+    gains.append({s: one[s] - other[s] for s in one if s in other})
+  first, last = gains[0], gains[-1]
+  grows = {s: last[s] - first[s] for s in first if s in last}
+  return [f'{a} - {b}', *(_cell(g, '+') for g in (*gains, grows))]
 
 
 def _cell(by_seed: dict[int, float], sign: str = '') -> str:
   return tables.cell(list(by_seed.values()), sign) if by_seed else ''
 
 
-def _gain(found: Points, a: str, b: str, depth: int) -> dict[int, float]:
-  """By seed, of those that both have."""
-  one, other = found[a].get(depth, {}), found[b].get(depth, {})
-  return {s: one[s] - other[s] for s in one if s in other}
-
-
 def draw(
   lives: Sequence[dict[str, Any]], mark: str, path: pathlib.Path
 ) -> None:
   """Means and intervals over depth, and chance."""
-  figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
+  figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
   found, chance = points(lives, mark), chances(lives, mark)
   for index, (arm, of) in enumerate(found.items()):
     means = [tables.interval(list(x.values())) for x in of.values()]
@@ -106,6 +107,6 @@ def draw(
   axis.set(xlabel='depth', ylabel=mark, ylim=(0, 1.05))
   axis.set_xticks(range(len(chance)), map(str, chance))
   axis.grid(alpha=0.3)
-  axis.legend()
+  figure.legend(loc='outside right center')
   figure.savefig(path, dpi=120)
   plt.close(figure)

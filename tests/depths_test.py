@@ -22,11 +22,11 @@ def test_arms_of_one_depth_each_become_one_series():
   found = depths.points(lives, 'exact')
   assert list(found) == ['a', 'b'] and list(found['a']) == [4, 8]
   assert found['b'][8] == {1: 0.51, 2: 0.52}
-  text = depths.report(lives, 'exact', 'a')
+  text = depths.report(lives, 'exact', 'none')
   assert '| (chance) | 0.250 | 0.250 |' in text
-  # Level at depth 4, 0.3 ahead at depth 8: the same on both seeds.
-  gains = '+0.000 ± 0.000 | +0.300 ± 0.000 | +0.300 ± 0.000'
-  assert f'| b | {gains} |' in text
+  # Level at depth 4, 0.3 behind at depth 8: the same on both seeds.
+  gains = '+0.000 ± 0.000 | -0.300 ± 0.000 | -0.300 ± 0.000'
+  assert f'| b - a | {gains} |' in text
 
 
 def test_one_life_asked_at_several_depths(tmp_path):
@@ -34,10 +34,9 @@ def test_one_life_asked_at_several_depths(tmp_path):
     life('a', 1, {'exact_k1': 0.9, 'exact_k16': 0.3}),
     life('b', 1, {'exact_k1': 0.8, 'exact_k16': 0.4}),
   ]
-  assert '| a | 0.900 | 0.300 |' in depths.report(lives, 'exact', 'b')
-  assert '| a | -0.100 | +0.100 | +0.200 |' in depths.report(
-    lives, 'exact', 'b'
-  )
+  text = depths.report(lives, 'exact', 'b')
+  assert '| a | 0.900 | 0.300 |' in text
+  assert '| b - a | -0.100 | +0.100 | +0.200 |' in text
   depths.draw(lives, 'exact', tmp_path / 'depths.png')
   assert (tmp_path / 'depths.png').stat().st_size > 1000
 
@@ -52,5 +51,8 @@ def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
     life('a_t8', 1, {'exact_t8': 0.9}),
     life('long_t4', 1, {'exact_t4': 0.7}),
   ]
-  text = depths.report(lives, 'exact', 'a')
-  assert '| long | 0.700 |  |' in text and '| long | +0.200 |  |  |' in text
+  lives.append(life('more_t4', 1, {'exact_t4': 0.8}))
+  text = depths.report(lives, 'exact', 'more')
+  assert '| long | 0.700 |  |' in text
+  assert '| long - a | -0.200 |  |  |' in text
+  assert '| more - long | +0.100 |  |  |' in text
