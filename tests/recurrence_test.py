@@ -561,7 +561,7 @@ def test_bad_settings_are_named(section, change, names):
   c = small_rule110()
   c[section] = c[section] | change
   with pytest.raises(config.ConfigError, match=names):
-    puzzles.build(live_lib.settings_of(c, 'passes_1'), 1)
+    puzzles.build(live_lib.settings_of(c, 'passes_1_t4'), 1)
 
 
 @pytest.mark.parametrize(
