@@ -1,7 +1,7 @@
 """Depo: walk k edges of a cycle whose edges went by in random order.
 
 A question may begin at any node and ask for any k, so a sleep cannot prepare
-one answer: it must put the whole cycle in order. Variants: none, three seeds at
+one answer: it must put the whole cycle in order. Variants: none, eight seeds at
 a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles of up to
 75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
 
@@ -57,6 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     steps=_STEPS, batch=128, muon_learning_rate=2e-2, adam_learning_rate=2e-3
   )
   c.reference = 'passes_4'
+  c.seeds = tuple(range(1, 9))
   c.headline = ('exact', 'exact_k1', 'exact_k2')
   c.arms = {
     f'passes_{n}': dict(recurrence=dict(passes=n)) for n in (1, 2, 4)
