@@ -73,6 +73,22 @@ def test_a_life_comes_back_to_the_bit(two):
   assert not found.life['params']['w'].committed
 
 
+@pytest.mark.parametrize('small,arrays', [(0, 3), (100, 2), (2**20, 1)])
+def test_large_leaves_have_arrays_of_their_own(
+  tmp_path, monkeypatch, small, arrays
+):
+  monkeypatch.setattr(checkpoint, '_SMALL', small)
+  life = life_of(2) | {'more': {'b': jnp.arange(4.0, dtype=jnp.bfloat16)}}
+  saved = checkpoint.Checkpoints(tmp_path, 'me')
+  saved.save(moment(0, 'wake', life))
+  saved.close()
+  assert same(newest(tmp_path, life).life, life)
+  leaves = {'w': np.zeros(30), 'b': np.ones(2), 'c': np.ones((2, 1))}
+  written, packed = checkpoint._pack(leaves)
+  assert len(written) == arrays
+  assert same(checkpoint.unpack(written, packed), leaves)
+
+
 def test_a_torn_checkpoint_is_passed_over_and_never_half_read(two, caplog):
   whole = newest(two)
   torn = 0
