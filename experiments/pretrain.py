@@ -1,9 +1,13 @@
 """Trains a small base model by its recipe.
 
 python -m experiments.pretrain --config=experiments/configs/base_facts.py
+
+A recipe with a section `recurrence` is a hybrid's: it is trained through
+windows and passes, so that it learns to sleep by recurrence.
 """
 
 from collections.abc import Callable
+import dataclasses
 import pathlib
 import time
 
@@ -20,10 +24,12 @@ import tqdm
 
 from sleep_jax import config
 from sleep_jax import training
+from sleep_jax import typing as t
 from sleep_jax.data import catalog
 from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
 from sleep_jax.data import twin
+from sleep_jax.lifecycle import schooling
 from sleep_jax.models import transformer
 from sleep_jax.runtime import weights
 from sleep_jax.tasks import bulletins
@@ -124,9 +130,10 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   return windows(train), windows(held_out)
 
 
-def main(_) -> None:
-  c = _CONFIG.value
-  cfg = config.ModelConfig.of(c.model.to_dict())
+def _to_read(
+  c: ml_collections.ConfigDict, cfg: config.ModelConfig
+) -> tuple[t.Params, float]:
+  """Weights after next-token prediction, and the held-out loss."""
   corpora = {
     'arc': arc_corpus,
     'bulletins': bulletins_corpus,
@@ -142,7 +149,6 @@ def main(_) -> None:
   )
   opt_state = optimizer.init(params)
   rng = np.random.default_rng(c.seed)
-  start = time.time()
   bar = tqdm.trange(0, c.steps, _STEPS_PER_CALL, desc='pretrain', unit='call')
   for _ in bar:
     rows = draw(rng, _STEPS_PER_CALL * c.batch)
@@ -167,12 +173,64 @@ def main(_) -> None:
     held_out,
     jnp.ones(held_out.shape),
   )
+  return params, float(loss.mean())
+
+
+def _to_sleep(
+  c: ml_collections.ConfigDict, cfg: config.ModelConfig
+) -> tuple[t.Params, float]:
+  """Weights of a hybrid that keeps what it read, and the held-out loss.
+
+  The most strangers of a sequence grow from the first of `c.strangers` to the
+  second over three fifths of the training.
+  """
+  config.choose(c.corpus, {'facts': None}, 'corpus')
+  how = config.from_mapping(config.RecurrenceConfig, c.recurrence, 'recurrence')
+  plan = config.from_mapping(config.TrainingConfig, c.training, 'training')
+  world = facts.World(facts.build_tokenizer())
+  task = facts.FactsConfig(length=c.length)
+
+  def draw(rng: np.random.Generator, rows: int, strangers: int):
+    return facts.pretraining_windows(
+      world, task, rng, rows, c.windows, strangers
+    )
+
+  params = schooling.init(cfg, how, jax.random.key(c.seed))
+  opt_state = schooling.optimizer(plan).init(params)
+  rng = np.random.default_rng(c.seed)
+  least, most = c.strangers
+  bar = tqdm.trange(
+    0, plan.steps, _STEPS_PER_CALL, desc='pretrain', unit='call'
+  )
+  for step in bar:
+    grown = min(1.0, step / (0.6 * plan.steps))
+    strangers = least + round(grown * (most - least))
+    batches = [draw(rng, plan.batch, strangers) for _ in range(_STEPS_PER_CALL)]
+    passes = int(rng.choice(plan.draw_passes or (how.passes,)))
+    params, opt_state, loss = schooling.train_steps(
+      cfg,
+      dataclasses.replace(how, passes=passes),
+      plan,
+      params,
+      opt_state,
+      jax.tree.map(lambda *x: np.stack(x), *batches),
+    )
+    bar.set_postfix(loss=f'{float(loss.mean()):.3f}', strangers=strangers)
+  held_out = draw(np.random.default_rng([c.seed, 1]), 20 * plan.batch, most)
+  return params, float(schooling.examine(cfg, how, params, held_out).loss)
+
+
+def main(_) -> None:
+  c = _CONFIG.value
+  cfg = config.ModelConfig.of(c.model.to_dict())
+  start = time.time()
+  params, loss = (_to_sleep if 'recurrence' in c else _to_read)(c, cfg)
   weights.save(pathlib.Path(c.out), jax.device_get(params), cfg)
   logging.info(
     '%s: %d parameters, held-out loss %.4f nats per token, %.0f s',
     c.out,
     transformer.count(params),
-    float(loss.mean()),
+    loss,
     time.time() - start,
   )
 

@@ -1,12 +1,18 @@
 """Sleep by recurrence as a learner, alone and with knowledge seeding."""
 
 import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import live
+from experiments.configs import both_sleeps
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax.learners import learner
@@ -138,6 +144,45 @@ def test_seeding_empties_the_states_into_one_expert(day):
   old = again.old_self()
   assert not any(s.any() for s in old.states)
   assert old.levels[0].bank.status[0] == memory_lib.ACTIVE
+
+
+@pytest.fixture(name='base', scope='module')
+def _base(tmp_path_factory):
+  """A hybrid base by the recipe, too short to be of use."""
+  out = tmp_path_factory.mktemp('base') / 'base.npz'
+  subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.pretrain',
+      '--config=experiments/configs/base_facts_hybrid.py',
+      f'--config.out={out}',
+      '--config.training.steps=20',
+      '--config.training.exams=1',
+      '--config.training.batch=2',
+      '--config.windows=2',
+    ],
+    cwd=pathlib.Path(__file__).parents[1],
+    check=True,
+    timeout=300,
+  )
+  return out
+
+
+@pytest.mark.parametrize('arm', ['recurrence', 'recurrence_seeding_brief'])
+def test_a_pretrained_hybrid_lives_the_experiment(base, tmp_path, arm):
+  c = both_sleeps.get_config()
+  c.base = str(base)
+  c.task.update(episodes=1, rows=16, base_entities=2)
+  c.sleep.update(
+    dreams=16, steps=4, batch=4, prefixes=4, rollout_every=4, max_kl_share=1e9
+  )
+  c = json.loads(c.to_json())
+  summary = live.live(c, arm, 1, tmp_path / arm, 0)
+  assert 0 <= summary['final']['recall'] <= 1
+  costs = summary['costs']
+  assert costs['wake']['tokens'] == 2 * 16 * 32  # Two passes.
+  assert bool(costs['update']['steps']) == (arm != 'recurrence')
 
 
 @pytest.mark.parametrize(

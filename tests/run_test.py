@@ -171,6 +171,7 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
   [
     'quickstart',
     'facts',
+    'both_sleeps',
     'class_incremental:clinc',
     'class_incremental:banking',
     'class_incremental:dbpedia',

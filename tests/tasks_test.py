@@ -53,6 +53,32 @@ def test_facts_are_seeded_and_episodes_differ():
   assert not facts_in(a.experience(0)) & facts_in(a.experience(1))
 
 
+def test_windows_of_strangers_tell_what_is_asked_of_them():
+  words = facts.build_tokenizer()
+  world, cfg = facts.World(words), facts.FactsConfig(length=32)
+  taken, base = facts.base_facts(world, cfg)
+  rng = np.random.default_rng(0)
+  batch = facts.pretraining_windows(world, cfg, rng, 60, 3, 2)
+  base, told_of = {tuple(f) for f in base.tolist()}, set()
+  assert batch.context.shape == batch.present.shape == (60, 3, 32)
+  assert not batch.context[~batch.present].any()
+  for row in range(60):
+    read = batch.present[row].all(1)
+    assert (batch.present[row].any(1) == read).all()
+    assert not np.diff(read.astype(int)).clip(0).any()  # The first ones.
+    told_of.add(int(read.sum()))
+    told = batch.context[row, read, 1:31].reshape(-1, 5).tolist()
+    document = [words.bos, *batch.targets[row].tolist()]
+    assert document[:-1] == batch.inputs[row].tolist()
+    asked = {tuple(document[i : i + 5]) for i in range(1, 31, 5)} - base
+    names = {f[:2] for f in asked}
+    assert len(names) <= 2
+    if read.sum() == 3:  # 18 facts told, of at most eight: all of them.
+      assert asked <= {tuple(f) for f in told}
+  assert told_of == {0, 1, 2, 3}
+  assert batch.weight.all() and batch.asked.all()
+
+
 def test_every_fact_of_an_episode_is_told_equally_often():
   task = tasks.build('facts', SMALL | dict(rows=40), seed=1)
   told = task.experience(0).tokens[:, 1:31].reshape(-1, 5)

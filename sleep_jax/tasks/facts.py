@@ -13,6 +13,7 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax.data import tokenizers
+from sleep_jax.data import windows
 from sleep_jax.tasks import task
 
 _ONSETS = 'b d f g k l m n p r s t v z br st'.split()
@@ -114,6 +115,60 @@ def pretraining_rows(
   return world.rows(pick, cfg.length)
 
 
+def pretraining_windows(
+  world: World,
+  cfg: FactsConfig,
+  rng: np.random.Generator,
+  rows: int,
+  context: int,
+  strangers: int,
+) -> windows.Windows:
+  """Sequences that teach a hybrid to keep what it has read.
+
+  One to `strangers` entities that nobody knows are told of over none to
+  `context` windows, each of their facts about as often as any other. The
+  document to be predicted is three quarters about those, one quarter about the
+  base's own world. All of it is asked for, so the hybrid also learns to speak,
+  unasked, of what it keeps: that is what it will dream.
+  """
+  _, known = base_facts(world, cfg)
+  per_row = -(-(cfg.length - 1) // _FACT)
+  told = np.zeros((rows, context, per_row, _FACT), np.int32)
+  document = known[rng.integers(0, len(known), (rows, per_row))]
+  read = rng.integers(0, context + 1, rows)
+  for row in range(rows):
+    pairs = world.pairs(rng, rng.integers(1, strangers + 1))
+    news = world.facts(rng, pairs)
+    told[row] = shuffled(news, told[row, ..., 0].size, rng).reshape(
+      told[row].shape
+    )
+    swap = rng.random(per_row) < 0.75
+    document[row, swap] = news[rng.integers(0, len(news), swap.sum())]
+  flat = told.reshape(-1, per_row, _FACT)
+  stream = world.rows(flat, cfg.length).reshape(rows, context, cfg.length)
+  present = np.arange(context) < read[:, None]
+  present = np.repeat(present[..., None], cfg.length, axis=2)
+  document = world.rows(document, cfg.length)
+  inputs, targets = document[:, :-1], document[:, 1:]
+  return windows.Windows(
+    context=np.where(present, stream, windows.PAD),
+    present=present,
+    inputs=inputs,
+    asked=np.ones(inputs.shape, bool),
+    targets=targets,
+    weight=np.ones(inputs.shape, np.float32),
+    depth=np.zeros(inputs.shape, np.int32),
+  )
+
+
+def shuffled(
+  facts: np.ndarray, total: int, rng: np.random.Generator
+) -> np.ndarray:
+  """`total` facts: whole permutations, so that each comes equally often."""
+  order = [rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))]
+  return facts[np.concatenate(order)[:total]]
+
+
 class Facts:
   """The task; see the module's docstring."""
 
@@ -134,13 +189,9 @@ class Facts:
     rng = np.random.default_rng([self._seed, 2, episode])
     facts, cfg = self._new[episode], self.cfg
     per_row = -(-(cfg.length - 1) // _FACT)
-    # Whole permutations one after the other: every fact comes equally often.
-    total = cfg.rows * per_row
-    order = [
-      rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))
-    ]
-    order = np.concatenate(order)[:total].reshape(cfg.rows, per_row)
-    tokens = self._world.rows(facts[order], cfg.length)
+    stream = shuffled(facts, cfg.rows * per_row, rng)
+    stream = stream.reshape(cfg.rows, per_row, _FACT)
+    tokens = self._world.rows(stream, cfg.length)
     return task.Experience(tokens, np.ones(tokens.shape, np.float32))
 
   def exam(self, respond: task.Respond, episode: int) -> task.Exam:

@@ -1,0 +1,48 @@
+"""Pretrains the hybrid base of `both_sleeps`: it learns to keep what it read.
+
+Sequences tell of strangers over up to four windows, and a document then asks
+for them, and for the base's own world. How many strangers there are grows over
+the training: with eight from the start, nothing is ever kept. Recurrence comes
+first in the stack, so that attention sees what the fast weights recall.
+
+  python -m experiments.pretrain \
+      --config=experiments/configs/base_facts_hybrid.py
+"""
+
+import ml_collections
+
+from experiments.configs import common
+from sleep_jax import config
+
+LENGTH = 32  # Tokens of a window, and of a document.
+
+
+def model() -> ml_collections.ConfigDict:
+  """The backbone of `both_sleeps`."""
+  c = common.hybrid(64, 2, 128, vocab=168)
+  c.levels *= 2
+  c.mixers = ('gdn', 'attention')
+  c.recurrent.update(heads=4, key=32, value=32)
+  return c
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings of the recipe."""
+  c = ml_collections.ConfigDict()
+  c.corpus = 'facts'
+  c.out = 'sleep_jax/assets/base_facts_hybrid.npz'
+  c.model = model()
+  c.seed = 0
+  c.length = LENGTH
+  c.windows = 4  # The most that a sequence has.
+  c.strangers = (1, 8)  # The most that it tells of, at first and at last.
+  c.recurrence = common.settings(config.RecurrenceConfig, remat=False)
+  c.training = common.settings(
+    config.TrainingConfig,
+    steps=2400,
+    batch=32,
+    muon_learning_rate=1e-2,
+    adam_learning_rate=4e-3,
+    draw_passes=(1, 2),
+  )
+  return c

@@ -1,0 +1,90 @@
+"""Both kinds of sleep on `facts`: into fast weights, into experts, and both.
+
+A small hybrid lives eight nights, five seeds. `recurrence` passes twice over
+every window before it is forgotten, and its states are all that ever learns;
+`recurrence_once` is the same with one pass, the plain hybrid. `sleep` learns by
+gradients while awake and seeds an expert a night; its states begin empty with
+every row. `recurrence_seeding` reads as `recurrence` does, and each night seeds
+what its states hold into an expert. All read 61,440 tokens a day. The `brief`
+arms have a day of 512 tokens, in which each fact comes six times.
+
+  python -m experiments.run --config=experiments/configs/both_sleeps.py \
+      --workdir=runs/both_sleeps
+  python -m experiments.report --workdir=runs/both_sleeps \
+      --out=results/both_sleeps
+"""
+
+from typing import Any
+
+import ml_collections
+
+from experiments.configs import base_facts_hybrid
+from experiments.configs import common
+from sleep_jax import config
+from sleep_jax.tasks import facts
+
+NIGHTS = 8
+LENGTH = base_facts_hybrid.LENGTH
+ROWS, LANES = 1920, 16  # As many tokens a day as in `facts`.
+BRIEF_ROWS = 16
+
+
+def sleeping_model(updates: int) -> ml_collections.ConfigDict:
+  """The base; level 1 learns `updates` times a day, level 2 grows experts."""
+  model = base_facts_hybrid.model()
+  fast, slow = (ml_collections.ConfigDict(level) for level in model.levels)
+  fast.update(chunk=LENGTH, sleep_every=updates, learning_rate=3e-3)
+  slow.update(slots=NIGHTS, rank=32, top_k=NIGHTS)
+  model.levels = (fast, slow)
+  model.max_len = 128
+  return model
+
+
+def _brief(**changes: Any) -> dict[str, Any]:
+  """A short day; an update for every row, so that there are some."""
+  return dict(
+    task=dict(rows=BRIEF_ROWS),
+    wake=dict(lanes=1),
+    model=dict(sleeping_model(BRIEF_ROWS)),
+    **changes,
+  )
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings; override any with `--config.section.name=value`."""
+  c = common.experiment('both_sleeps')
+  c.seeds = (1, 2, 3, 4, 5)
+  c.reference = 'recurrence_seeding'
+  c.base = 'sleep_jax/assets/base_facts_hybrid.npz'
+  c.model = sleeping_model(ROWS // LANES)
+  c.task = common.settings(
+    facts.FactsConfig,
+    episodes=NIGHTS,
+    entities=4,
+    rows=ROWS,
+    length=LENGTH,
+    context=4,  # A prompt stays within a window.
+  )
+  c.task.name = 'facts'
+  c.recurrence = common.settings(config.RecurrenceConfig, passes=2)
+  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.sleep = common.settings(
+    config.SeedingConfig,
+    dreams=2048,
+    dream_length=LENGTH,
+    steps=300,
+    batch=32,
+    learning_rate=0.02,
+  )
+  c.finetune = common.settings(config.FinetuneConfig)
+  c.arms = {
+    'frozen': {},
+    'recurrence_once': dict(learner='recurrence', recurrence=dict(passes=1)),
+    'recurrence': {},
+    'sleep': {},
+    'recurrence_seeding': {},
+    'recurrence_brief': _brief(learner='recurrence'),
+    'sleep_brief': _brief(learner='sleep'),
+    'recurrence_seeding_brief': _brief(learner='recurrence_seeding'),
+  }
+  return c
