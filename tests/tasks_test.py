@@ -73,7 +73,7 @@ def test_windows_of_strangers_tell_what_is_asked_of_them():
     asked = {tuple(document[i : i + 5]) for i in range(1, 31, 5)} - base
     names = {f[:2] for f in asked}
     assert len(names) <= 2
-    if read.sum() == 3:  # 18 facts told, of at most eight: all of them.
+    if read.any():
       assert asked <= {tuple(f) for f in told}
   assert told_of == {0, 1, 2, 3}
   assert batch.weight.all() and batch.asked.all()

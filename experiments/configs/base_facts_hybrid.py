@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.recurrence = common.settings(config.RecurrenceConfig, remat=False)
   c.training = common.settings(
     config.TrainingConfig,
-    steps=2400,
+    steps=4000,
     batch=32,
     muon_learning_rate=1e-2,
     adam_learning_rate=4e-3,

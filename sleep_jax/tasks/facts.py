@@ -132,7 +132,7 @@ def pretraining_windows(
   unasked, of what it keeps: that is what it will dream.
   """
   _, known = base_facts(world, cfg)
-  per_row = -(-(cfg.length - 1) // _FACT)
+  whole, per_row = (cfg.length - 1) // _FACT, -(-(cfg.length - 1) // _FACT)
   told = np.zeros((rows, context, per_row, _FACT), np.int32)
   document = known[rng.integers(0, len(known), (rows, per_row))]
   read = rng.integers(0, context + 1, rows)
@@ -142,6 +142,8 @@ def pretraining_windows(
     told[row] = shuffled(news, told[row, ..., 0].size, rng).reshape(
       told[row].shape
     )
+    if read[row]:  # What was not told, nobody can know.
+      news = told[row, : read[row], :whole].reshape(-1, _FACT)
     swap = rng.random(per_row) < 0.75
     document[row, swap] = news[rng.integers(0, len(news), swap.sum())]
   flat = told.reshape(-1, per_row, _FACT)
