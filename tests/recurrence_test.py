@@ -461,7 +461,7 @@ def small_rule110(variant='', steps=0, **training):
 _ARMS = [
   # Each compiles programs of its own, for half a minute.
   pytest.param(variant, arm, marks=() if arm == 'halting' else pytest.mark.slow)
-  for variant in ('', 'controls')
+  for variant in ('', 'controls', 'eviction')
   for arm in rule110_config.get_config(variant).arms
   if arm not in ('passes_1_t5', 'passes_2_t5', 'passes_4_t5')
   and arm not in ('passes_1_t6', 'passes_2_t6', 'passes_4_t6')
@@ -518,7 +518,7 @@ def test_every_arm_is_possible(recipe):
   for variant in (
     '',
     'paper',
-    *(['controls', 'gentle'] * (recipe is rule110_config)),
+    *(['controls', 'eviction', 'gentle'] * (recipe is rule110_config)),
   ):
     c = json.loads(recipe.get_config(variant).to_json())
     assert any(arm.startswith(c['reference']) for arm in c['arms'])

@@ -2,9 +2,10 @@
 
 Strings of an automaton go by; asked for is each one's first bit after `t`
 steps. Variants: none, accuracy against depth, three seeds at a size for two
-cores; `:controls`, what the passes owe to what, at t = 4; `:gentle`, half the
-learning rate at t = 5; `:paper`, the sizes of arXiv 2605.26099 (t = 32, about
-5B tokens a run), checked by shape alone.
+cores; `:controls`, what the passes owe to what, at t = 4; `:eviction`, the same
+depth with a sliding window, and with the middle of four layers looped alone;
+`:gentle`, half the learning rate at t = 5; `:paper`, the sizes of arXiv
+2605.26099 (t = 32, about 5B tokens a run), checked by shape alone.
 
 The arms see the same tokens, so N passes cost more FLOPs. `long` and `deep`
 have the FLOPs of `passes_4` with one pass, in four times the steps or the
@@ -45,6 +46,14 @@ _CONTROLS: dict[str, dict[str, Any]] = {
   ),
   'halting': dict(recurrence=dict(passes=4, halting=True)),
 }
+_EVICTIONS: dict[str, dict[str, Any]] = {
+  'passes_1': {},
+  'passes_4': _FOUR,
+  'sliding_1': dict(recurrence=dict(eviction='sliding')),
+  'sliding_4': dict(recurrence=dict(eviction='sliding', passes=4)),
+  'middle': dict(model=dict(layers=4), recurrence=dict(passes=4, loop=(1, 3))),
+}
+_SHORT = 600  # Steps at the shallowest depth.
 
 
 def _at(steps: int, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -56,8 +65,13 @@ def _at(steps: int, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _controls(c: ml_collections.ConfigDict) -> None:
-  c.training.steps = 600
+  c.training.steps = _SHORT
   c.arms = _CONTROLS
+
+
+def _eviction(c: ml_collections.ConfigDict) -> None:
+  c.training.steps = _SHORT
+  c.arms = _EVICTIONS
 
 
 def _gentle(c: ml_collections.ConfigDict) -> None:
@@ -97,5 +111,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.reference = 'passes_4'
   c.headline = ('exact', 'per_bit', 'loss')
   c.arms = _at(4, _PASSES) | _at(5, _PASSES) | _at(_DEEPEST, _PASSES | _MATCHED)
-  common.vary(c, variant, controls=_controls, gentle=_gentle, paper=_paper)
+  common.vary(
+    c,
+    variant,
+    controls=_controls,
+    eviction=_eviction,
+    gentle=_gentle,
+    paper=_paper,
+  )
   return c
