@@ -1,6 +1,6 @@
 """Both kinds of sleep on `facts`: into fast weights, into experts, and both.
 
-A small hybrid lives six nights, three seeds. `recurrence` passes twice over
+A small hybrid lives six nights, five seeds. `recurrence` passes twice over
 every window before it is forgotten, and its states are all that ever learns;
 `recurrence_once` is the same with one pass, the plain hybrid. `sleep` learns by
 gradients while awake and seeds an expert a night; its states begin empty with
@@ -64,7 +64,7 @@ def _brief(**changes: Any) -> dict[str, Any]:
 def get_config() -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('both_sleeps')
-  c.seeds = (1, 2, 3)
+  c.seeds = (1, 2, 3, 4, 5)
   c.reference = 'recurrence_seeding'
   c.base = 'sleep_jax/assets/base_facts_hybrid.npz'
   c.model = sleeping_model(ROWS // LANES)
