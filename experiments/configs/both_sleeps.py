@@ -8,10 +8,12 @@ every row. `recurrence_seeding` reads as `recurrence` does, and each night seeds
 what its states hold into an expert. All read 61,440 tokens a day. The `brief`
 arms have a day of 512 tokens, in which each fact comes six times.
 
-The settings of `recurrence_seeding` were chosen on seed 100, two short nights,
-by recall of both: min_p 0 or 0.1, teacher temperature 1, 0.7 or 0.5, steps 300
-or 900 (600 were taken, for time), router weight 0.1, 1 or 3, with and without
-imitation. `sleep` has the settings of `facts`, with rows half as long.
+The settings of `recurrence_seeding` were chosen on seed 100, two or three short
+nights, by recall: teacher temperature 1, 0.7 or 0.5, steps 300 or 900 (600 were
+taken, for time), router weight 0.1, 0.3, 1 or 3, with and without imitation.
+min_p 0.1 recalls as much as 0, but silences the base's own world in the old
+self's dreams, and forgets it. `sleep` has the settings of `facts`, with rows
+half as long.
 
   python -m experiments.run --config=experiments/configs/both_sleeps.py \
       --workdir=runs/both_sleeps
@@ -47,7 +49,7 @@ def sleeping_model(updates: int) -> ml_collections.ConfigDict:
 
 # What the states say is less sure than what a gradient taught.
 SEED_STATES = dict(
-  sleep=dict(min_p=0.1, teacher_temperature=0.5, steps=600, router_weight=1.0)
+  sleep=dict(teacher_temperature=0.5, steps=600, router_weight=1.0)
 )
 
 
