@@ -78,6 +78,25 @@ def _weighted(x: jax.Array, weight: jax.Array) -> jax.Array:
   return (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
+def _said(
+  cfg: config.ModelConfig,
+  how: config.SeedingConfig,
+  params: t.Params,
+  out: transformer.Output,
+  first: int,
+  tokens_RxT: jax.Array,
+) -> t.Float[jax.Array, 'R T-1']:
+  """Log-probabilities of all but the first token, in rows from `first` on."""
+  if not how.teacher_top_k:
+    return losses.token_logprobs(out.logits[first:], tokens_RxT)
+  matrix = transformer.head(cfg, params)
+  return divergences.chunked(
+    lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
+    (out.hidden[first:, :-1], tokens_RxT[:, 1:]),
+    how.tokens_in_flight,
+  )
+
+
 def objective(
   expert: memory_lib.Expert,
   cfg: config.ModelConfig,
@@ -111,16 +130,6 @@ def objective(
       per_token = measure(judged.teacher, out.logits[own])
     return _weighted(per_token, judged.weight)
 
-  def said() -> jax.Array:
-    if not how.teacher_top_k:
-      return losses.token_logprobs(out.logits[n:], rolled.judged.tokens)
-    matrix = transformer.head(cfg, params)
-    return divergences.chunked(
-      lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
-      (out.hidden[n:, :-1], rolled.judged.tokens[:, 1:]),
-      how.tokens_in_flight,
-    )
-
   off_policy = apart(measure, dreamt, slice(n))
   kl = off_policy
   if how.divergence != 'forward_kl':
@@ -131,7 +140,7 @@ def objective(
     on_policy = apart(measure, mine, slice(n, None))
     distil = (1 - how.lam) * off_policy + how.lam * on_policy
     unlike = policy_gradient.clipped_loss(
-      said(),
+      _said(cfg, how, params, out, n, mine.tokens),
       rolled.old_logp[:, 1:],
       rolled.advantage,
       mine.weight[:, :-1],
