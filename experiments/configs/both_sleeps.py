@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('both_sleeps')
   c.seeds = (1, 2, 3, 4, 5)
-  c.reference = 'recurrence_seeding'
+  c.reference = 'recurrence_seeding_brief'
   c.base = 'sleep_jax/assets/base_facts_hybrid.npz'
   c.model = sleeping_model(ROWS // LANES)
   c.task = common.settings(
