@@ -2,7 +2,7 @@
 
 Sequences tell of strangers over up to four windows, and a document then asks
 for them, and for the base's own world. How many strangers there are grows over
-the training: with four from the start nothing was kept after 1,000 steps.
+the training: with four from the start hardly any was kept after 1,000 steps.
 Recurrence comes first in the stack, so attention sees what fast weights recall.
 Cost: about half an hour on one busy CPU core.
 

@@ -11,9 +11,9 @@ arms have a day of 512 tokens, in which each fact comes six times.
 The settings of `recurrence_seeding` were chosen on seed 100, two or three short
 nights, by recall: teacher temperature 1, 0.7 or 0.5, steps 300 or 900 (600 were
 taken, for time), router weight 0.1, 0.3, 1 or 3, with and without imitation.
-min_p 0.1 recalls as much as 0, but silences the base's own world in the old
-self's dreams, and forgets it. `sleep` has the settings of `facts`, with rows
-half as long.
+min_p 0.1 recalled as much as 0, but silenced the base's own world in the old
+self's dreams, and forgot more of it. `sleep` has the settings of `facts`, with
+rows half as long.
 
   python -m experiments.run --config=experiments/configs/both_sleeps.py \
       --workdir=runs/both_sleeps
