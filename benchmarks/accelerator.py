@@ -19,12 +19,13 @@ import numpy as np
 
 from benchmarks import llama
 from benchmarks import timing
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import sampling
-from sleep_jax import training
-from sleep_jax import typing as t
+from sleep_jax.inference import sampling
 from sleep_jax.models import flops
 from sleep_jax.models import transformer
+from sleep_jax.training import fit
+from sleep_jax.training import optimizers
 
 # FLOP/s in bfloat16 without sparsity and bytes/s of memory, by the vendors'
 # data sheets; the first key that `device_kind` contains counts.
@@ -53,19 +54,19 @@ def multiplying(cfg: config.ModelConfig) -> float:
 
 def train_step(
   cfg: config.ModelConfig, rows: int, length: int
-) -> tuple[jax.stages.Lowered, t.Tree]:
+) -> tuple[jax.stages.Lowered, at.Tree]:
   """The lowered step, and the shapes of its weights and optimizer state."""
-  rule = training.adamw(1e-4)
+  rule = optimizers.adamw(1e-4)
   weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
   state = jax.eval_shape(rule.init, weights)
   tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
   weight = jax.ShapeDtypeStruct((1, rows, length), jnp.float32)
-  step = training.train_steps.lower(cfg, rule, weights, state, tokens, weight)
+  step = fit.train_steps.lower(cfg, rule, weights, state, tokens, weight)
   return step, (weights, state)
 
 
 def rollout(
-  cfg: config.ModelConfig, rows: int, width: int, how: sampling.Sampling
+  cfg: config.ModelConfig, rows: int, width: int, how: sampling.SamplerConfig
 ) -> jax.stages.Lowered:
   """The lowered rollout of bfloat16 weights."""
   weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
@@ -107,7 +108,7 @@ def _train(plan, cfg, peaks) -> dict[str, Any]:
   lowered, _ = train_step(cfg, rows, length)
   step = lowered.compile()
   params = jax.jit(lambda: transformer.init(cfg, jax.random.key(0)))()
-  holder = [params, jax.jit(training.adamw(1e-4).init)(params)]
+  holder = [params, jax.jit(optimizers.adamw(1e-4).init)(params)]
   tokens = jnp.ones((1, rows, length), jnp.int32)
   weight = jnp.ones((1, rows, length))
 
@@ -136,7 +137,7 @@ def _decode(plan, cfg, peaks, rows) -> dict[str, Any]:
   lengths = jnp.full((rows,), width)
 
   def side(new):
-    how = sampling.Sampling(max_new=new, temperature=0.0)
+    how = sampling.SamplerConfig(max_new=new, temperature=0.0)
     key = jax.random.key(0)
     out = sampling.generate(cfg, params, None, prompts, lengths, key, how)
     return np.asarray(out.tokens)
@@ -144,7 +145,7 @@ def _decode(plan, cfg, peaks, rows) -> dict[str, Any]:
   sides = {'all': lambda: side(new), 'prefill': lambda: side(1)}
   seconds = timing.interleave(sides, plan)
   step = (seconds['all']['median'] - seconds['prefill']['median']) / (new - 1)
-  kept = 2 * cfg.layers * cfg.num_kv_heads * cfg.size_of_head
+  kept = 2 * cfg.layers * cfg.num_kv_heads * cfg.resolved_head_dim
   rate = 2 * (multiplying(cfg) + rows * kept * (width + new / 2)) / step
   return {
     'what': 'decode',

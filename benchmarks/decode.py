@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import llama
 from benchmarks import timing
-from sleep_jax import sampling
+from sleep_jax.inference import sampling
 
 # dim, layers, heads, kv heads, hidden, vocab; new tokens.
 _MODELS = {
@@ -39,7 +39,7 @@ def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
   prompts = rng.integers(1, cfg.vocab, (rows, width))
   ids = torch.tensor(prompts)
   tokens, lengths = jnp.array(prompts, jnp.int32), jnp.full((rows,), width)
-  how = sampling.Sampling(max_new=new, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=new, temperature=0.0)
   key = jax.random.key(0)
 
   def ours():

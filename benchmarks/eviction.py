@@ -15,8 +15,10 @@ import numpy as np
 
 from benchmarks import timing
 from sleep_jax import config
-from sleep_jax.lifecycle import recurrence
-from sleep_jax.models import decoding
+from sleep_jax.inference import decoding
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import passes as passes_lib
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
@@ -40,7 +42,7 @@ def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _spell(cfg, params, cache, token, new):
   """`new` greedy tokens after what `cache` holds, `[B, new]`."""
-  model = decoding.unroll(cfg, params, None)
+  model = decoding.unstack_layers(cfg, params, None)
 
   def step(carry, _):
     cache, token = carry
@@ -59,10 +61,10 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   new = length
   hybrid = _model(plan, ('attention', 'gdn'))
   full = _model(plan, ())
-  how = config.RecurrenceConfig(passes=2)
+  how = recurrence_config.RecurrenceConfig(passes=2)
   params = transformer.init(hybrid, jax.random.key(0))
   params_full = transformer.init(full, jax.random.key(0))
-  read = jax.jit(recurrence.read, static_argnums=(0, 1))
+  read = jax.jit(passes_lib.read, static_argnums=(0, 1))
   found, token = [], jnp.ones((rows, 1), jnp.int32)
   for windows in plan.choose((1, 8, 64), (1, 3)):
     context = np.random.default_rng(0).integers(
@@ -73,13 +75,13 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       how,
       params,
       None,
-      recurrence.begin(hybrid, how, rows, length),
+      passes_lib.init_window_state(hybrid, how, rows, length),
       context,
       np.ones(context.shape, bool),
     )
     memory = memory_lib.Memory(levels=(), states=kept.states)
-    cache = decoding.fresh_cache(hybrid, rows, new, memory)
-    grown = decoding.fresh_cache(full, rows, windows * length + new)
+    cache = decoding.init_decode_cache(hybrid, rows, new, memory)
+    grown = decoding.init_decode_cache(full, rows, windows * length + new)
     columns = np.arange(windows * length + new)
     grown = grown.replace(
       next=jnp.array(windows * length),
@@ -121,7 +123,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   return found
 
 
-def _bytes(cache: transformer.Cache) -> int:
+def _bytes(cache: cache_lib.Cache) -> int:
   return sum(
     x.nbytes for x in jax.tree.leaves((cache.k, cache.v, cache.states))
   )
@@ -129,7 +131,7 @@ def _bytes(cache: transformer.Cache) -> int:
 
 def _check(cfg, params, kept, cache, token) -> None:
   """The cached step is the model that read the windows."""
-  model = decoding.unroll(cfg, params, None)
+  model = decoding.unstack_layers(cfg, params, None)
   at = jnp.zeros(token.shape, jnp.int32)
   got, _ = decoding.decode(cfg, model, token, at, cache)
   want = transformer.forward(cfg, params, token, states=kept.states)

@@ -12,7 +12,7 @@ import optax
 
 from benchmarks import llama
 from benchmarks import timing
-from sleep_jax import sampling
+from sleep_jax.inference import sampling
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
 
@@ -86,7 +86,7 @@ class Ours:
     self._small, self._large = small, large
     self._student = jax.tree.map(jnp.array, student)
     self._teacher = jax.tree.map(jnp.array, teacher)
-    self._rule = optax.chain(
+    self._rule = optax.levels_per_block(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
@@ -142,7 +142,7 @@ class Ours:
         prompts,
         jnp.full((rows,), width),
         jax.random.key(self._steps),
-        sampling.Sampling(max_new=new),
+        sampling.SamplerConfig(max_new=new),
       )
     )
     tokens = jnp.concatenate([prompts, said.tokens], axis=1)

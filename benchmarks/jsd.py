@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
+from sleep_jax.objectives import divergences
 
 _BETA = 0.5
 _CHUNK = 64
@@ -103,8 +104,6 @@ def _inputs(shape: list[int]) -> list[np.ndarray]:
 
 def _ours(arrays: list[np.ndarray]) -> tuple[Any, dict[str, int]]:
   import jax
-
-  from sleep_jax.objectives import divergences
 
   def loss(student, teacher):
     measure = divergences.divergence('jsd', _BETA)

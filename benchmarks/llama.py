@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 
 
 def ours(
@@ -38,7 +38,7 @@ def theirs(cfg: config.ModelConfig, seed: int = 0) -> Any:
     num_hidden_layers=cfg.layers,
     num_attention_heads=cfg.heads,
     num_key_value_heads=cfg.num_kv_heads,
-    head_dim=cfg.size_of_head,
+    head_dim=cfg.resolved_head_dim,
     max_position_embeddings=cfg.max_len,
     rms_norm_eps=cfg.norm_eps,
     tie_word_embeddings=cfg.tie_embeddings,
@@ -51,7 +51,7 @@ def theirs(cfg: config.ModelConfig, seed: int = 0) -> Any:
   return transformers.LlamaForCausalLM(shape).eval()
 
 
-def params(cfg: config.ModelConfig, model: Any) -> t.Params:
+def params(cfg: config.ModelConfig, model: Any) -> at.Params:
   """The weights of `theirs`, as `transformer.init` lays them out."""
   w = {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
@@ -59,7 +59,7 @@ def params(cfg: config.ModelConfig, model: Any) -> t.Params:
     names = (f'model.layers.{i}.{name}.weight' for i in range(cfg.layers))
     return np.stack([w[n].T.reshape(shape or w[n].shape) for n in names])
 
-  d, e, f = cfg.dim, cfg.size_of_head, cfg.levels[0].hidden
+  d, e, f = cfg.dim, cfg.resolved_head_dim, cfg.levels[0].hidden
   into = {'q': cfg.heads, 'k': cfg.num_kv_heads, 'v': cfg.num_kv_heads}
   blocks = {
     'attention': {

@@ -16,6 +16,8 @@ import platform
 import sys
 from typing import Any
 
+from benchmarks import timing
+
 # What each needs beyond the base install.
 BENCHES = {
   'train': ('torch', 'transformers'),
@@ -133,7 +135,6 @@ def main(argv: list[str] | None = None) -> None:
           "install -e '.[bench]', or leave it out with --only."
         )
   pin(args.threads)
-  from benchmarks import timing  # After pinning.
 
   if any('torch' in BENCHES[name] for name in names):
     import torch

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from benchmarks import run
-from experiments import live
 from experiments.configs import quickstart
+from sleep_jax.harness import build as build_lib
 from sleep_jax.runtime import checkpoint
 
 _WARM = 5  # Nights; the first checkpoints and exams allocate what stays.
@@ -38,16 +38,16 @@ def files() -> int:
   return len(os.listdir('/proc/self/fd'))
 
 
-def settings() -> live.Settings:
+def settings() -> build_lib.Settings:
   """A night of some fifty steps."""
   c = quickstart.get_config()
   c.task.update(episodes=1, rows=64, probes=1)
   c.model.levels[0].sleep_every = 8
   c.model.levels[1].update(slots=1, rank=4, top_k=1)
   c.sleep.update(
-    steps=40, dreams=32, batch=4, slot_policy='recycle', max_kl_share=1e9,
-    prefixes=4, rollout_every=20,
-  )  # fmt: skip
+      steps=40, dreams=32, batch=4, slot_policy='recycle', max_kl_share=1e9,
+      prefixes=4, rollout_every=20,
+    )  # fmt: skip
   return json.loads(c.to_json())
 
 
@@ -57,8 +57,8 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, *_, **__: compiled.append(name) if name == _COMPILED else None
   )
-  c = live.settings_of(settings(), 'sleep')
-  task, learner, ledger = live.build(c, seed=1)
+  c = build_lib.arm_config(settings(), 'sleep')
+  task, learner, ledger = build_lib.build(c, seed=1)
   life = learner.init(jax.random.PRNGKey(1))
   saved = checkpoint.Checkpoints(folder, 'soak')
   marks, start = [], time.perf_counter()
@@ -70,7 +70,7 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
       return learner.respond(life, prompts, answers)
 
     task.exam(respond, 0)
-    saved.save(checkpoint.Moment(len(marks), 'sleep', life, {}))
+    saved.save(checkpoint.Snapshot(len(marks), 'sleep', life, {}))
     saved.finish()  # A save under way has files open, and buffers.
     done = sum(a['steps'] for a in ledger.totals().values())
     marks.append((done, resident(), files(), len(compiled)))

@@ -13,8 +13,8 @@ import optax
 
 from benchmarks import llama
 from benchmarks import timing
-from sleep_jax import training
 from sleep_jax.models import flops
+from sleep_jax.training import fit
 
 # dim, layers, heads, kv heads, hidden, vocab.
 _MODELS = {
@@ -74,13 +74,13 @@ class Ours:
   def __init__(self, cfg, params, tokens):
     self._tokens = jnp.array(tokens, jnp.int32)[None]
     self._weight = jnp.ones(self._tokens.shape)
-    optimizer = optax.chain(
+    optimizer = optax.levels_per_block(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
     self._params = jax.tree.map(jnp.array, params)
     self._state = optimizer.init(self._params)
-    self._step = training.train_steps.lower(
+    self._step = fit.train_steps.lower(
       cfg, optimizer, self._params, self._state, self._tokens, self._weight
     ).compile()
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks import llama
 from benchmarks import timing
-from sleep_jax import config
 from sleep_jax.data import contexts
-from sleep_jax.lifecycle import trials
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
@@ -67,17 +67,20 @@ class Ours:
 
   def __init__(self, cfg, params, tokens, batch):
     self._cfg, self._params = cfg, params
-    self._memory = memory_lib.fresh_memory(cfg)
-    self._step = jax.jit(functools.partial(trials.step, cfg))
-    how = config.TrialConfig(epochs=10, batch=batch, learning_rate=_RATE)
-    kind = config.LoraConfig(rank=4, alpha=8.0, targets=('q', 'v'))
-    edits = [
-      contexts.Edit(x, np.ones(x.shape, np.float32), how.epochs) for x in tokens
-    ]
-    self.adapters = jax.vmap(lambda key: lora.fresh(cfg, kind, params, key))(
-      jax.random.split(jax.random.key(1), len(edits))
+    self._memory = memory_lib.init_memory(cfg)
+    self._step = jax.jit(functools.partial(trials.train_step, cfg))
+    how = dreaming_config.TrialConfig(
+      epochs=10, batch=batch, learning_rate=_RATE
     )
-    self.steps = trials.steps_of(how, edits[0])
+    kind = lora.LoraConfig(rank=4, alpha=8.0, targets=('q', 'v'))
+    edits = [
+      contexts.TrainingRows(x, np.ones(x.shape, np.float32), how.epochs)
+      for x in tokens
+    ]
+    self.adapters = jax.vmap(
+      lambda key: lora.init_adapter(cfg, kind, params, key)
+    )(jax.random.split(jax.random.key(1), len(edits)))
+    self.steps = trials.num_steps(how, edits[0])
     order, rate = trials.schedules(
       how, edits, len(edits), np.random.default_rng(0)
     )
@@ -87,7 +90,7 @@ class Ours:
       jnp.asarray,
       (
         self.adapters,
-        *trials.stacked(edits, len(edits), 0),
+        *trials.stack_rows(edits, len(edits), 0),
         self.order,
         self.rate,
       ),
@@ -98,7 +101,9 @@ class Ours:
     ]
 
   def _train(self, some) -> np.ndarray:
-    tuned, _ = trials.train(self._cfg, self._params, self._memory, *some)
+    tuned, _ = trials.train_instances(
+      self._cfg, self._params, self._memory, *some
+    )
     return np.asarray(tuned.pairs['attention']['v'].b[:, -1])
 
   def at_once(self) -> np.ndarray:
@@ -113,7 +118,7 @@ class Ours:
     for some in self._each:
       adapter, *rest = jax.tree.map(lambda x: x[0], some)
       tokens, weight, order, rate = map(np.asarray, rest)
-      state = trials.RULE.init(adapter)
+      state = trials.OPTIMIZER.init(adapter)
       for rows, now in zip(order, rate, strict=True):
         adapter, state = self._step(
           self._params, self._memory, adapter, state, tokens, weight, rows, now

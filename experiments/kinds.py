@@ -2,10 +2,11 @@
 
 import types
 
-from experiments import live
 from experiments import puzzles
+from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import live as live_lib
 
 
-def of(c: live.Settings) -> types.ModuleType:
+def of(c: build_lib.Settings) -> types.ModuleType:
   """The module that builds, lives and tells what `c` describes."""
-  return puzzles if 'puzzle' in c else live
+  return puzzles if 'puzzle' in c else live_lib

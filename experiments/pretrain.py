@@ -22,18 +22,20 @@ import optax
 import sentencepiece
 import tqdm
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import training
-from sleep_jax import typing as t
-from sleep_jax.data import catalog
-from sleep_jax.data import sources
 from sleep_jax.data import tokenizers
-from sleep_jax.data import twin
-from sleep_jax.lifecycle import schooling
+from sleep_jax.data.datasets import download
+from sleep_jax.data.datasets import gutenberg
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import training as recurrent_training
 from sleep_jax.models import transformer
-from sleep_jax.runtime import weights
 from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import facts
+from sleep_jax.tasks.arc import synthetic
+from sleep_jax.training import fit
+from sleep_jax.training import optimizers
+from sleep_jax.weights import npz
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _STEPS_PER_CALL = 20
@@ -67,7 +69,7 @@ def arc_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   """Puzzles of `arc_few_shot`'s twin and self-edits."""
 
   def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
-    return twin.pretraining_rows(rng, rows, c.length)
+    return synthetic.pretraining_rows(rng, rows, c.length)
 
   return draw, draw
 
@@ -100,7 +102,7 @@ def paragraphs(
   parts = [
     [*tokenizer.encode(p), tokenizer.stop]
     for text in texts
-    for p in catalog.paragraphs(text)
+    for p in gutenberg.paragraphs(text)
   ]
   starts = np.cumsum([0, *(len(p) for p in parts)])[:-1]
   return np.concatenate(parts).astype(np.int32), starts[1:]
@@ -109,8 +111,8 @@ def paragraphs(
 def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
   """Windows of the books, and of the held-out book."""
   train, held_out = [], []
-  for name, file in catalog.BOOKS.items():
-    text = sources.read(file, c.data_dir).decode()
+  for name, file in gutenberg.BOOKS.items():
+    text = download.read(file, c.data_dir).decode()
     (held_out if name in c.held_out else train).append(text)
   train_tokenizer(train, pathlib.Path(c.tokenizer), c.model.vocab)
   tokenizer = tokenizers.SentencePieceTokenizer(c.tokenizer)
@@ -132,7 +134,7 @@ def text_corpus(c: ml_collections.ConfigDict) -> tuple[Corpus, Corpus]:
 
 def _to_read(
   c: ml_collections.ConfigDict, cfg: config.ModelConfig
-) -> tuple[t.Params, float]:
+) -> tuple[at.Params, float]:
   """Weights after next-token prediction, and the held-out loss."""
   corpora = {
     'arc': arc_corpus,
@@ -140,10 +142,10 @@ def _to_read(
     'facts': facts_corpus,
     'text': text_corpus,
   }
-  draw, draw_held_out = config.choose(c.corpus, corpora, 'corpus')(c)
+  draw, draw_held_out = config.lookup(c.corpus, corpora, 'corpus')(c)
   params = transformer.init(cfg, jax.random.key(c.seed))
   warm = min(200, c.steps // 10)
-  optimizer = training.adamw(
+  optimizer = optimizers.adamw(
     optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warm, c.steps),
     c.weight_decay,
   )
@@ -153,7 +155,7 @@ def _to_read(
   for _ in bar:
     rows = draw(rng, _STEPS_PER_CALL * c.batch)
     tokens = rows.reshape(_STEPS_PER_CALL, c.batch, c.length)
-    params, opt_state, loss = training.train_steps(
+    params, opt_state, loss = fit.train_steps(
       cfg,
       optimizer,
       params,
@@ -164,8 +166,8 @@ def _to_read(
     bar.set_postfix(loss=f'{float(loss.mean()):.3f}')
   held_out = draw_held_out(np.random.default_rng([c.seed, 1]), 20 * c.batch)
   held_out = jnp.asarray(held_out.reshape(20, c.batch, c.length))
-  frozen = training.adamw(0.0)
-  _, _, loss = training.train_steps(
+  frozen = optimizers.adamw(0.0)
+  _, _, loss = fit.train_steps(
     cfg,
     frozen,
     jax.tree.map(jnp.copy, params),
@@ -178,15 +180,19 @@ def _to_read(
 
 def _to_sleep(
   c: ml_collections.ConfigDict, cfg: config.ModelConfig
-) -> tuple[t.Params, float]:
+) -> tuple[at.Params, float]:
   """Weights of a hybrid that keeps what it read, and the held-out loss.
 
   The most strangers of a sequence grow from the first of `c.strangers` to the
   second over three fifths of the training.
   """
-  config.choose(c.corpus, {'facts': None}, 'corpus')
-  how = config.from_mapping(config.RecurrenceConfig, c.recurrence, 'recurrence')
-  plan = config.from_mapping(config.TrainingConfig, c.training, 'training')
+  config.lookup(c.corpus, {'facts': None}, 'corpus')
+  how = config.from_mapping(
+    recurrence_config.RecurrenceConfig, c.recurrence, 'recurrence'
+  )
+  plan = config.from_mapping(
+    recurrence_config.TrainingConfig, c.training, 'training'
+  )
   world = facts.World(facts.build_tokenizer())
   task = facts.FactsConfig(length=c.length)
 
@@ -195,8 +201,8 @@ def _to_sleep(
       world, task, rng, rows, c.windows, strangers
     )
 
-  params = schooling.init(cfg, how, jax.random.key(c.seed))
-  opt_state = schooling.optimizer(plan).init(params)
+  params = recurrent_training.init(cfg, how, jax.random.key(c.seed))
+  opt_state = optimizers.muon_adamw(plan).init(params)
   rng = np.random.default_rng(c.seed)
   least, most = c.strangers
   bar = tqdm.trange(
@@ -206,8 +212,8 @@ def _to_sleep(
     grown = min(1.0, step / (0.6 * plan.steps))
     strangers = least + round(grown * (most - least))
     batches = [draw(rng, plan.batch, strangers) for _ in range(_STEPS_PER_CALL)]
-    passes = int(rng.choice(plan.draw_passes or (how.passes,)))
-    params, opt_state, loss = schooling.train_steps(
+    passes = int(rng.choice(plan.random_passes or (how.passes,)))
+    params, opt_state, loss = recurrent_training.train_steps(
       cfg,
       dataclasses.replace(how, passes=passes),
       plan,
@@ -217,7 +223,9 @@ def _to_sleep(
     )
     bar.set_postfix(loss=f'{float(loss.mean()):.3f}', strangers=strangers)
   held_out = draw(np.random.default_rng([c.seed, 1]), 20 * plan.batch, most)
-  return params, float(schooling.examine(cfg, how, params, held_out).loss)
+  return params, float(
+    recurrent_training.evaluate_batch(cfg, how, params, held_out).loss
+  )
 
 
 def main(_) -> None:
@@ -225,7 +233,7 @@ def main(_) -> None:
   cfg = config.ModelConfig.of(c.model.to_dict())
   start = time.time()
   params, loss = (_to_sleep if 'recurrence' in c else _to_read)(c, cfg)
-  weights.save(pathlib.Path(c.out), jax.device_get(params), cfg)
+  npz.save(pathlib.Path(c.out), jax.device_get(params), cfg)
   logging.info(
     '%s: %d parameters, held-out loss %.4f nats per token, %.0f s',
     c.out,

@@ -15,24 +15,26 @@ from typing import Any
 
 import jax
 import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 
-from experiments import depths  # noqa: E402
-from experiments import live as live_lib  # noqa: E402
-from experiments import tables  # noqa: E402
-from sleep_jax import config  # noqa: E402
-from sleep_jax.data import windows  # noqa: E402
-from sleep_jax.lifecycle import schooling  # noqa: E402
-from sleep_jax.models import transformer  # noqa: E402
-from sleep_jax.runtime import checkpoint  # noqa: E402
-from sleep_jax.runtime import files  # noqa: E402
-from sleep_jax.runtime import health  # noqa: E402
-from sleep_jax.runtime import termination  # noqa: E402
+from sleep_jax import config
+from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import depth
+from sleep_jax.harness import tables
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import training as recurrent_training
+from sleep_jax.models import transformer
+from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import files
+from sleep_jax.runtime import finite
+from sleep_jax.runtime import termination
+from sleep_jax.tasks import algorithmic as algorithmic_tasks
+from sleep_jax.tasks.algorithmic import base as algorithmic
+from sleep_jax.training import optimizers
+
+matplotlib.use('Agg')
 
 _STEPS_PER_CALL = 20
 _FILE = 'metrics.jsonl'
@@ -42,39 +44,43 @@ _FILE = 'metrics.jsonl'
 class Plan:
   """All that one arm is."""
 
-  puzzle: windows.Puzzle
+  puzzle: algorithmic.WindowTask
   model: config.ModelConfig
-  recurrence: config.RecurrenceConfig
-  training: config.TrainingConfig
+  recurrence: recurrence_config.RecurrenceConfig
+  training: recurrence_config.TrainingConfig
 
-  def with_passes(self, passes: int) -> config.RecurrenceConfig:
+  def with_passes(self, passes: int) -> recurrence_config.RecurrenceConfig:
     """The same sleep with another N."""
     return dataclasses.replace(self.recurrence, passes=passes)
 
 
-def build(c: live_lib.Settings, seed: int) -> Plan:
+def build(c: build_lib.Settings, seed: int) -> Plan:
   """The arm of `c`; every bad setting is refused here."""
   del seed  # What a puzzle asks follows from the training's own generator.
   given = dict(c['puzzle'])
-  puzzle = windows.build(given.pop('name'), given)
+  puzzle = algorithmic_tasks.build(given.pop('name'), given)
   plan = Plan(
     puzzle,
     config.ModelConfig.of(c['model']),
-    config.from_mapping(config.RecurrenceConfig, c['recurrence'], 'recurrence'),
-    config.from_mapping(config.TrainingConfig, c['training'], 'training'),
+    config.from_mapping(
+      recurrence_config.RecurrenceConfig, c['recurrence'], 'recurrence'
+    ),
+    config.from_mapping(
+      recurrence_config.TrainingConfig, c['training'], 'training'
+    ),
   )
   if puzzle.vocab > plan.model.vocab:
     raise config.ConfigError(
       f'model.vocab={plan.model.vocab} is below the {puzzle.vocab} tokens of '
       f'puzzle {c["puzzle"]["name"]!r}; raise it.'
     )
-  schooling.check(plan.model, plan.recurrence)
+  recurrent_training.check(plan.model, plan.recurrence)
   return plan
 
 
 def train_flops(plan: Plan) -> float:
   """FLOPs of a training step, mean over the passes it may draw."""
-  drawn = plan.training.draw_passes or (plan.recurrence.passes,)
+  drawn = plan.training.random_passes or (plan.recurrence.passes,)
   rows = plan.training.batch
   return (
     3.0
@@ -82,7 +88,9 @@ def train_flops(plan: Plan) -> float:
     * float(
       np.mean(
         [
-          schooling.forward_flops(plan.model, plan.with_passes(n), plan.puzzle)
+          recurrent_training.forward_flops(
+            plan.model, plan.with_passes(n), plan.puzzle
+          )
           for n in drawn
         ]
       )
@@ -97,17 +105,17 @@ def _batches(plan: Plan, rng: np.random.Generator, steps: int):
 
 def examine(
   plan: Plan,
-  how: config.RecurrenceConfig,
+  how: recurrence_config.RecurrenceConfig,
   params,
   rng: np.random.Generator,
   rows: int,
 ) -> dict[str, float]:
   """Marks over `rows` fresh sequences, and the passes that they took."""
-  told, size = [], min(rows, plan.training.exam_rows)
+  told, size = [], min(rows, plan.training.eval_rows)
   for _ in range(-(-rows // size)):
     batch = plan.puzzle.batch(rng, size, exam=True)
-    verdict = schooling.examine(plan.model, how, params, batch)
-    marks = plan.puzzle.marks(
+    verdict = recurrent_training.evaluate_batch(plan.model, how, params, batch)
+    marks = plan.puzzle.metrics(
       batch, np.asarray(verdict.chosen), np.asarray(verdict.nll)
     )
     told.append(marks | {'passes': float(verdict.passes.mean())})
@@ -118,41 +126,43 @@ def examine(
 
 
 def live(
-  c: live_lib.Settings, arm: str, seed: int, folder: pathlib.Path, bar: int
+  c: build_lib.Settings, arm: str, seed: int, folder: pathlib.Path, bar: int
 ) -> dict[str, Any]:
   """Trains and examines; saved at every exam, and gone on with from there."""
   done = folder / 'summary.json'
   if done.exists():
     return json.loads(done.read_text(encoding='utf-8'))
-  with files.owned(folder):
+  with files.lock_dir(folder):
     summary = _live(c, arm, seed, folder, bar)
     files.write(done, json.dumps(summary))
   return summary
 
 
 def _live(c, arm, seed, folder, bar) -> dict[str, Any]:
-  settings = live_lib.settings_of(c, arm)
+  settings = build_lib.arm_config(c, arm)
   plan = build(settings, seed)
   training = plan.training
-  text = json.dumps([live_lib.identity(settings), seed], sort_keys=True)
+  text = json.dumps([build_lib.config_identity(settings), seed], sort_keys=True)
   saved = checkpoint.Checkpoints(
     folder / 'checkpoints', hashlib.sha256(text.encode()).hexdigest()
   )
-  params = schooling.init(plan.model, plan.recurrence, jax.random.key(seed))
-  born = {'params': params, 'opt': schooling.optimizer(training).init(params)}
-  now = saved.newest(born) or checkpoint.Moment(
+  params = recurrent_training.init(
+    plan.model, plan.recurrence, jax.random.key(seed)
+  )
+  born = {'params': params, 'opt': optimizers.muon_adamw(training).init(params)}
+  now = saved.newest(born) or checkpoint.Snapshot(
     -1, checkpoint.PHASES[-1], born, {'records': []}
   )
-  every = training.steps // training.exams
+  every = training.steps // training.num_evals
   size = transformer.count(params)
   with contextlib.closing(saved), termination.finishes(saved.finish):
     for number in tqdm.trange(
       now.night + 1,
-      training.exams,
+      training.num_evals,
       initial=now.night + 1,
-      total=training.exams,
+      total=training.num_evals,
       desc=f'{arm} seed {seed}',
-      unit='exam',
+      unit='eval',
       position=bar,
       leave=False,
     ):
@@ -176,35 +186,35 @@ def _live(c, arm, seed, folder, bar) -> dict[str, Any]:
   }
 
 
-def _tokens(puzzle: windows.Puzzle) -> int:
+def _tokens(puzzle: algorithmic.WindowTask) -> int:
   """Of one sequence, padding included."""
   return puzzle.windows * puzzle.window + puzzle.prediction
 
 
 def _until_exam(
-  plan: Plan, seed: int, number: int, every: int, now: checkpoint.Moment
-) -> checkpoint.Moment:
+  plan: Plan, seed: int, number: int, every: int, now: checkpoint.Snapshot
+) -> checkpoint.Snapshot:
   """The steps up to exam `number`, and that exam."""
   start, loss = time.perf_counter(), []
   params, opt = now.life['params'], now.life['opt']
   rng = np.random.default_rng([seed, 1, number])
   passes = np.random.default_rng([seed, 2, number])
-  choices = plan.training.draw_passes or (plan.recurrence.passes,)
+  choices = plan.training.random_passes or (plan.recurrence.passes,)
   for first in range(0, every, _STEPS_PER_CALL):
     steps = min(_STEPS_PER_CALL, every - first)
     how = plan.with_passes(int(passes.choice(choices)))
-    params, opt, told = schooling.train_steps(
+    params, opt, told = recurrent_training.train_steps(
       plan.model, how, plan.training, params, opt, _batches(plan, rng, steps)
     )
     loss.append(jax.device_get(told))
     at = number * every + first
-    health.check('training', loss[-1], params, first_step=at)
+    finite.check_finite('training', loss[-1], params, first_step=at)
   marks = examine(
     plan,
     plan.recurrence,
     params,
     np.random.default_rng([seed, 3]),
-    plan.training.exam_rows,
+    plan.training.eval_rows,
   )
   record = {
     'step': (number + 1) * every,
@@ -212,7 +222,7 @@ def _until_exam(
     'seconds': time.perf_counter() - start,
     **marks,
   }
-  return checkpoint.Moment(
+  return checkpoint.Snapshot(
     number,
     checkpoint.PHASES[-1],
     {'params': params, 'opt': opt},
@@ -223,19 +233,19 @@ def _until_exam(
 def _final_exam(plan: Plan, seed: int, params) -> dict[str, float]:
   """The last exam, of four times the rows; also with other N, if asked."""
 
-  def ask(how: config.RecurrenceConfig) -> dict[str, float]:
+  def ask(how: recurrence_config.RecurrenceConfig) -> dict[str, float]:
     rng = np.random.default_rng([seed, 4])
-    return examine(plan, how, params, rng, 4 * plan.training.exam_rows)
+    return examine(plan, how, params, rng, 4 * plan.training.eval_rows)
 
   final = ask(plan.recurrence)
-  for n in plan.training.exam_passes:
+  for n in plan.training.eval_passes:
     more = ask(plan.with_passes(n))
     final |= {f'{name}@{n}': value for name, value in more.items()}
   return final
 
 
 def tell(
-  lives: Sequence[dict[str, Any]], c: live_lib.Settings, out: pathlib.Path
+  lives: Sequence[dict[str, Any]], c: build_lib.Settings, out: pathlib.Path
 ) -> str:
   """Writes table.md, lives.json and pictures into `out`."""
   text = report(lives, c['reference'], c['headline'])
@@ -245,8 +255,8 @@ def tell(
     '[\n' + ',\n'.join(json.dumps(life) for life in lives) + '\n]\n',
   )
   curves(lives, c['headline'][0], out / 'curves.png')
-  if len(depths.chances(lives, c['headline'][0])) > 1:
-    depths.draw(lives, c['headline'][0], out / 'depths.png')
+  if len(depth.chances(lives, c['headline'][0])) > 1:
+    depth.draw(lives, c['headline'][0], out / 'depths.png')
   return text
 
 
@@ -283,7 +293,7 @@ def report(
   text += tables.markdown(['arm', *columns], rows)
   if reference in arms and len(arms) > 1:
     text += f'\nPaired by seed:\n\n{_differences(arms, reference, headline)}'
-  if by_depth := depths.report(lives, headline[0], reference):
+  if by_depth := depth.report(lives, headline[0], reference):
     text += f'\n{by_depth}'
   return text + f'\nTraining, mean over seeds:\n\n{_costs(arms)}'
 

@@ -28,15 +28,17 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from launch import hardware
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import sampling
-from sleep_jax import typing as t
-from sleep_jax.lifecycle import dreams
-from sleep_jax.lifecycle import imitation
+from sleep_jax.inference import sampling
 from sleep_jax.lifecycle import schedule
-from sleep_jax.lifecycle import seeding
-from sleep_jax.lifecycle import trials
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import flops
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
@@ -139,11 +141,13 @@ class Program:
 
   def __init__(self, c: dict[str, Any], mesh: jax.sharding.Mesh):
     self.cfg = config.ModelConfig.of(c['model'])
-    self.wake = config.from_mapping(config.WakeConfig, c['wake'], 'wake')
-    self.sleep = config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep')
-    known = {f.name for f in dataclasses.fields(config.LoraConfig)}
+    self.wake = config.from_mapping(wake.WakeConfig, c['wake'], 'wake')
+    self.sleep = config.from_mapping(
+      consolidation_config.SeedingConfig, c['sleep'], 'sleep'
+    )
+    known = {f.name for f in dataclasses.fields(lora.LoraConfig)}
     self.lora = config.from_mapping(
-      config.LoraConfig,
+      lora.LoraConfig,
       {k: v for k, v in c.get('lora', {}).items() if k in known},
       'lora',
     )
@@ -157,22 +161,22 @@ class Program:
       jax.tree.map(lambda x: x.update(dtype=self.cfg.dtype), params)
     )
     self.memory = self._lies(
-      jax.eval_shape(lambda: memory_lib.fresh_memory(self.cfg))
+      jax.eval_shape(lambda: memory_lib.init_memory(self.cfg))
     )
 
-  def _on(self, tree: t.Tree, parts: t.Tree) -> t.Tree:
+  def _on(self, tree: at.Tree, parts: at.Tree) -> at.Tree:
     return jax.tree.map(lambda x, s: x.update(sharding=s), tree, parts)
 
-  def _lies(self, tree: t.Tree) -> t.Tree:
+  def _lies(self, tree: at.Tree) -> at.Tree:
     """Weights, by the table."""
     return self._on(tree, sharding.shardings(self.mesh, tree))
 
-  def _split(self, shape, dtype=jnp.int32, axes=('batch',)) -> t.Tree:
+  def _split(self, shape, dtype=jnp.int32, axes=('batch',)) -> at.Tree:
     """Data with these logical axes; () lies whole on every device."""
     part = sharding.sharding(self.mesh, axes, shape, str(axes))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=part)
 
-  def _whole(self, tree: t.Tree) -> t.Tree:
+  def _whole(self, tree: at.Tree) -> at.Tree:
     part = jax.sharding.NamedSharding(self.mesh, jax.P())
     return jax.tree.map(lambda x: x.update(sharding=part), tree)
 
@@ -180,7 +184,7 @@ class Program:
     """The next number of rows that the mesh can split."""
     return -(-rows // self.batch) * self.batch
 
-  def local(self, tree: t.Tree) -> int:
+  def local(self, tree: at.Tree) -> int:
     """Bytes that one device holds of a tree."""
     return sum(
       math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -204,14 +208,14 @@ class Program:
       'rollout': self.rollout,
       'trials': self.trials,
     }
-    return config.choose(name, steps, '--steps')()
+    return config.lookup(name, steps, '--steps')()
 
   def waking(self) -> Step:
     """Two chunks of the fastest level, of every lane."""
-    lanes = self._up(self.wake.lanes)
+    lanes = self._up(self.wake.batch)
     chunk = schedule.base_chunk(self.cfg, self.sleep.dream_length)
     shape = (lanes, 2 * chunk)
-    how = dataclasses.replace(self.wake, lanes=lanes)
+    how = dataclasses.replace(self.wake, batch=lanes)
     lower = functools.partial(
       wake.wake.lower,
       self.cfg,
@@ -221,19 +225,19 @@ class Program:
       self._split((), axes=()),
       self._split(shape),
       self._split(shape, jnp.float32),
-      hold=True,
+      defer_due_update=True,
     )
     each = flops.wake_flops(self.cfg, chunk)
     return Step(lower, self.mesh, each * math.prod(shape), 2)
 
-  def _judged(self, rows: int) -> dreams.Judged:
+  def _judged(self, rows: int) -> teacher_labels.LabeledBatch:
     """Rows with their teacher's verdict, by what judging them gives."""
     shape = (rows, self.sleep.dream_length)
     ints = jax.ShapeDtypeStruct(shape, jnp.int32)
     reals = jax.ShapeDtypeStruct(shape, jnp.float32)
-    selves = dreams.Selves(awake=self.memory, old=self.memory)
+    selves = replay_lib.Teachers(awake=self.memory, old=self.memory)
     judged, _ = jax.eval_shape(
-      functools.partial(dreams.judge, self.cfg, self.sleep),
+      functools.partial(teacher_labels.label, self.cfg, self.sleep),
       self.params,
       selves,
       ints,
@@ -283,7 +287,7 @@ class Program:
   def rollout(self) -> Step:
     """One round of dreams, from BOS to their full length."""
     rows = self._up(self.sleep.prefixes * self.sleep.group)
-    how = sampling.Sampling(
+    how = sampling.SamplerConfig(
       max_new=self.sleep.dream_length - 1, min_p=self.sleep.min_p
     )
     lower = functools.partial(
@@ -307,12 +311,14 @@ class Program:
     rows, steps = _TRIAL['rows'], _TRIAL['steps']
     length = self.sleep.dream_length
     fresh = jax.eval_shape(
-      jax.vmap(lambda key: lora.fresh(self.cfg, self.lora, self.params, key)),
+      jax.vmap(
+        lambda key: lora.init_adapter(self.cfg, self.lora, self.params, key)
+      ),
       jax.eval_shape(lambda: jax.random.split(jax.random.key(0), instances)),
     )
     split = functools.partial(self._split, axes=('instances',))
     lower = functools.partial(
-      trials.train.lower,
+      trials.train_instances.lower,
       self.cfg,
       self.params,
       self.memory,

@@ -18,7 +18,7 @@ import psutil
 
 from launch import hardware
 from sleep_jax import config
-from sleep_jax.data import sources
+from sleep_jax.data.datasets import download
 
 _LEAST = {'jax': (0, 10), 'flax': (0, 12), 'orbax-checkpoint': (0, 12)}
 _PYTHON = (3, 11)
@@ -119,8 +119,8 @@ def work_directory(name: str, least: float) -> str:
 def data(name: str | None) -> str:
   """The data folder, if there is one, can be read."""
   try:
-    folder = sources.data_dir(name)
-  except sources.DataError as e:
+    folder = download.data_dir(name)
+  except download.DataError as e:
     raise Unready(str(e)) from e
   if folder is None:
     return 'no folder; what a task needs is downloaded'

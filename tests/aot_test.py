@@ -10,6 +10,8 @@ import pytest
 from launch import aot
 from launch import hardware
 from sleep_jax import config
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import flops
 from sleep_jax.runtime import sharding
 from tests import conftest
@@ -31,8 +33,10 @@ def settings(**sleep):
   return {
     'name': 'tiny',
     'model': dataclasses.asdict(conftest.tiny()),
-    'wake': dataclasses.asdict(config.WakeConfig(lanes=1)),
-    'sleep': dataclasses.asdict(config.SeedingConfig(**(small | sleep))),
+    'wake': dataclasses.asdict(wake_lib.WakeConfig(batch=1)),
+    'sleep': dataclasses.asdict(
+      consolidation_config.SeedingConfig(**(small | sleep))
+    ),
     'lora': {'rank': 2, 'alpha': 4.0, 'learning_rate': 1e-3},
   }
 

@@ -10,16 +10,19 @@ import pytest
 from experiments.configs import arc as config_arc
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data import arc as arc_data
 from sleep_jax.data import contexts
-from sleep_jax.data import grids
-from sleep_jax.data import twin
-from sleep_jax.lifecycle import trials
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.tasks import arc
-from sleep_jax.tasks import task as task_lib
+from sleep_jax.tasks.arc import dataset as arc_dataset
+from sleep_jax.tasks.arc import grids
+from sleep_jax.tasks.arc import synthetic
+from sleep_jax.tasks.arc import task as arc
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
@@ -56,10 +59,10 @@ def dream(task, words):
 def pairs_of(task, row, weight=None):
   """The pairs that a row of tokens tells."""
   row = row[1:][row[1:] != task.tokenizer.pad]
-  told = task.tokenizer.decode(row.tolist()).split(twin.END)
+  told = task.tokenizer.decode(row.tolist()).split(synthetic.END)
   assert told[-1].strip() == ''
   return [
-    tuple(grids.parse(half) for half in pair.split(twin.ARROW))
+    tuple(grids.parse(half) for half in pair.split(synthetic.ARROW))
     for pair in told[:-1]
   ]
 
@@ -169,23 +172,23 @@ def test_a_malformed_self_edit_is_none(words):
 
 def test_a_dream_becomes_rows_or_is_rejected_with_a_reason(task):
   context = task.experience(0).contexts[0]
-  reader = task.reader
-  edit = reader.edit(context, dream(task, written(['basic'])))
+  reader = task.format
+  edit = reader.parse(context, dream(task, written(['basic'])))
   assert edit.tokens.shape == edit.weight.shape == (3 * 7, task.cfg.length)
   assert (edit.epochs, edit.learning_rate) == (2, 0.01)
   assert (edit.tokens[:, 0] == task.tokenizer.bos).all()
-  assert reader.edit(context, []) == contexts.Rejected('empty')
+  assert reader.parse(context, []) == contexts.Rejected('empty')
   broken = dream(task, written())[:-1]
-  assert reader.edit(context, broken) == contexts.Rejected('unreadable')
+  assert reader.parse(context, broken) == contexts.Rejected('unreadable')
   every = dream(task, written(grids.AUGMENTATIONS, num_train_epochs=4))
-  assert reader.edit(context, every) == contexts.Rejected('too long')
+  assert reader.parse(context, every) == contexts.Rejected('too long')
   often = dream(task, written(num_train_epochs=8))
-  assert len(reader.edit(context, often).tokens) == 3
+  assert len(reader.parse(context, often).tokens) == 3
 
 
 def test_rows_tell_the_shown_pairs_and_weigh_their_outputs(task):
   context = task.experience(0).contexts[0]
-  shown, edit = context.source.shown, task.reader.plain(context)
+  shown, edit = context.source.train_pairs, task.format.from_context(context)
   assert len(edit.tokens) == len(shown)
   assert (edit.epochs, edit.learning_rate) == (0, 0.0)
   for i, (row, weight) in enumerate(zip(edit.tokens, edit.weight)):
@@ -196,9 +199,9 @@ def test_rows_tell_the_shown_pairs_and_weigh_their_outputs(task):
       np.testing.assert_array_equal(after, pair.output)
     targets = task.tokenizer.decode(row[weight == 1].tolist())
     assert targets == ' '.join(
-      f'{grids.text(p.output)} {twin.END}' for p in wanted
+      f'{grids.text(p.output)} {synthetic.END}' for p in wanted
     )
-  everything = task.reader.edit(
+  everything = task.format.parse(
     context, dream(task, written(strategy='train_using_all_tokens'))
   )
   np.testing.assert_array_equal(everything.tokens, edit.tokens)
@@ -208,11 +211,11 @@ def test_rows_tell_the_shown_pairs_and_weigh_their_outputs(task):
 
 def test_what_is_too_long_for_a_row_loses_its_first_pairs(task):
   context = task.experience(0).contexts[0]
-  edit = task.reader.edit(context, dream(task, written(['size'])))
+  edit = task.format.parse(context, dream(task, written(['size'])))
   counts = [len(pairs_of(task, row)) for row in edit.tokens]
   # As it is, doubled, doubled in height and in width.
   assert counts == 3 * [3, 1, 2, 2]
-  asked = context.source.shown[0]
+  asked = context.source.train_pairs[0]
   np.testing.assert_array_equal(
     pairs_of(task, edit.tokens[1])[-1][1], grids.double(asked.output)
   )
@@ -227,7 +230,7 @@ def test_rows_are_few_enough_and_the_same_each_time():
   )
   context = task.experience(0).contexts[1]
   one, two = (
-    task.reader.edit(context, dream(task, written(['basic', 'repeat'])))
+    task.format.parse(context, dream(task, written(['basic', 'repeat'])))
     for _ in range(2)
   )
   assert len(one.tokens) == 40
@@ -245,7 +248,7 @@ def test_the_world_is_seeded_and_no_rule_comes_twice(task):
     assert [c.name for c in a.contexts] == [c.name for c in b.contexts]
   rules = [recolouring(c.source) for c in everything(task)]
   assert len(set(rules)) == len(rules) == 2 * 3 + 2
-  assert all(sorted(rule) == list(range(twin.COLOURS)) for rule in rules)
+  assert all(sorted(rule) == list(range(synthetic.COLOURS)) for rule in rules)
   assert all(a != b for rule in rules for a, b in enumerate(rule))
 
 
@@ -265,16 +268,16 @@ def everything(task):
 def recolouring(puzzle):
   """The rule of a twin's puzzle."""
   found = {}
-  for pair in puzzle.shown + puzzle.asked:
+  for pair in puzzle.train_pairs + puzzle.asked:
     for old, new in zip(pair.input.flat, pair.output.flat):
       found.setdefault(int(old), set()).add(int(new))
-  return tuple(new for c in range(twin.COLOURS) for new in found[c])
+  return tuple(new for c in range(synthetic.COLOURS) for new in found[c])
 
 
 def marking(is_right):
   def respond(prompts, answers):
     exact = np.array([is_right(p, a) for p, a in zip(prompts, answers)])
-    return task_lib.Response(exact, *np.zeros((2, len(prompts))))
+    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
 
   return respond
 
@@ -308,28 +311,30 @@ def test_the_exam_studies_on_the_last_night_only(task):
 def test_a_question_holds_the_shown_pairs_and_its_answer_is_marked(task):
   context = task.experience(0).contexts[0]
   prompt, answer = context.questions[0], context.answers[0]
-  assert task.reader.open_book(context, prompt) == prompt
-  assert len(answer) == task.reader.max_answer
-  assert answer[-1] == task.reader.stop
+  assert task.format.open_book(context, prompt) == prompt
+  assert len(answer) == task.format.max_answer
+  assert answer[-1] == task.format.stop
   told = pairs_of(task, np.array([*prompt, *answer]))
-  pairs = context.source.shown + context.source.asked
+  pairs = context.source.train_pairs + context.source.asked
   for (before, after), pair in zip(told, pairs, strict=True):
     np.testing.assert_array_equal(before, pair.input)
     np.testing.assert_array_equal(after, pair.output)
-  assert task.reader.grade(context, [answer[:-1]]).tolist() == [1.0]
-  assert task.reader.grade(context, [answer[:-2]]).tolist() == [0.0]
-  assert task.reader.grade(context, [[]]).tolist() == [0.0]
+  assert task.format.grade(context, [answer[:-1]]).tolist() == [1.0]
+  assert task.format.grade(context, [answer[:-2]]).tolist() == [0.0]
+  assert task.format.grade(context, [[]]).tolist() == [0.0]
 
 
 def test_the_base_reads_blind_self_edits_most_of_which_parse():
-  rng, tok = np.random.default_rng(0), twin.build_tokenizer()
-  parsed = [arc.parse(' '.join(twin.self_edit(rng))) for _ in range(500)]
+  rng, tok = np.random.default_rng(0), synthetic.build_tokenizer()
+  parsed = [arc.parse(' '.join(synthetic.self_edit(rng))) for _ in range(500)]
   assert 0.85 < np.mean([p is not None for p in parsed]) < 0.95
   rates = {p.learning_rate for p in parsed if p}
-  assert rates == set(map(float, twin.LEARNING_RATES))
-  rows = twin.pretraining_rows(rng, 8, 104)
+  assert rates == set(map(float, synthetic.LEARNING_RATES))
+  rows = synthetic.pretraining_rows(rng, 8, 104)
   assert rows.shape == (8, 104) and (rows[:, 0] == tok.bos).all()
-  assert [twin.REQUEST in tok.decode(r.tolist()).split() for r in rows] == [
+  assert [
+    synthetic.REQUEST in tok.decode(r.tolist()).split() for r in rows
+  ] == [
     True,
     *[False] * 3,
   ] * 2
@@ -337,7 +342,7 @@ def test_the_base_reads_blind_self_edits_most_of_which_parse():
 
 @needs_data
 def test_the_real_puzzles_are_seals():
-  train, test = (arc_data.puzzles(s, '') for s in ('train', 'test'))
+  train, test = (arc_dataset.puzzles(s, '') for s in ('train', 'test'))
   assert [p.name for p in train] == (
     '44f52bb0 4be741c5 5582e5ca 5614dbcf 5bd6f4ac 6150a2bd 67e8384a 6d0aefbc '
     '6e02f1e3 8be77c9e 8d5021e8 8e1813be'
@@ -347,9 +352,9 @@ def test_the_real_puzzles_are_seals():
     '59341089 66e6c45b 68b67ca3 903d1b4a b1fc8b8e bc4146bd c7d4e6ad ce8d95cc '
     '358ba94e af24b4cc'
   ).split()
-  shown = {p.name: (len(p.shown), len(p.asked)) for p in train + test}
+  shown = {p.name: (len(p.train_pairs), len(p.asked)) for p in train + test}
   assert shown['44f52bb0'] == (6, 2) and shown['c7d4e6ad'] == (2, 1)
-  pair = train[7].shown[0]  # 6d0aefbc sets a grid beside its mirror image.
+  pair = train[7].train_pairs[0]  # 6d0aefbc sets a grid beside its mirror image.
   np.testing.assert_array_equal(
     pair.output, np.hstack([pair.input, np.fliplr(pair.input)])
   )
@@ -364,10 +369,10 @@ def test_the_real_task_is_the_papers():
   assert len(asked) == 8
   context = first[2]
   dreamt = task.tokenizer.encode(written(['basic', 'chain']))
-  edit = task.reader.edit(context, dreamt)
+  edit = task.format.parse(context, dreamt)
   assert len(edit.tokens) == 3 * 13
   answer = context.answers[0][:-1]
-  assert task.reader.grade(context, [answer]).tolist() == [1.0]
+  assert task.format.grade(context, [answer]).tolist() == [1.0]
 
 
 @needs_data
@@ -397,11 +402,11 @@ def test_the_configs_settings_are_known(variant):
   c = config_arc.get_config(variant).to_dict()
   config.ModelConfig.of(c['model'])
   for name, cls in (
-    ('lora', config.LoraConfig),
-    ('trial', config.TrialConfig),
-    ('dreaming', config.DreamingConfig),
-    ('wake', config.WakeConfig),
-    ('sleep', config.SeedingConfig),
+    ('lora', lora.LoraConfig),
+    ('trial', dreaming_config.TrialConfig),
+    ('dreaming', dreaming_config.DreamingConfig),
+    ('wake', wake_lib.WakeConfig),
+    ('sleep', consolidation_config.SeedingConfig),
   ):
     config.from_mapping(cls, c[name], name)
   settings = {k: v for k, v in c['task'].items() if k != 'name'}
@@ -417,22 +422,23 @@ def test_the_configs_settings_are_known(variant):
 def test_a_trial_of_the_papers_setting_lowers():
   c = config_arc.get_config('paper').to_dict()
   cfg = config.ModelConfig.of(c['model'])
-  how = config.from_mapping(config.LoraConfig, c['lora'], 'lora')
+  how = config.from_mapping(lora.LoraConfig, c['lora'], 'lora')
   key = jax.random.key(0)
   params = jax.eval_shape(lambda: transformer.init(cfg, key))
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, 'bfloat16'), params
   )
-  memory = jax.eval_shape(lambda: memory_lib.fresh_memory(cfg))
+  memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
   adapters = jax.eval_shape(
-    lambda p: jax.vmap(lambda k: lora.fresh(cfg, how, p, k))(key[None]), params
+    lambda p: jax.vmap(lambda k: lora.init_adapter(cfg, how, p, k))(key[None]),
+    params,
   )
   batch, length = c['trial']['batch'], c['task']['length']
 
   def shaped(dtype, *shape):
     return jax.ShapeDtypeStruct((1, *shape), dtype)
 
-  lowered = trials.train.lower(
+  lowered = trials.train_instances.lower(
     cfg,
     params,
     memory,

@@ -8,9 +8,11 @@ import pytest
 
 from experiments.configs import backbones
 from sleep_jax import config
-from sleep_jax.lifecycle import dreams
-from sleep_jax.lifecycle import seeding
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
@@ -30,8 +32,10 @@ def settings(variant):
   model = config.ModelConfig.of(c['model'])
   return (
     model,
-    config.from_mapping(config.WakeConfig, c['wake'], 'wake'),
-    config.from_mapping(config.SeedingConfig, c['sleep'], 'sleep'),
+    config.from_mapping(wake.WakeConfig, c['wake'], 'wake'),
+    config.from_mapping(
+      consolidation_config.SeedingConfig, c['sleep'], 'sleep'
+    ),
   )
 
 
@@ -42,7 +46,7 @@ def born(cfg):
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params
   )
-  return params, jax.eval_shape(lambda: memory_lib.fresh_memory(cfg))
+  return params, jax.eval_shape(lambda: memory_lib.init_memory(cfg))
 
 
 def ints(*shape):
@@ -77,7 +81,7 @@ def test_a_day_lowers(variant):
   cfg, how, _ = settings(variant)
   params, memory = born(cfg)
   lowered = wake.wake.lower(
-    cfg, how, params, memory, ints(), ints(2, 2048), floats(2, 2048), hold=True
+    cfg, how, params, memory, ints(), ints(2, 2048), floats(2, 2048), defer_due_update=True
   )
   after, _, loss = lowered.out_info
   assert loss.shape == (2 * 2048 // 1024,)
@@ -89,9 +93,9 @@ def test_a_seeding_step_lowers(variant):
   cfg, _, how = settings(variant)
   params, memory = born(cfg)
   rows, length = 2, 64
-  selves = dreams.Selves(awake=memory, old=memory)
+  selves = replay_lib.Teachers(awake=memory, old=memory)
   judged, _ = jax.eval_shape(
-    functools.partial(dreams.judge, cfg, how),
+    functools.partial(teacher_labels.label, cfg, how),
     params,
     selves,
     ints(rows, length),

@@ -14,7 +14,7 @@ from benchmarks import accelerator
 from benchmarks import jsd
 from benchmarks import run
 from benchmarks import timing
-from sleep_jax import sampling
+from sleep_jax.inference import sampling
 from sleep_jax.models import transformer
 
 TINY = timing.Plan(threads=1, repeats=2, tiny=True)
@@ -115,7 +115,7 @@ def test_the_accelerator_bench_lowers():
   cfg = accelerator.model(TINY)
   lowered, (weights, _) = accelerator.train_step(cfg, 2, 8)
   assert 'bf16' in lowered.as_text()
-  how = sampling.Sampling(max_new=4, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
   assert 'bf16' in accelerator.rollout(cfg, 2, 5, how).as_text()
   # All weights multiply but the norms'; the embedding does so as the head.
   norms = sum(
@@ -130,7 +130,7 @@ def test_decoding_holds_its_weights_in_the_type_of_the_computation():
   cfg = accelerator.model(TINY)
   params = transformer.init(cfg, jax.random.key(0))
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  how = sampling.Sampling(max_new=4, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
   prompts, lengths = jnp.ones((2, 5), jnp.int32), jnp.full((2,), 5)
   args = (prompts, lengths, jax.random.key(0), how)
   np.testing.assert_array_equal(

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bases
-from experiments import live
 from experiments.configs import stories
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data import catalog
-from sleep_jax.interop import llama2c
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data.datasets import gutenberg
+from sleep_jax.harness import live as live_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.tasks import task as task_lib
+from sleep_jax.weights import llama2c
+from sleep_jax.weights import load as load_lib
 from tests import conftest
 from tests import tokenizers_test
 
@@ -65,7 +65,7 @@ def asked_of(task, episode, logprob=0.0):
     assert all(p == [task.tokenizer.bos] for p in prompts)
     asked.extend(answers)
     n = len(answers)
-    return task_lib.Response(
+    return experience_lib.Response(
       np.zeros(n, bool), np.full(n, logprob), np.arange(n) / n
     )
 
@@ -74,7 +74,9 @@ def asked_of(task, episode, logprob=0.0):
 
 def test_a_stretch_is_read_in_order_and_what_is_held_out_never(small):
   task = tasks.build('book', small, seed=1)
-  text = '\n'.join(catalog.paragraphs(pathlib.Path(small['book']).read_text()))
+  text = '\n'.join(
+    gutenberg.paragraphs(pathlib.Path(small['book']).read_text())
+  )
   rows = [task.experience(e).tokens for e in range(3)]
   assert all(r.shape == (18, 9) and (r[:, 0] == 1).all() for r in rows)
   whole = np.concatenate(rows).tolist()
@@ -145,11 +147,11 @@ def test_a_base_gains_levels_and_says_the_same_bit_for_bit(tmp_path):
   llama2c.write(tmp_path / 'b.bin', plain, conftest.weights(plain))
   tokens = jax.random.randint(jax.random.key(2), (3, 16), 0, 32)
   want = transformer.forward(
-    plain, bases.load(str(tmp_path / 'b.bin'), plain), tokens
+    plain, load_lib.load(str(tmp_path / 'b.bin'), plain), tokens
   ).logits
   cfg = conftest.replace(plain, levels=levels(16, 24, 24))
-  params = bases.load(str(tmp_path / 'b.bin'), cfg)
-  memory = memory_lib.fresh_memory(cfg)
+  params = load_lib.load(str(tmp_path / 'b.bin'), cfg)
+  memory = memory_lib.init_memory(cfg)
 
   @jax.jit
   @jax.grad
@@ -175,12 +177,12 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path, changes, words):
   plain = conftest.tiny(levels=(config.LevelConfig(24),))
   llama2c.write(tmp_path / 'b.bin', plain, conftest.weights(plain))
   with pytest.raises(config.ConfigError, match=words):
-    bases.load(str(tmp_path / 'b.bin'), conftest.replace(plain, **changes))
+    load_lib.load(str(tmp_path / 'b.bin'), conftest.replace(plain, **changes))
 
 
 def test_a_base_that_nobody_lists_is_refused():
   with pytest.raises(config.ConfigError, match="'none.bin' does not exist"):
-    bases.load('none.bin', conftest.tiny())
+    load_lib.load('none.bin', conftest.tiny())
 
 
 @needs_data
@@ -191,8 +193,8 @@ def test_the_real_base_lives_a_short_life(tmp_path):
   c.model.levels[0].sleep_every = 35
   c.sleep.update(dreams=32, steps=4, batch=4, max_kl_share=9.0)
   c = json.loads(c.to_json())
-  before = live.live(c, 'frozen', 1, tmp_path / 'frozen', 0)['final']
-  after = live.live(c, 'sleep', 1, tmp_path / 'sleep', 0)
+  before = live_lib.live(c, 'frozen', 1, tmp_path / 'frozen', 0)['final']
+  after = live_lib.live(c, 'sleep', 1, tmp_path / 'sleep', 0)
   # It was trained to 1.2968 nats a token on text of this kind.
   assert np.log(before['known_ppl']) == pytest.approx(1.2968, abs=0.1)
   assert before['held_out_ppl'] > 3 * before['known_ppl']

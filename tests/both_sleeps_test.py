@@ -11,15 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import live
 from experiments.configs import both_sleeps
 from sleep_jax import config
 from sleep_jax import learners
-from sleep_jax.learners import learner
-from sleep_jax.models import attention
+from sleep_jax.harness import live as live_lib
+from sleep_jax.learners import base as learner_lib
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import layer_stack
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import accounts
 from sleep_jax.tasks import facts
 from tests import conftest
 
@@ -28,7 +34,7 @@ TASK = facts.FactsConfig(
 )
 
 
-def setup(**changes) -> learner.Setup:
+def setup(**changes) -> learner_lib.Setup:
   words = facts.build_tokenizer()
   cfg = config.ModelConfig(
     vocab=words.vocab,
@@ -42,19 +48,19 @@ def setup(**changes) -> learner.Setup:
   )
   cfg = dataclasses.replace(cfg, **changes.pop('model', {}))
   settings = dict(
-    model=cfg,
-    params=conftest.weights(cfg),
-    tokenizer=words,
-    wake=config.WakeConfig(),
-    sleep=config.SeedingConfig(
-      dreams=16, dream_length=16, steps=4, batch=4, alpha=1.0, lam=0.0,
-      max_kl_share=1e9,
-    ),
-    finetune=config.FinetuneConfig(),
-    ledger=accounts.Ledger(cfg, 16),
-    recurrence=config.RecurrenceConfig(passes=2),
-  )  # fmt: skip
-  return learner.Setup(**(settings | changes))
+      model=cfg,
+      params=conftest.weights(cfg),
+      tokenizer=words,
+      wake=wake_lib.WakeConfig(),
+      sleep=consolidation_config.SeedingConfig(
+        dreams=16, dream_length=16, steps=4, batch=4, alpha=1.0, lam=0.0,
+        max_kl_share=1e9,
+      ),
+      finetune=finetune.FinetuneConfig(),
+      costs=costs_lib.CostTracker(cfg, 16),
+      recurrence=recurrence_config.RecurrenceConfig(passes=2),
+    )  # fmt: skip
+  return learner_lib.Setup(**(settings | changes))
 
 
 @pytest.fixture(name='day')
@@ -75,20 +81,20 @@ def test_a_day_is_slept_on_window_by_window(day):
   assert not states(born).any()
   assert states(read).any()
   # By hand: two passes over each row, from the states that the last one left.
-  now = transformer.begin(s.model, 1)
+  now = cache_lib.init_states(s.model, 1)
   at = jnp.arange(16)[None]
-  turn = attention.rotation(at, 8, s.model.rope_theta)
+  turn = layers_lib.rope_cos_sin(at, 8, s.model.rope_theta)
   causal = at[..., None] >= at[:, None]
   there = jnp.ones((1, 16), bool)
   for row in day.tokens:
     x = s.params['embed']['embedding'][row[None]]
     for _ in range(2):
-      pasts = transformer.by_layer(s.model, [None], now)
-      x, pasts, _ = transformer.Stack(s.model).apply(
-        {'params': s.params['blocks']},
-        x, None, pasts, turn, causal, None, there,
-      )  # fmt: skip
-      now = transformer.begin(s.model, 1, (pasts[1].s,))
+      pasts = cache_lib.interleave(s.model, [None], now)
+      x, pasts, _ = layer_stack.Stack(s.model).apply(
+              {'params': s.params['blocks']},
+              x, None, pasts, turn, causal, None, there,
+            )  # fmt: skip
+      now = cache_lib.init_states(s.model, 1, (pasts[1].s,))
   np.testing.assert_allclose(rested.memory.states[0], now[0].s[0], atol=1e-5)
   # The last of the three windows was still to come before the night.
   assert np.abs(states(read) - states(rested)).max() > 1e-4
@@ -141,7 +147,7 @@ def test_seeding_empties_the_states_into_one_expert(day):
   # The old self of the next day has the expert, and no states.
   again, _ = who.wake(rested, day)
   assert states(again).any()
-  old = again.old_self()
+  old = again.previous_memory()
   assert not any(s.any() for s in old.states)
   assert old.levels[0].bank.status[0] == memory_lib.ACTIVE
 
@@ -179,7 +185,7 @@ def test_a_pretrained_hybrid_lives_the_experiment(base, tmp_path, arm):
   )
   c.arms.recurrence_seeding_brief.sleep.steps = 4
   c = json.loads(c.to_json())
-  costs = live.live(c, arm, 1, tmp_path / arm, 0)['costs']
+  costs = live_lib.live(c, arm, 1, tmp_path / arm, 0)['costs']
   assert costs['wake']['tokens'] == 2 * 16 * 32  # Two passes.
   assert costs['update']['steps'] == (0 if arm == 'recurrence' else 4)
 
@@ -190,7 +196,7 @@ def test_a_pretrained_hybrid_lives_the_experiment(base, tmp_path, arm):
     ('recurrence', dict(model=dict(mixers=())), 'no recurrent layer'),
     (
       'recurrence',
-      dict(recurrence=config.RecurrenceConfig(eviction='sliding')),
+      dict(recurrence=recurrence_config.RecurrenceConfig(eviction='sliding')),
       'recurrence.eviction',
     ),
     (

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from sleep_jax.data import catalog
-from sleep_jax.data import sources
+from sleep_jax.data.datasets import catalog
+from sleep_jax.data.datasets import download
+from sleep_jax.data.datasets import gutenberg
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
@@ -24,36 +25,40 @@ RAW = (
 @pytest.mark.parametrize('encoding', ['utf-8', 'cp1252'])
 def test_a_book_loses_all_but_its_text(encoding):
   raw = RAW if encoding == 'utf-8' else RAW.removeprefix('\ufeff')
-  assert catalog.body(raw.encode(encoding)).decode() == TEXT
+  assert gutenberg.strip_header(raw.encode(encoding)).decode() == TEXT
 
 
 def test_a_text_without_the_marks_is_refused():
-  with pytest.raises(sources.DataError, match='START and END'):
-    catalog.body(b'<html>404</html>')
+  with pytest.raises(download.DataError, match='START and END'):
+    gutenberg.strip_header(b'<html>404</html>')
 
 
 def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, '_CACHE', tmp_path / 'cache')
+  monkeypatch.setattr(download, '_CACHE', tmp_path / 'cache')
   monkeypatch.delenv('SLEEP_JAX_DATA', raising=False)
   origin = tmp_path / 'raw.txt'
   origin.write_bytes(RAW.encode())
 
-  def file(content: str) -> sources.RawFile:
+  def file(content: str) -> download.RawFile:
     sha = hashlib.sha256(content.encode()).hexdigest()
-    return sources.RawFile('b/tale.txt', origin.as_uri(), sha, catalog.body)
+    return download.RawFile(
+      'b/tale.txt', origin.as_uri(), sha, gutenberg.strip_header
+    )
 
-  with pytest.raises(sources.DataError, match='SHA-256'):
-    sources.read(file(RAW))
+  with pytest.raises(download.DataError, match='SHA-256'):
+    download.read(file(RAW))
   assert not (tmp_path / 'cache').exists()
-  assert sources.read(file(TEXT)).decode() == TEXT
+  assert download.read(file(TEXT)).decode() == TEXT
   origin.unlink()
-  assert sources.read(file(TEXT)).decode() == TEXT  # From the cache.
+  assert download.read(file(TEXT)).decode() == TEXT  # From the cache.
 
 
 def test_a_file_of_ones_own_or_a_listed_one(tmp_path):
   (tmp_path / 'mine.txt').write_text('Mine.')
   assert catalog.read(str(tmp_path / 'mine.txt')) == b'Mine.'
-  with pytest.raises(sources.DataError, match="'x.txt'.*listed gutenberg/Anna"):
+  with pytest.raises(
+    download.DataError, match="'x.txt'.*listed gutenberg/Anna"
+  ):
     catalog.read('x.txt')
 
 
@@ -71,4 +76,4 @@ def test_local_files_are_the_listed_ones(name):
 
 
 def test_paragraphs_stand_on_one_line_each():
-  assert catalog.paragraphs('A\n  b\n\n \nC\n\n\n') == ['A b', 'C']
+  assert gutenberg.paragraphs('A\n  b\n\n \nC\n\n\n') == ['A b', 'C']

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import live
 from sleep_jax import config
+from sleep_jax.harness import live as live_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import files
-from sleep_jax.runtime import health
+from sleep_jax.runtime import finite
 from sleep_jax.runtime import termination
 from tests import conftest
 from tests import run_test
@@ -36,9 +36,9 @@ def life_of(value: float, notes=None) -> dict:
   }
 
 
-def moment(night: int, phase: str, life=None) -> checkpoint.Moment:
+def moment(night: int, phase: str, life=None) -> checkpoint.Snapshot:
   life = life_of(night) if life is None else life
-  return checkpoint.Moment(night, phase, life, {'x': 0.1})
+  return checkpoint.Snapshot(night, phase, life, {'x': 0.1})
 
 
 @pytest.fixture(name='two')
@@ -183,7 +183,7 @@ def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
 
 
 def test_a_whole_life_with_a_memory_comes_back(tmp_path, cfg, params):
-  life = life_lib.born(cfg, params, jax.random.PRNGKey(0))
+  life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
   lived = life.replace(memory=conftest.lived(cfg))
   saved = checkpoint.Checkpoints(tmp_path, 'me')
   saved.save(moment(0, 'wake', lived))
@@ -207,11 +207,11 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(two):
 
 def test_a_folder_has_one_owner(tmp_path, monkeypatch):
   monkeypatch.setattr(files, '_PATIENCE', 0.2)
-  with files.owned(tmp_path):
+  with files.lock_dir(tmp_path):
     with pytest.raises(config.ConfigError, match='another process is at work'):
-      with files.owned(tmp_path):
+      with files.lock_dir(tmp_path):
         pass
-  with files.owned(tmp_path):
+  with files.lock_dir(tmp_path):
     pass
 
 
@@ -224,7 +224,7 @@ def test_a_work_directory_that_cannot_be_written_is_told():
 def test_a_life_without_its_checkpoints_does_not_begin_anew(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"night": 0}\n')
   with pytest.raises(config.ConfigError, match='tells of nights'):
-    live.live(run_test.small_config(), 'sleep', 1, tmp_path, 0)
+    live_lib.live(run_test.small_config(), 'sleep', 1, tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -238,21 +238,23 @@ def test_a_nan_names_phase_step_and_leaf(tmp_path, arm, section, where, left):
   c = run_test.small_config([arm])
   c['sleep'].update(alpha=1.0, lam=0.0)  # No rollouts: less to compile.
   c[section]['learning_rate'] = float('inf')
-  with pytest.raises(health.NotFinite, match=where):
-    live.live(c, arm, 1, tmp_path, 0)
+  with pytest.raises(finite.NotFinite, match=where):
+    live_lib.live(c, arm, 1, tmp_path, 0)
   steps = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
   assert steps == ([] if left is None else [str(left)])
 
 
 def test_the_first_bad_step_and_leaf_are_named():
   tree = {'a': jnp.ones(2), 'b': {'c': jnp.array([0.0, jnp.inf])}}
-  with pytest.raises(health.NotFinite, match=r"step 12: .*leaf is \['b'\]\['c"):
-    health.check('nap', np.array([1.0, 2.0, np.nan]), tree, first_step=10)
-  with pytest.raises(health.NotFinite, match='all weights are finite'):
-    health.check('nap', np.array([np.inf]), {'a': jnp.ones(2)})
-  with pytest.raises(health.NotFinite, match='step 1: .*leaf is'):
-    health.check('nap', np.ones(2), tree)
-  health.check('nap', np.ones(2), {'a': jnp.ones(2), 'n': jnp.arange(3)})
+  with pytest.raises(finite.NotFinite, match=r"step 12: .*leaf is \['b'\]\['c"):
+    finite.check_finite(
+      'nap', np.array([1.0, 2.0, np.nan]), tree, first_step=10
+    )
+  with pytest.raises(finite.NotFinite, match='all weights are finite'):
+    finite.check_finite('nap', np.array([np.inf]), {'a': jnp.ones(2)})
+  with pytest.raises(finite.NotFinite, match='step 1: .*leaf is'):
+    finite.check_finite('nap', np.ones(2), tree)
+  finite.check_finite('nap', np.ones(2), {'a': jnp.ones(2), 'n': jnp.arange(3)})
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -280,5 +282,5 @@ def test_sigterm_ends_a_quickstart_within_ten_seconds(tmp_path, workers):
   assert time.monotonic() - asked < 10
   assert started.returncode == termination.EXIT
   assert 'The same command goes on' in told and 'Traceback' not in told
-  with files.owned(tmp_path / 'w' / 'lives' / 'sft_1'):  # No worker is left.
+  with files.lock_dir(tmp_path / 'w' / 'lives' / 'sft_1'):  # No worker is left.
     pass

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import live
 from experiments.configs import quickstart
+from sleep_jax.harness import build as build_lib
 
 
 def one_night(**sleep) -> tuple[float, float, float]:
@@ -16,7 +16,7 @@ def one_night(**sleep) -> tuple[float, float, float]:
   c.task.update(episodes=1)
   c.sleep.update(dreams=512, steps=250, **sleep)
   c = json.loads(c.to_json())
-  task, learner, _ = live.build(live.settings_of(c, 'sleep'), seed=100)
+  task, learner, _ = build_lib.build(build_lib.arm_config(c, 'sleep'), seed=100)
   life = learner.init(jax.random.PRNGKey(0))
   life, _ = learner.wake(life, task.experience(0))
 

@@ -1,6 +1,15 @@
 """Small models and lives that tests share."""
 
+import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
 import os
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+
+from sleep_jax import config
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -11,16 +20,6 @@ os.environ.setdefault(
   os.path.expanduser('~/.cache/sleep_jax/xla_tests'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-
-import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import pytest  # noqa: E402
-
-from sleep_jax import config  # noqa: E402
-from sleep_jax.models import memory as memory_lib  # noqa: E402
-from sleep_jax.models import transformer  # noqa: E402
 
 
 def tiny(**changes) -> config.ModelConfig:
@@ -65,7 +64,7 @@ def _tokens():
 
 def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
   """A memory in which everything that can be non-zero is."""
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   keys = iter(jax.random.split(jax.random.key(seed), 100))
 
   def noise(x):
@@ -79,7 +78,7 @@ def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
       used = level.bank.status.shape[0] - 1
       status = jnp.array([memory_lib.ACTIVE] * used + [memory_lib.LOCKED])
       birth = jnp.array([*range(used), -1])
-      bank = level.bank.replace(status=status, birth=birth)
+      bank = level.bank.replace(status=status, created_night=birth)
       memory = memory.with_level(i, bank=bank)
   return memory
 

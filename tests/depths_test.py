@@ -1,6 +1,6 @@
 """Marks against depth, from lives of one depth each or of several."""
 
-from experiments import depths
+from sleep_jax.harness import depth
 
 
 def life(arm, seed, marks, chance=0.25):
@@ -19,10 +19,10 @@ def test_arms_of_one_depth_each_become_one_series():
     for t, value in zip((8, 4), values[::-1])
     for seed in (1, 2)
   ]
-  found = depths.points(lives, 'exact')
+  found = depth.points(lives, 'exact')
   assert list(found) == ['a', 'b'] and list(found['a']) == [4, 8]
   assert found['b'][8] == {1: 0.51, 2: 0.52}
-  text = depths.report(lives, 'exact', 'none')
+  text = depth.report(lives, 'exact', 'none')
   assert '| (chance) | 0.250 | 0.250 |' in text
   # Level at depth 4, 0.3 behind at depth 8: the same on both seeds.
   gains = '+0.000 ± 0.000 | -0.300 ± 0.000 | -0.300 ± 0.000'
@@ -34,15 +34,15 @@ def test_one_life_asked_at_several_depths(tmp_path):
     life('a', 1, {'exact_k1': 0.9, 'exact_k16': 0.3}),
     life('b', 1, {'exact_k1': 0.8, 'exact_k16': 0.4}),
   ]
-  text = depths.report(lives, 'exact', 'b')
+  text = depth.report(lives, 'exact', 'b')
   assert '| a | 0.900 | 0.300 |' in text
   assert '| b - a | -0.100 | +0.100 | +0.200 |' in text
-  depths.draw(lives, 'exact', tmp_path / 'depths.png')
+  depth.draw(lives, 'exact', tmp_path / 'depths.png')
   assert (tmp_path / 'depths.png').stat().st_size > 1000
 
 
 def test_without_depths_there_is_nothing_to_tell():
-  assert depths.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
+  assert depth.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
 
 
 def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
@@ -52,7 +52,7 @@ def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
     life('long_t4', 1, {'exact_t4': 0.7}),
   ]
   lives.append(life('more_t4', 1, {'exact_t4': 0.8}))
-  text = depths.report(lives, 'exact', 'more')
+  text = depth.report(lives, 'exact', 'more')
   assert '| long | 0.700 |  |' in text
   assert '| long - a | -0.200 |  |  |' in text
   assert '| more - long | +0.100 |  |  |' in text

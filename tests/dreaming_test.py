@@ -11,20 +11,27 @@ import pytest
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.learners import learner
-from sleep_jax.lifecycle import consolidation
-from sleep_jax.lifecycle import dreaming
-from sleep_jax.lifecycle import dreams
-from sleep_jax.lifecycle import importance
+from sleep_jax.learners import base as learner_lib
+from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
-from sleep_jax.lifecycle import trials
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
+from sleep_jax.lifecycle.dreaming import importance
+from sleep_jax.lifecycle.dreaming import night as dreaming_night
+from sleep_jax.lifecycle.dreaming import propose as propose_lib
+from sleep_jax.lifecycle.dreaming import reward as reward_lib
+from sleep_jax.lifecycle.dreaming import trials
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cms
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import accounts
-from sleep_jax.tasks import task
 
 WORDS = [*'abcdefgh', *(f'v{i}' for i in range(8)), '?', '.']
 TOKENIZER = tokenizers.WordTokenizer(WORDS, separator='.')
@@ -45,17 +52,17 @@ class Bandit:
 
   max_dream, max_answer, stop = 1, 2, STOP
 
-  def edit(self, context, dream):
+  def parse(self, context, dream):
     if len(dream) != 1 or dream[0] not in VALUES:
       return contexts.Rejected('unreadable')
     row = [*context.questions[0], dream[0]]
-    return contexts.Edit(
+    return contexts.TrainingRows(
       np.array([row], np.int32), np.array([[0, 0, 0, 1]], np.float32)
     )
 
-  def plain(self, context):
+  def from_context(self, context):
     row = [*context.questions[0], VALUES[0]]
-    return contexts.Edit(
+    return contexts.TrainingRows(
       np.array([row], np.int32), np.array([[0, 0, 0, 1]], np.float32)
     )
 
@@ -88,9 +95,9 @@ CFG = config.ModelConfig(
     config.LevelConfig(32, slots=3, rank=4, top_k=3),
   ),
 )
-LORA = config.LoraConfig(rank=4, alpha=8.0, targets=('q', 'v', 'up', 'down'))
-TRIAL = config.TrialConfig(epochs=20, learning_rate=0.05)
-HOW = config.DreamingConfig(
+LORA = lora.LoraConfig(rank=4, alpha=8.0, targets=('q', 'v', 'up', 'down'))
+TRIAL = dreaming_config.TrialConfig(epochs=20, learning_rate=0.05)
+HOW = dreaming_config.DreamingConfig(
   dreams=32,
   keep=24,
   keep_random=8,
@@ -110,21 +117,21 @@ def params():
   return born | {'embed': jax.tree.map(lambda x: 9.0 * x, born['embed'])}
 
 
-def dreamer_of(how=HOW, trial=TRIAL, reader=None):
-  return dreaming.Dreamer(
+def dreamer_of(how=HOW, trial=TRIAL, format=None):
+  return dreamer_lib.Dreamer(
     CFG,
     how,
     LORA,
     trial,
-    config.SeedingConfig(),
+    consolidation_config.SeedingConfig(),
     reader or Bandit(),
     TOKENIZER,
-    accounts.Ledger(CFG, LENGTH),
+    costs_lib.CostTracker(CFG, LENGTH),
   )
 
 
 def life_of(params, about=8):
-  life = life_lib.born(CFG, params, jax.random.key(3))
+  life = life_lib.init_life(CFG, params, jax.random.key(3))
   return life.replace(contexts=contexts_of(about))
 
 
@@ -146,7 +153,9 @@ def with_active_expert(life, scale=3.0):
 def test_dreams_are_read_and_rejected_by_reason(params):
   dreamer = dreamer_of()
   life = life_of(params)
-  found = dreaming.dream(dreamer, life, life.contexts, 12, jax.random.key(0))
+  found = propose_lib.propose(
+    dreamer, life, life.contexts, 12, jax.random.key(0)
+  )
   assert [len(x) for x in found] == [12] * 8
   for dream in (d for of_one in found for d in of_one):
     right = len(dream.tokens) == 1 and dream.tokens[0] in VALUES
@@ -162,7 +171,7 @@ def test_a_random_expert_changes_dreams_and_nothing_else(params):
 
   def dreamt(weight):
     how = dataclasses.replace(HOW, random_expert=weight)
-    found = dreaming.dream(
+    found = propose_lib.propose(
       dreamer_of(how), life, life.contexts, 12, jax.random.key(0)
     )
     return [d.tokens for of_one in found for d in of_one]
@@ -172,7 +181,7 @@ def test_a_random_expert_changes_dreams_and_nothing_else(params):
   jax.tree.map(
     np.testing.assert_array_equal, before, (life.params, life.memory)
   )
-  views = cms.views(life.memory)
+  views = cms.per_layer_memory(life.memory)
   assert all(view.extra is None for view in views)
 
 
@@ -190,12 +199,14 @@ def test_top_k_finds_a_planted_useful_dream(params):
     said = [*wrong[:planted], right, *wrong[planted:]]
     dreamt.append(
       [
-        dreaming.Dream(context, [v], dreamer.reader.edit(context, [v]))
+        propose_lib.Dream(context, [v], dreamer.format.parse(context, [v]))
         for v in said
       ]
     )
   rules = ('grad_cosine', 'greats')
-  omega = dreaming.weigh(dreamer, life, dreamt, jax.random.key(0), rules)
+  omega = importance.importance_scores(
+    dreamer, life, dreamt, jax.random.key(0), rules
+  )
   for rule in rules:
     for scored in omega[rule]:
       assert np.argmax(scored) == planted, rule
@@ -203,9 +214,9 @@ def test_top_k_finds_a_planted_useful_dream(params):
 
 def test_gradients_are_those_of_each_alone(params):
   life = life_of(params)
-  edits = [dreamer_of().reader.plain(c) for c in life.contexts]
-  tokens, weight = trials.stacked(edits, 8, TOKENIZER.pad)
-  adapter = lora.fresh(CFG, LORA, params, jax.random.key(1))
+  edits = [dreamer_of().format.from_context(c) for c in life.contexts]
+  tokens, weight = trials.stack_rows(edits, 8, TOKENIZER.pad)
+  adapter = lora.init_adapter(CFG, LORA, params, jax.random.key(1))
   grads, loss = importance.gradients(
     CFG, params, life.memory, adapter, tokens, weight
   )
@@ -224,7 +235,7 @@ def test_the_rules_score_what_they_say():
   rng = np.random.default_rng(0)
 
   def omega(rule):
-    return importance.scores(rule, grads, losses, aim, 2, rng)
+    return importance.score_gradients(rule, grads, losses, aim, 2, rng)
 
   np.testing.assert_allclose(omega('grad_norm'), [2.0, 1.0, 0.1, 1.0])
   cosine = omega('grad_cosine')
@@ -263,20 +274,20 @@ def test_select_keeps_k_and_b_usable_others():
 def test_a_batch_of_trials_is_each_alone(params):
   life = life_of(params)
   before = jax.tree.map(np.array, (life.params, life.memory))
-  edits = [Bandit().plain(c) for c in life.contexts]
+  edits = [Bandit().from_context(c) for c in life.contexts]
   edits[3] = dataclasses.replace(edits[3], epochs=7, learning_rate=0.01)
-  adapters = jax.vmap(lambda k: lora.fresh(CFG, LORA, params, k))(
+  adapters = jax.vmap(lambda k: lora.init_adapter(CFG, LORA, params, k))(
     jax.random.split(jax.random.key(0), 8)
   )
-  rows = trials.stacked(edits, 8, TOKENIZER.pad)
+  rows = trials.stack_rows(edits, 8, TOKENIZER.pad)
   plan = trials.schedules(TRIAL, edits, 8, np.random.default_rng(0))
-  together, finite = trials.train(
+  together, finite = trials.train_instances(
     CFG, params, life.memory, adapters, *map(jnp.asarray, (*rows, *plan))
   )
   assert finite.all()
   for i in range(8):
     own = jax.tree.map(lambda x, i=i: x[i : i + 1], (adapters, *rows, *plan))
-    alone, _ = trials.train(CFG, params, life.memory, *own)
+    alone, _ = trials.train_instances(CFG, params, life.memory, *own)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone)):
       np.testing.assert_allclose(a[i], b[0], rtol=2e-2, atol=2e-4)
   jax.tree.map(
@@ -305,9 +316,9 @@ def test_reward_is_strict_and_each_dream_gets_its_own(params):
   for context in life.contexts:
     right = context.answers[0][0]
     for value in (right, next(v for v in VALUES if v != right)):
-      edit = dreamer.reader.edit(context, [value])
-      chosen.append((dreaming.Dream(context, [value], edit), 0.0))
-  tried = dreaming.attempt(dreamer, life, chosen, jax.random.key(0))
+      edit = dreamer.format.parse(context, [value])
+      chosen.append((propose_lib.Dream(context, [value], edit), 0.0))
+  tried = reward_lib.run_trials(dreamer, life, chosen, jax.random.key(0))
   assert [x.reward for x in tried] == [True, False] * 3
   same = dataclasses.replace(tried[0], untuned=tried[0].mark)
   assert not same.reward
@@ -318,10 +329,10 @@ def test_a_diverging_instance_is_a_counted_rejection(params):
   chosen = []
   for context, rate in zip(life.contexts, (0.05, float('inf'))):
     right = context.answers[0][0]
-    edit = dreamer.reader.edit(context, [right])
+    edit = dreamer.format.parse(context, [right])
     edit = dataclasses.replace(edit, learning_rate=rate)
-    chosen.append((dreaming.Dream(context, [right], edit), 0.0))
-  tried = dreaming.attempt(dreamer, life, chosen, jax.random.key(0))
+    chosen.append((propose_lib.Dream(context, [right], edit), 0.0))
+  tried = reward_lib.run_trials(dreamer, life, chosen, jax.random.key(0))
   assert [x.reward for x in tried] == [True, False]
   assert tried[1].rejected == 'diverged'
 
@@ -329,7 +340,9 @@ def test_a_diverging_instance_is_a_counted_rejection(params):
 def test_an_edit_that_asks_for_too_much_is_rejected(params):
   life = life_of(params)
   dreamer = dreamer_of(trial=dataclasses.replace(TRIAL, max_steps=10))
-  found = dreaming.dream(dreamer, life, life.contexts, 12, jax.random.key(0))
+  found = propose_lib.propose(
+    dreamer, life, life.contexts, 12, jax.random.key(0)
+  )
   reasons = {d.edit.reason for of_one in found for d in of_one}
   assert 'too long' in reasons
 
@@ -345,14 +358,14 @@ def test_rest_em_raises_the_reward_rate_of_a_bandit(params, target, learn_from):
   dreamer, life = dreamer_of(how), life_of(params)
 
   def rate(life):
-    found = dreaming.dream(
+    found = propose_lib.propose(
       dreamer, life, contexts_of(8), 32, jax.random.key(99)
     )
     right = [d.tokens == d.context.answers[0] for x in found for d in x]
     return np.mean(right)
 
   before = rate(life)
-  after, report, _ = dreaming.night(dreamer, life, jax.random.key(1))
+  after, report, _ = dreaming_night.night(dreamer, life, jax.random.key(1))
   assert before < 0.15
   assert rate(after) > 0.35
   assert report.rewarded > 0 and not report.rolled_back
@@ -369,7 +382,7 @@ def test_rest_em_raises_the_reward_rate_of_a_bandit(params, target, learn_from):
 def test_frozen_slots_stay_as_they_are(params):
   life = with_active_expert(life_of(params))
   how = dataclasses.replace(HOW, target='slot')
-  after, _, _ = dreaming.night(dreamer_of(how), life, jax.random.key(1))
+  after, _, _ = dreaming_night.night(dreamer_of(how), life, jax.random.key(1))
   old, new = (x.memory.levels[1].bank for x in (life, after))
   jax.tree.map(np.testing.assert_array_equal, old.expert(0), new.expert(0))
   assert np.abs(new.expert(1).b).sum() > 0
@@ -383,7 +396,7 @@ def test_no_free_slot_is_refused(params):
   life = life.replace(memory=life.memory.with_level(1, bank=bank))
   how = dataclasses.replace(HOW, target='slot')
   with pytest.raises(config.ConfigError, match='no level has a free slot'):
-    dreaming.night(dreamer_of(how), life, jax.random.key(1))
+    dreaming_night.night(dreamer_of(how), life, jax.random.key(1))
 
 
 def test_without_rewards_the_dreamer_stays_and_says_so(params, caplog):
@@ -393,8 +406,8 @@ def test_without_rewards_the_dreamer_stays_and_says_so(params, caplog):
 
   life = life_of(params)
   with caplog.at_level(std_logging.WARNING):
-    after, report, _ = dreaming.night(
-      dreamer_of(reader=Stern()), life, jax.random.key(1)
+    after, report, _ = dreaming_night.night(
+      dreamer_of(format=Stern()), life, jax.random.key(1)
     )
   assert after is life and report.rewarded == 0
   assert 'none of' in caplog.text
@@ -404,7 +417,9 @@ def test_a_night_that_costs_too_much_is_rolled_back(params, caplog):
   how = dataclasses.replace(HOW, retention_margin=-1e9)
   life = life_of(params)
   with caplog.at_level(std_logging.WARNING):
-    after, report, _ = dreaming.night(dreamer_of(how), life, jax.random.key(1))
+    after, report, _ = dreaming_night.night(
+      dreamer_of(how), life, jax.random.key(1)
+    )
   assert after is life and report.rolled_back
   assert 'rolled back' in caplog.text
   assert report.metrics()['rolled_back'] == 1.0
@@ -414,22 +429,24 @@ def test_best_keeps_one_dream_of_each_context_and_all_keeps_all():
   a, b = contexts_of(2)
 
   def tried(context, mark, untuned=0.2):
-    dream = dreaming.Dream(context, [int(100 * mark)], contexts.Rejected('x'))
-    return dreaming.Tried(dream, 0.0, mark, untuned)
+    dream = propose_lib.Dream(
+      context, [int(100 * mark)], contexts.Rejected('x')
+    )
+    return reward_lib.TrialResult(dream, 0.0, mark, untuned)
 
   found = [tried(a, 0.5), tried(a, 0.9), tried(b, 0.2), tried(b, 0.1)]
-  best = dreaming.worth_learning(HOW, found)
+  best = reward_lib.select_rewarded(HOW, found)
   assert [d.tokens for d in best] == [[90]]
   every = dataclasses.replace(HOW, learn_from='all')
-  found_all = dreaming.worth_learning(every, found)
+  found_all = reward_lib.select_rewarded(every, found)
   assert [d.tokens for d in found_all] == [[50], [90]]
 
 
 def test_fold_cannot_restart():
   with pytest.raises(config.ConfigError, match='dreaming.restart'):
-    config.DreamingConfig(target='fold', restart=True)
+    dreaming_config.DreamingConfig(target='fold', restart=True)
   with pytest.raises(config.ConfigError, match='more than dreams=3'):
-    config.DreamingConfig(dreams=3, keep=3, keep_random=1)
+    dreaming_config.DreamingConfig(dreams=3, keep=3, keep_random=1)
 
 
 # The learners.
@@ -437,19 +454,19 @@ def test_fold_cannot_restart():
 
 def setup_of(params, **changes):
   how = dataclasses.replace(HOW, rounds=1, **changes)
-  seeding = config.SeedingConfig(
-    dreams=32, dream_length=LENGTH, steps=4, batch=4, rollout_every=4,
-    prefixes=2, group=2, rollout_groups=1, continuation=2, max_kl_share=9.0,
-  )  # fmt: skip
-  return learner.Setup(
+  seeding = consolidation_config.SeedingConfig(
+      dreams=32, dream_length=LENGTH, steps=4, batch=4, rollout_every=4,
+      prefixes=2, group=2, rollout_groups=1, continuation=2, max_kl_share=9.0,
+    )  # fmt: skip
+  return learner_lib.Setup(
     model=CFG,
     params=params,
     tokenizer=TOKENIZER,
-    wake=config.WakeConfig(lanes=2),
+    wake=wake_lib.WakeConfig(batch=2),
     sleep=seeding,
-    finetune=config.FinetuneConfig(),
-    ledger=accounts.Ledger(CFG, LENGTH),
-    reader=Bandit(),
+    finetune=finetune.FinetuneConfig(),
+    costs=costs_lib.CostTracker(CFG, LENGTH),
+    format=Bandit(),
     lora=LORA,
     trial=TRIAL,
     dreaming=dataclasses.replace(how, study_rows=4, study_night=True),
@@ -457,10 +474,12 @@ def setup_of(params, **changes):
 
 
 def day(about):
-  rows = contexts.joined([Bandit().plain(c) for c in about])
+  rows = contexts.concat([Bandit().from_context(c) for c in about])
   rows = np.resize(np.arange(len(about)), 4)
-  plain = contexts.joined([Bandit().plain(c) for c in about])
-  return task.Experience(plain.tokens[rows], plain.weight[rows], about)
+  plain = contexts.concat([Bandit().from_context(c) for c in about])
+  return experience_lib.Experience(
+    plain.tokens[rows], plain.weight[rows], about
+  )
 
 
 @pytest.mark.parametrize(
@@ -477,8 +496,8 @@ def test_every_learner_lives_a_day_and_studies(params, name):
   said = built.study(
     life,
     [
-      contexts.Study(contexts_of(1), attempts=2),
-      contexts.Study(contexts_of(8)),
+      contexts.StudyRequest(contexts_of(1), attempts=2),
+      contexts.StudyRequest(contexts_of(8)),
     ],
   )
   assert [[len(own) for own in attempts] for attempts in said] == [[1, 1], [8]]
@@ -491,14 +510,14 @@ def test_every_learner_lives_a_day_and_studies(params, name):
 
 def test_sleep_consolidates_before_it_dreams(params, monkeypatch):
   order = []
-  transfer, night = consolidation.consolidate, dreaming.night
+  transfer, night = transfer_lib.transfer, dreaming_night.night
   monkeypatch.setattr(
-    consolidation,
+    transfer_lib,
     'consolidate',
     lambda *a: order.append('consolidate') or transfer(*a),
   )
   monkeypatch.setattr(
-    dreaming, 'night', lambda *a: order.append('dream') or night(*a)
+    dreaming_night, 'night', lambda *a: order.append('dream') or night(*a)
   )
   built = learners.build('sleep', setup_of(params))
   life, _ = built.wake(built.init(jax.random.key(0)), day(contexts_of(4)))
@@ -527,11 +546,11 @@ def test_a_night_killed_in_a_trial_dreams_the_same_again(params, monkeypatch):
 
 
 def test_a_learner_that_studies_needs_a_reader(params):
-  setup = dataclasses.replace(setup_of(params), reader=None)
+  setup = dataclasses.replace(setup_of(params), format=None)
   with pytest.raises(config.ConfigError, match="learner='seal' is unknown"):
     learners.build('seal', setup)
 
 
 def test_host_randomness_is_part_of_the_key():
-  a, b = (dreams.host_rng(jax.random.key(i)).random() for i in (0, 1))
+  a, b = (order_lib.numpy_rng(jax.random.key(i)).random() for i in (0, 1))
   assert a != b

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
-from sleep_jax import convert
-from sleep_jax.models import levels
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import folders
-from sleep_jax.runtime import weights
+from sleep_jax.weights import add_levels
+from sleep_jax.weights import convert
+from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import npz
+from tests import checkpoints  # noqa: E402  (needs safetensors)
 from tests import conftest
 
 pytest.importorskip('safetensors')
-from tests import checkpoints  # noqa: E402  (needs safetensors)
 
 TOKENS = np.random.default_rng(3).integers(0, checkpoints.VOCAB, (2, 40))
 
@@ -53,7 +53,7 @@ def left_behind(folder: pathlib.Path) -> list[str]:
 def test_logits_equal_a_numpy_forward_pass(tmp_path, family, tied):
   folder, c, w = source(tmp_path, family, tied)
   convert.convert(folder, tmp_path / 'ours')
-  saved = folders.load(tmp_path / 'ours')
+  saved = folder_lib.load(tmp_path / 'ours')
   want = checkpoints.forward(c, w, TOKENS)
   np.testing.assert_allclose(
     logits(saved.cfg, saved.params), want, rtol=0, atol=1e-4
@@ -89,8 +89,8 @@ def test_a_model_without_a_source_describes_itself(tmp_path, family):
   convert.convert(tmp_path / 'small.npz', tmp_path / 'home')
   convert.convert(tmp_path / 'home', tmp_path / 'ours')
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
-  want, _ = weights.read(tmp_path / 'small.npz')
-  assert folders.load(tmp_path / 'ours').cfg == want
+  want, _ = npz.read(tmp_path / 'small.npz')
+  assert folder_lib.load(tmp_path / 'ours').cfg == want
 
 
 def test_transformers_5_keeps_rope_in_another_place(tmp_path):
@@ -100,7 +100,7 @@ def test_transformers_5_keeps_rope_in_another_place(tmp_path):
   cfgs = []
   for i, folder in enumerate((old, new)):
     convert.convert(folder, tmp_path / f'ours{i}')
-    cfgs.append(folders.load(tmp_path / f'ours{i}').cfg)
+    cfgs.append(folder_lib.load(tmp_path / f'ours{i}').cfg)
   assert cfgs[0] == cfgs[1] and cfgs[0].rope_scaling is not None
 
 
@@ -111,7 +111,7 @@ def test_a_tied_checkpoint_may_repeat_its_embedding(tmp_path):
     tmp_path / 'twice', c, w | {'lm_head.weight': embedding}
   )
   convert.convert(twice, tmp_path / 'ours')
-  assert 'head' not in folders.load(tmp_path / 'ours').params
+  assert 'head' not in folder_lib.load(tmp_path / 'ours').params
 
 
 def test_conversion_holds_a_tensor_in_ram_not_the_model(tmp_path):
@@ -139,7 +139,7 @@ def test_conversion_holds_a_tensor_in_ram_not_the_model(tmp_path):
   try:
     convert.convert(folder, tmp_path / 'ours_big')
     assert tracemalloc.get_traced_memory()[1] < 2 * largest + overhead
-    saved = folders.load(tmp_path / 'ours_big')
+    saved = folder_lib.load(tmp_path / 'ours_big')
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     (tmp_path / 'out').mkdir()
@@ -168,17 +168,19 @@ def sleeper(cfg: config.ModelConfig, reading: str) -> config.ModelConfig:
 def slept(folder, tmp_path, reading, memory_of, **changes):
   """A converted model with levels and a memory, saved; and its parts."""
   convert.convert(folder, tmp_path / 'plain')
-  plain = folders.load(tmp_path / 'plain')
+  plain = folder_lib.load(tmp_path / 'plain')
   cfg = sleeper(dataclasses.replace(plain.cfg, **changes), reading)
-  params = levels.adopt(plain.cfg, plain.params, cfg, jax.random.key(0))
+  params = add_levels.add_levels(
+    plain.cfg, plain.params, cfg, jax.random.key(0)
+  )
   memory = memory_of(cfg)
-  folders.save(tmp_path / 'ours', cfg, params, memory)
+  folder_lib.save(tmp_path / 'ours', cfg, params, memory)
   return cfg, params, memory
 
 
 def fast_only(cfg: config.ModelConfig) -> memory_lib.Memory:
   """A memory whose fast weights moved, and whose slots are locked."""
-  return memory_lib.fresh_memory(cfg).with_deltas(conftest.lived(cfg).deltas())
+  return memory_lib.init_memory(cfg).with_deltas(conftest.lived(cfg).deltas())
 
 
 def equal(a, b) -> bool:
@@ -197,7 +199,7 @@ def test_a_fast_change_alone_is_folded_exactly(tmp_path, dtype):
   assert 'folded' in told
   assert not (tmp_path / 'home' / 'memory.safetensors').exists()
   convert.convert(tmp_path / 'home', tmp_path / 'back')
-  back = folders.load(tmp_path / 'back')
+  back = folder_lib.load(tmp_path / 'back')
   assert len(back.cfg.levels) == 1 and back.memory is None
   np.testing.assert_array_equal(
     logits(cfg, params, memory), logits(back.cfg, back.params)
@@ -225,7 +227,7 @@ def test_else_the_base_goes_home_with_its_bank(
   assert 'base + expert bank' in told and why in told
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
   convert.convert(tmp_path / 'home', tmp_path / 'back')
-  back = folders.load(tmp_path / 'back')
+  back = folder_lib.load(tmp_path / 'back')
   assert back.cfg == cfg
   assert equal(back.params, params) and equal(back.memory, memory)
 
@@ -236,7 +238,7 @@ def test_a_sleeper_that_never_woke_goes_home_as_it_came(tmp_path, reading):
   w = checkpoints.tensors(c)
   w['model.layers.0.mlp.up_proj.weight'][0, :3] = -0.0
   folder = checkpoints.write(tmp_path / 'theirs', c, w)
-  slept(folder, tmp_path, reading, memory_lib.fresh_memory)
+  slept(folder, tmp_path, reading, memory_lib.init_memory)
   assert 'folded' in convert.convert(tmp_path / 'ours', tmp_path / 'home')
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
 
@@ -244,11 +246,11 @@ def test_a_sleeper_that_never_woke_goes_home_as_it_came(tmp_path, reading):
 def test_a_model_that_was_born_with_levels_goes_home_in_two_parts(tmp_path):
   cfg = conftest.tiny()
   params = conftest.weights(cfg)
-  weights.save(tmp_path / 'base.npz', params, cfg)
+  npz.save(tmp_path / 'base.npz', params, cfg)
   told = convert.convert(tmp_path / 'base.npz', tmp_path / 'home')
   assert 'level 1 adds an MLP of its own' in told
   convert.convert(tmp_path / 'home', tmp_path / 'back')
-  back = folders.load(tmp_path / 'back')
+  back = folder_lib.load(tmp_path / 'back')
   assert back.cfg == cfg and back.memory is None
   assert equal(back.params, params)
 

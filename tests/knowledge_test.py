@@ -9,26 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import live
 from experiments.configs import base_bulletins
 from experiments.configs import bulletins as bulletins_config
 from experiments.configs import squad as squad_config
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.models import levels
+from sleep_jax.data.datasets import squad as squad_data
+from sleep_jax.harness import build as build_lib
 from sleep_jax.models import transformer
 from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import grading
 from sleep_jax.tasks import squad
-from sleep_jax.tasks import task as task_lib
+from sleep_jax.weights import add_levels
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
 )
 SMALL = dict(episodes=2, train=3, reads=2, test=2, joint=5, attempts=2)
-PASSAGE = squad.Passage('Normans', ' They came. ', (('Who?', 'The Normans'),))
+PASSAGE = squad_data.Passage(
+  'Normans', ' They came. ', (('Who?', 'The Normans'),)
+)
 
 
 @pytest.fixture(name='task', scope='module')
@@ -58,8 +61,8 @@ def exams(task, known=(), said=None, studies=None):
 
   def respond(prompts, answers):
     exact = np.array([tuple(p[2:4]) in known for p in prompts])
-    assert all(a[-1] == task.reader.stop for a in answers)
-    return task_lib.Response(exact, *np.zeros((2, len(prompts))))
+    assert all(a[-1] == task.format.stop for a in answers)
+    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
 
   def learn(asked):
     if studies is not None:
@@ -78,11 +81,11 @@ def test_a_bulletin_tells_what_is_asked_and_the_row_ends_with_stop(task):
   told = task.tokenizer.decode(context.prompt)
   for question, (value, stop) in zip(context.questions, context.answers):
     assert task.tokenizer.decode([value]) in told
-    assert question[0] == task.tokenizer.bos and stop == task.reader.stop
-  rows = task.reader.plain(context)
+    assert question[0] == task.tokenizer.bos and stop == task.format.stop
+  rows = task.format.from_context(context)
   assert rows.tokens.shape == (1, 16)
   ids = rows.tokens[0][rows.weight[0] > 0].tolist()
-  assert ids == [*context.prompt[:-1], task.reader.stop]
+  assert ids == [*context.prompt[:-1], task.format.stop]
 
 
 def test_a_dream_is_a_row_per_line_and_the_record_last(task):
@@ -91,7 +94,7 @@ def test_a_dream_is_a_row_per_line_and_the_record_last(task):
   note = world.record(context.source, 2)
   general = world.general(context.source, 0)
   dream = [*statements(task, context), *note, *general]
-  edit = task.reader.edit(context, dream)
+  edit = task.format.parse(context, dream)
   texts = [row[row != task.tokenizer.pad].tolist()[1:-1] for row in edit.tokens]
   assert sum(texts[:-1], []) == dream and len(texts) == 7
   assert texts[-1] == world.record(context.source)
@@ -100,30 +103,30 @@ def test_a_dream_is_a_row_per_line_and_the_record_last(task):
 
 def test_garbage_is_rejected_and_a_line_cut_off_is_left_out(task):
   context = task.experience(0).contexts[0]
-  encode, reader = task.tokenizer.encode, task.reader
-  assert reader.edit(context, []) == contexts.Rejected('empty')
+  encode, reader = task.tokenizer.encode, task.format
+  assert reader.parse(context, []) == contexts.Rejected('empty')
   for dream in ('. . .', 'ba da lives-in home3', 'ba lives-in da home3 .'):
-    assert reader.edit(context, encode(dream)) == contexts.Rejected(
+    assert reader.parse(context, encode(dream)) == contexts.Rejected(
       'unreadable'
     )
   cut = [*statements(task, context)[:5], *encode('ba da eats')]
-  assert len(reader.edit(context, cut).tokens) == 2
+  assert len(reader.parse(context, cut).tokens) == 2
 
 
 def test_only_the_value_alone_is_right(task):
   context = task.experience(0).contexts[0]
   (a, b, c, d) = (answer[0] for answer in context.answers)
-  stop = task.reader.stop
+  stop = task.format.stop
   said = [[a], [c], [], [d, stop]]
   np.testing.assert_array_equal(
-    task.reader.grade(context, said), [1.0, 0.0, 0.0, 0.0]
+    task.format.grade(context, said), [1.0, 0.0, 0.0, 0.0]
   )
   assert b != c
 
 
 def test_open_book_puts_the_record_first(task):
   context = task.experience(0).contexts[0]
-  asked = task.reader.open_book(context, context.questions[2])
+  asked = task.format.open_book(context, context.questions[2])
   assert asked == [*context.prompt[:-1], *context.questions[2][1:]]
 
 
@@ -163,7 +166,7 @@ def test_marks_are_put_where_they_belong(task):
 def test_only_the_last_exam_studies(task):
   def respond(prompts, answers):
     del answers
-    return task_lib.Response(*np.zeros((3, len(prompts))))
+    return experience_lib.Response(*np.zeros((3, len(prompts))))
 
   exam = task.study_exam(respond, None, 0)
   assert set(exam.metrics) == {'closed_book', 'base'}
@@ -187,7 +190,7 @@ def test_the_base_writes_lines_that_can_be_read(task):
     person = task.world.stranger(rng)
     lines = task.world.implications(rng, person)
     assert all(map(task.world.is_line, lines))
-    assert sum(map(len, lines)) <= task.reader.max_dream
+    assert sum(map(len, lines)) <= task.format.max_dream
     kinds |= {len(line) for line in lines}
   assert kinds == {4, 5, 7}  # General, statement, note.
 
@@ -244,11 +247,13 @@ def test_squads_marks(said, golds, exact, f1):
   ],
 )
 def test_judges(judge, said, right):
-  assert grading.JUDGES[judge]('Who?', 'The Normans', said) is right
+  assert grading.GRADERS[judge]('Who?', 'The Normans', said) is right
 
 
 def test_a_judge_of_ones_own(monkeypatch):
-  monkeypatch.setitem(grading.JUDGES, 'kind', lambda question, gold, said: True)
+  monkeypatch.setitem(
+    grading.GRADERS, 'kind', lambda question, gold, said: True
+  )
   reader = squad_reader(judge='kind')
   context = reader.context(PASSAGE)
   said = [reader._tokenizer.encode('no idea')]
@@ -313,7 +318,7 @@ def test_a_dream_is_split_as_seal_does(dream, split, parts):
 def test_a_row_is_title_and_line_and_the_passage_is_last():
   reader = squad_reader()
   context = reader.context(PASSAGE)
-  edit = reader.edit(context, Letters().encode('1. One.\n2. Two.'))
+  edit = reader.parse(context, Letters().encode('1. One.\n2. Two.'))
   assert edit.tokens.shape == (3, 40)
   texts = [
     Letters().decode(row[weight > 0].tolist()[1:-1])
@@ -324,17 +329,17 @@ def test_a_row_is_title_and_line_and_the_passage_is_last():
     'Normans\n2. Two.',
     'Normans\nThey came.',
   ]
-  np.testing.assert_array_equal(reader.plain(context).tokens, edit.tokens[-1:])
+  np.testing.assert_array_equal(reader.from_context(context).tokens, edit.tokens[-1:])
 
 
 def test_a_row_too_long_is_cut_and_no_words_are_no_dream():
   reader = squad_reader(length=10)
   context = reader.context(PASSAGE)
-  tokens, weight, *_ = dataclasses.astuple(reader.plain(context))
+  tokens, weight, *_ = dataclasses.astuple(reader.from_context(context))
   assert tokens.shape == (1, 10) and weight.all()
-  assert reader.edit(context, []) == contexts.Rejected('empty')
+  assert reader.parse(context, []) == contexts.Rejected('empty')
   blank = Letters().encode(' \n')
-  assert reader.edit(context, blank) == contexts.Rejected('unreadable')
+  assert reader.parse(context, blank) == contexts.Rejected('unreadable')
 
 
 def test_squad_settings_are_checked():
@@ -351,12 +356,12 @@ def test_squad_settings_are_checked():
 
 @needs_data
 def test_the_passages_are_seals():
-  passages = squad.test_passages()
+  passages = squad_data.test_passages()
   assert len(passages) == 200
   assert sum(len(p.questions) for p in passages) == 974
   assert len({p.title for p in passages}) == 47
   assert passages[0].title == 'Genghis Khan'
-  trained = [squad.train_passages(e) for e in range(2)]
+  trained = [squad_data.train_passages(e) for e in range(2)]
   texts = [{p.text for p in group} for group in (*trained, passages)]
   assert [len(t) for t in texts] == [50, 50, 200]
   assert len(set().union(*texts)) == 300
@@ -382,7 +387,7 @@ def test_squad_runs_as_a_task():
 
   def respond(prompts, answers):
     del answers
-    return task_lib.Response(*np.zeros((3, len(prompts))))
+    return experience_lib.Response(*np.zeros((3, len(prompts))))
 
   def learn(studies):
     return [
@@ -411,13 +416,13 @@ def test_a_word_that_ends_documents():
 @pytest.mark.parametrize('arm', ['sleep', 'sleep_4_levels'])
 def test_every_arm_adopts_the_base_of_bulletins(arm):
   c = json.loads(bulletins_config.get_config().to_json())
-  c = live.settings_of(c, arm)
+  c = build_lib.arm_config(c, arm)
   model = config.ModelConfig.of(c['model'])
   plain = config.ModelConfig.of(base_bulletins.model().to_dict())
   assert plain.vocab == bulletins.build_tokenizer().vocab
   born = jax.eval_shape(lambda: transformer.init(plain, jax.random.key(0)))
   params = jax.eval_shape(
-    lambda p: levels.adopt(plain, p, model, jax.random.key(0)), born
+    lambda p: add_levels.add_levels(plain, p, model, jax.random.key(0)), born
   )
   wanted = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   assert jax.tree.structure(params) == jax.tree.structure(wanted)

@@ -9,13 +9,17 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax import learners
-from sleep_jax import sampling
 from sleep_jax import tasks
-from sleep_jax import training
-from sleep_jax.learners import finetuning
-from sleep_jax.learners import learner as learner_lib
+from sleep_jax.data import padding
+from sleep_jax.inference import sampling
+from sleep_jax.inference import scoring
+from sleep_jax.learners import base as learner_lib
+from sleep_jax.learners import ewc
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import accounts
+from sleep_jax.training import fisher as fisher_lib
 from tests import conftest
 
 TASK = tasks.build(
@@ -36,8 +40,8 @@ def setup(**finetune) -> learner_lib.Setup:
     model=cfg,
     params=conftest.weights(cfg),
     tokenizer=TASK.tokenizer,
-    wake=config.WakeConfig(lanes=4),
-    sleep=config.SeedingConfig(
+    wake=wake_lib.WakeConfig(batch=4),
+    sleep=consolidation_config.SeedingConfig(
       dreams=16,
       dream_length=16,
       steps=4,
@@ -49,8 +53,8 @@ def setup(**finetune) -> learner_lib.Setup:
       rollout_every=2,
       max_kl_share=9.0,
     ),
-    finetune=config.FinetuneConfig(batch=4, fisher_rows=4, **finetune),
-    ledger=accounts.Ledger(cfg, 16),
+    finetune=finetune.FinetuneConfig(batch=4, fisher_rows=4, **finetune),
+    costs=costs_lib.CostTracker(cfg, 16),
   )
 
 
@@ -69,8 +73,8 @@ def test_every_learner_lives_two_days(name):
   assert int(life.clock.nights) == 2 and int(life.clock.tokens) > 0
   exam = TASK.exam(lambda p, a: learner.respond(life, p, a), 1)
   assert len(exam.by_episode) == 2
-  totals = s.ledger.totals()
-  assert totals['exam']['flops'] > 0
+  totals = s.costs.totals()
+  assert totals['eval']['flops'] > 0
   assert (totals['update']['tokens'] > 0) == (name == 'sleep')
   for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(s.params)):
     np.testing.assert_array_equal(a, b)  # The base outlives every life.
@@ -98,7 +102,7 @@ def test_scores_equal_greedy_decoding_and_the_chain_rule():
   memory = conftest.lived(s.model)
   rng = np.random.default_rng(0)
   prompts = [rng.integers(2, 168, n).tolist() for n in (3, 7, 4, 12)]
-  tokens, lengths = sampling.left_pad(prompts, 0)
+  tokens, lengths = padding.left_pad(prompts, 0)
   said = sampling.generate(
     s.model,
     s.params,
@@ -106,12 +110,12 @@ def test_scores_equal_greedy_decoding_and_the_chain_rule():
     tokens,
     lengths,
     jax.random.key(0),
-    sampling.Sampling(max_new=3, temperature=0.0),
+    sampling.SamplerConfig(max_new=3, temperature=0.0),
   ).tokens.tolist()
   wrong = [[*a[:-1], (a[-1] + 1) % 168] for a in said]
-  right = learner_lib.score(s, s.params, memory, prompts, said)
+  right = scoring.score(s, s.params, memory, prompts, said)
   assert right.exact.all() and (right.token_accuracy == 1.0).all()
-  missed = learner_lib.score(s, s.params, memory, prompts, wrong)
+  missed = scoring.score(s, s.params, memory, prompts, wrong)
   assert not missed.exact.any()
   np.testing.assert_allclose(missed.token_accuracy, 2 / 3, rtol=1e-6)
   for p, a, got in zip(prompts, said, right.answer_logprob):
@@ -140,8 +144,8 @@ def test_ewc_pulls_back_what_matters():
     'fisher': {'a': jnp.array([3.0, 0.0])},
     'lambda': jnp.float32(2.0),
   }
-  assert float(finetuning.ewc_penalty(params, notes)) == 3.0
-  grad = jax.grad(finetuning.ewc_penalty)(params, notes)
+  assert float(ewc.ewc_penalty(params, notes)) == 3.0
+  grad = jax.grad(ewc.ewc_penalty)(params, notes)
   np.testing.assert_allclose(grad['a'], [6.0, 0.0])
 
 
@@ -163,7 +167,7 @@ def test_the_fisher_is_the_mean_of_squared_row_gradients():
   s = setup()
   x = TASK.experience(0)
   tokens, weight = jnp.array(x.tokens[:3]), jnp.array(x.weight[:3])
-  got = training.diagonal_fisher(s.model, s.params, tokens, weight)
+  got = fisher_lib.diagonal_fisher(s.model, s.params, tokens, weight)
 
   def row_loss(params, i):
     logits = transformer.forward(s.model, params, tokens[i : i + 1]).logits
@@ -194,4 +198,6 @@ def test_the_base_must_fit_the_tokenizer():
 
 def test_setups_are_values():
   s = setup()
-  assert dataclasses.replace(s, wake=config.WakeConfig(lanes=2)).wake.lanes == 2
+  assert (
+    dataclasses.replace(s, wake=wake_lib.WakeConfig(batch=2)).wake.batch == 2
+  )

@@ -11,17 +11,19 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import tokenizers
-from sleep_jax.lifecycle import consolidation
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
+from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import flops
-from sleep_jax.models import levels
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import accounts
-from sleep_jax.runtime import folders
-from sleep_jax.runtime import weights
+from sleep_jax.weights import add_levels
+from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import npz
 from tests import conftest
 
 HIDDEN = 16
@@ -60,7 +62,7 @@ def logits(cfg, params, tokens, memory=None):
 
 
 def adopted(cfg, plain):
-  return levels.adopt(PLAIN, plain, cfg, jax.random.key(0))
+  return add_levels.add_levels(PLAIN, plain, cfg, jax.random.key(0))
 
 
 @pytest.mark.parametrize('reading', READINGS)
@@ -68,7 +70,7 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
   cfg = READINGS[reading]
   params = adopted(cfg, plain)
   want = logits(PLAIN, plain, tokens)
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   np.testing.assert_array_equal(logits(cfg, params, tokens), want)
   np.testing.assert_array_equal(logits(cfg, params, tokens, memory), want)
   bank = memory.levels[1].bank.unlock(0, jnp.int32(0), jax.random.key(1))
@@ -76,13 +78,13 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
   np.testing.assert_array_equal(logits(cfg, params, tokens, unlocked), want)
   woken, _, _ = wake.wake(
     cfg,
-    config.WakeConfig(lanes=2),
+    wake.WakeConfig(batch=2),
     params,
     memory,
     jnp.int32(0),
     tokens[:2, :4],
     jnp.ones((2, 4)),
-    hold=False,
+    defer_due_update=False,
   )
   assert not np.allclose(logits(cfg, params, tokens, woken), want)
 
@@ -94,7 +96,7 @@ def as_one_level(memory: memory_lib.Memory):
   """
   first, second = memory.levels
   cfg = dataclasses.replace(PLAIN, levels=(SLOW,))
-  whole = memory_lib.fresh_memory(cfg).levels[0]
+  whole = memory_lib.init_memory(cfg).levels[0]
   delta = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]), first.fast.delta, second.fast.delta
   )
@@ -146,7 +148,7 @@ def test_cached_decode_equals_the_full_forward(plain, tokens):
       PARTITION, plain, tokens, memory, cache=cache
     )
   )
-  cache, parts, at = transformer.fresh_cache(PARTITION, 4, 16), [], 0
+  cache, parts, at = cache_lib.init_cache(PARTITION, 4, 16), [], 0
   for size in (6, 1, 1, 6, 1, 1):
     out = step(tokens[:, at : at + size], cache)
     parts.append(out.logits)
@@ -160,7 +162,7 @@ def test_cached_decode_equals_the_full_forward(plain, tokens):
 
 
 def test_each_level_holds_its_own_layers_only():
-  fast, slow = memory_lib.fresh_memory(PARTITION).levels
+  fast, slow = memory_lib.init_memory(PARTITION).levels
   for level, depth in ((fast, 1), (slow, 2)):
     assert {len(x) for x in level.fast.delta.values()} == {depth}
   assert slow.bank.experts.a.shape == (2, 3, 16, 4)
@@ -180,7 +182,7 @@ def test_a_partition_costs_what_its_layers_cost():
   assert saved == 2 * 1 * 3 * 16 * HIDDEN
 
 
-NIGHT = config.SeedingConfig(
+NIGHT = consolidation_config.SeedingConfig(
   dreams=64,
   dream_length=16,
   steps=80,
@@ -200,31 +202,31 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
   frozen = dataclasses.replace(cfg.levels[1], chunk=0)
   daily = dataclasses.replace(cfg.levels[0], sleep_every=240)
   cfg = dataclasses.replace(cfg, levels=(daily, frozen))
-  life = life_lib.born(cfg, adopted(cfg, plain), jax.random.PRNGKey(0))
+  life = life_lib.init_life(cfg, adopted(cfg, plain), jax.random.PRNGKey(0))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (120, 1))
   memory, clock, loss = wake.wake(
     cfg,
-    config.WakeConfig(lanes=2),
+    wake.WakeConfig(batch=2),
     life.params,
     life.memory,
     life.clock.tokens,
     rows,
     jnp.ones(rows.shape),
-    hold=True,
+    defer_due_update=True,
   )
   assert loss[-4:].mean() < 0.1 * loss[:4].mean()
   life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
   words = ['.', *(f'w{i}' for i in range(29))]
-  after, report = consolidation.consolidate(
+  after, report = transfer_lib.transfer(
     cfg,
     NIGHT,
     life,
     schedule.Transfer(0, 1),
     tokenizers.WordTokenizer(words, separator='.'),
     jax.random.PRNGKey(1),
-    accounts.Ledger(cfg, 16),
+    costs_lib.CostTracker(cfg, 16),
   )
   assert report.kl_first > 0.05
   assert report.kl_last < 0.7 * report.kl_first and report.transferred
@@ -258,7 +260,7 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
 def test_a_base_that_does_not_fit_is_refused(plain, changes, words):
   cfg = dataclasses.replace(PLAIN, **changes)
   with pytest.raises(config.ConfigError, match=words):
-    levels.adopt(PLAIN, plain, cfg, jax.random.key(0))
+    add_levels.add_levels(PLAIN, plain, cfg, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -280,10 +282,10 @@ def test_an_impossible_partition_is_refused(changes, words):
 def test_a_plain_base_on_disk_gains_levels(plain, tmp_path, name, reading):
   path = tmp_path / name
   if path.suffix:
-    weights.save(path, plain, PLAIN)
+    npz.save(path, plain, PLAIN)
   else:
-    folders.save(path, PLAIN, plain)
-  got = weights.load(path, READINGS[reading])
+    folder_lib.save(path, PLAIN, plain)
+  got = npz.load(path, READINGS[reading])
   chex.assert_trees_all_equal(got, adopted(READINGS[reading], plain))
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
-from sleep_jax import convert
-from sleep_jax import sampling
 from sleep_jax.data import tokenizers
-from sleep_jax.interop import llama2c
+from sleep_jax.inference import sampling
 from sleep_jax.models import transformer
-from sleep_jax.runtime import folders
+from sleep_jax.weights import convert
+from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import llama2c
 from tests import conftest
 
 STORIES = (
@@ -51,7 +51,7 @@ def test_the_published_greedy_sample_token_for_token():
     jnp.array([[tok.bos]]),
     jnp.array([1]),
     jax.random.key(0),
-    sampling.Sampling(max_new=256, temperature=0.0, stop=tok.stop),
+    sampling.SamplerConfig(max_new=256, temperature=0.0, stop=tok.stop),
   )
   assert tok.decode(got.tokens[0]) == published_sample()
   assert got.tokens[0].tolist() == tok.encode(published_sample())
@@ -62,7 +62,7 @@ def test_the_real_model_goes_back_into_its_very_file(tmp_path):
   cfg, params = llama2c.read(MODEL)
   llama2c.write(tmp_path / 'x.bin', cfg, params)
   old, new = MODEL.read_bytes(), (tmp_path / 'x.bin').read_bytes()
-  tables = 2 * 4 * cfg.max_len * cfg.size_of_head // 2
+  tables = 2 * 4 * cfg.max_len * cfg.resolved_head_dim // 2
   assert new[:-tables] == old[:-tables]  # The tables are nobody's weights.
   np.testing.assert_allclose(
     np.frombuffer(new[-tables:], '<f4'),
@@ -149,7 +149,7 @@ def test_the_command_line_takes_it_home_in_another_format(tmp_path):
   params = jax.tree.map(np.asarray, conftest.weights(cfg))
   llama2c.write(tmp_path / 'a.bin', cfg, params)
   convert.convert(tmp_path / 'a.bin', tmp_path / 'a')
-  saved = folders.load(tmp_path / 'a')
+  saved = folder_lib.load(tmp_path / 'a')
   assert saved.cfg == cfg
   for a, b in zip(jax.tree.leaves(saved.params), jax.tree.leaves(params)):
     np.testing.assert_array_equal(a, b, strict=True)

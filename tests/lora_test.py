@@ -32,8 +32,8 @@ TOKENS = jnp.array(np.random.default_rng(0).integers(0, 31, (3, 9)))
 def drawn(cfg, targets=ALL):
   """Backbone, and an adapter whose B is not zero."""
   params = transformer.init(cfg, jax.random.key(0))
-  how = config.LoraConfig(rank=3, alpha=6.0, targets=targets)
-  adapter = lora.fresh(cfg, how, params, jax.random.key(1))
+  how = lora.LoraConfig(rank=3, alpha=6.0, targets=targets)
+  adapter = lora.init_adapter(cfg, how, params, jax.random.key(1))
   keys = iter(jax.random.split(jax.random.key(2), 99))
   noisy = jax.tree.map(
     lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), adapter
@@ -52,9 +52,9 @@ def test_a_fresh_adapter_changes_nothing():
 @pytest.mark.parametrize('target', ALL)
 def test_beside_equals_folded(cfg, target):
   params, _, noisy = drawn(cfg, (target,))
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   beside = transformer.forward(cfg, params, TOKENS, memory, adapter=noisy)
-  folded = transformer.forward(cfg, lora.fold(params, noisy), TOKENS, memory)
+  folded = transformer.forward(cfg, lora.merge(params, noisy), TOKENS, memory)
   plain = transformer.forward(cfg, params, TOKENS, memory)
   np.testing.assert_allclose(beside.logits, folded.logits, atol=2e-5)
   assert np.abs(beside.logits - plain.logits).max() > 1e-3
@@ -70,4 +70,4 @@ def test_rank_and_scale_are_as_configured():
 
 def test_an_unknown_target_is_refused():
   with pytest.raises(config.ConfigError, match="'w1' is unknown"):
-    config.LoraConfig(targets=('w1',))
+    lora.LoraConfig(targets=('w1',))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import flops
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
 from tests import conftest
 
@@ -18,7 +20,7 @@ def logits(cfg, params, tokens, memory=None, **kw):
 
 
 def test_fresh_memory_gives_the_base_logits_bit_for_bit(cfg, params, tokens):
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   base = logits(cfg, params, tokens)
   np.testing.assert_array_equal(base, logits(cfg, params, tokens, memory))
 
@@ -34,7 +36,7 @@ def test_one_code_path_serves_one_to_four_levels(tokens, k):
   params = transformer.init(cfg, jax.random.key(0))
   levels = [n for n in params['blocks'] if n.startswith('level_')]
   assert len(levels) == 2 * k  # Each level has its weights and its norm.
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   np.testing.assert_array_equal(
     logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
   )
@@ -65,7 +67,7 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
   none = memory
   for i in (1, 2):
     none = none.with_level(i, bank=memory.levels[i].bank.prune())
-  fast_only = memory_lib.fresh_memory(cfg).with_deltas(memory.deltas())
+  fast_only = memory_lib.init_memory(cfg).with_deltas(memory.deltas())
   np.testing.assert_array_equal(
     logits(cfg, params, tokens, none), logits(cfg, params, tokens, fast_only)
   )
@@ -107,7 +109,7 @@ def test_a_token_does_not_see_the_future(cfg, params, tokens):
 def test_cached_decode_equals_the_full_forward(cfg, params, tokens):
   memory = conftest.lived(cfg)
   full = logits(cfg, params, tokens, memory)
-  cache = transformer.fresh_cache(cfg, 4, 16)
+  cache = cache_lib.init_cache(cfg, 4, 16)
   parts, at = [], 0
   for size in (5, 1, 1, 6, 3):
     out = transformer.forward(
@@ -124,7 +126,7 @@ def test_left_padding_does_not_matter(cfg, params, tokens):
   memory = conftest.lived(cfg)
   padded = jnp.pad(tokens, ((0, 0), (3, 0)))
   positions = jnp.broadcast_to(jnp.arange(19) - 3, padded.shape)
-  positions = jnp.where(positions < 0, transformer.PAD_POSITION, positions)
+  positions = jnp.where(positions < 0, positions_lib.PAD_POSITION, positions)
   np.testing.assert_allclose(
     logits(cfg, params, tokens, memory),
     logits(cfg, params, padded, memory, positions=positions)[:, 3:],

@@ -8,6 +8,7 @@ import pytest
 import rapidfuzz.distance
 
 from sleep_jax import config
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.objectives import divergences
 from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
@@ -49,7 +50,7 @@ def test_jsd_matches_numpy(pair, beta):
 
 def test_jsd_near_its_ends_is_refused():
   with pytest.raises(config.ConfigError, match='beta=0.001'):
-    config.SeedingConfig(divergence='jsd', beta=0.001)
+    consolidation_config.SeedingConfig(divergence='jsd', beta=0.001)
 
 
 def test_unknown_divergence_lists_the_known():

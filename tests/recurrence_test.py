@@ -8,20 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import live as live_lib
 from experiments import puzzles
 from experiments.configs import depo as depo_config
 from experiments.configs import rule110 as rule110_config
 from experiments.configs import symbolic as symbolic_config
 from sleep_jax import config
-from sleep_jax import sampling
 from sleep_jax.data import windows
-from sleep_jax.lifecycle import recurrence
-from sleep_jax.lifecycle import schooling
-from sleep_jax.models import attention
-from sleep_jax.models import deltanet
+from sleep_jax.harness import build as build_lib
+from sleep_jax.inference import sampling
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import halting
+from sleep_jax.lifecycle.recurrence import passes as passes_lib
+from sleep_jax.lifecycle.recurrence import training as recurrent_training
+from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import layer_stack
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import deltanet
+from sleep_jax.training import optimizers
 from tests import conftest
 
 SMALL = config.RecurrentConfig(heads=2, key=4, value=8, chunk=8)
@@ -47,19 +52,19 @@ def _model(request):
 
 
 def strings(
-  rows=3, j=3, length=6, asked=4, seed=0, hidden=()
-) -> windows.Windows:
+  rows=3, j=3, length=6, input_mask=4, seed=0, hidden=()
+) -> windows.WindowBatch:
   """Random windows; of `hidden` (row, window) pairs the start is padding."""
   rng = np.random.default_rng(seed)
   present = np.ones((rows, j, length), bool)
   for row, window in hidden:
     present[row, window, : length // 2] = False
   targets = rng.integers(0, 16, (rows, asked), np.int32)
-  return windows.Windows(
+  return windows.WindowBatch(
     context=rng.integers(0, 16, (rows, j, length), np.int32),
-    present=present,
+    token_mask=present,
     inputs=np.roll(targets, 1, axis=1),
-    asked=np.ones((rows, asked), bool),
+    input_mask=np.ones((rows, asked), bool),
     targets=targets,
     weight=np.ones((rows, asked), np.float32),
     depth=np.ones((rows, asked), np.int32),
@@ -73,7 +78,7 @@ def token_inputs(rows=3, length=19, seed=0):
     return jax.random.normal(next(keys), shape)
 
   at = (rows, length, r.heads)
-  q, k = (deltanet._unit(draw(*at, r.key)) for _ in range(2))
+  q, k = (deltanet.l2_normalize(draw(*at, r.key)) for _ in range(2))
   v, rate, beta = draw(*at, r.value), draw(*at), jax.nn.sigmoid(draw(*at))
   s = draw(rows, r.heads, r.key, r.value)
   return q, k, v, -jnp.exp(rate - 1), beta, s
@@ -138,7 +143,7 @@ def test_padding_leaves_the_state_untouched(mixer):
   cfg = hybrid(mixers=(mixer,), layers=1)
   layer = deltanet.GatedDelta(cfg, mixer)
   x = jax.random.normal(jax.random.key(0), (2, 6, 16))
-  state = deltanet.fresh_state(cfg, mixer, 2)
+  state = deltanet.init_state(cfg, mixer, 2)
   state = state.replace(s=jax.random.normal(jax.random.key(1), state.s.shape))
   present = jnp.ones((2, 6), bool)
   params = layer.init(jax.random.key(2), x, state, present)
@@ -177,10 +182,10 @@ def test_jets_kernels_begin_static_and_can_learn():
 def test_cached_decode_is_the_full_forward(model):
   cfg, params = model
   tokens = jax.random.randint(jax.random.key(3), (2, 9), 0, 16)
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   memory = memory.replace(states=tuple(s + 0.1 for s in memory.states))
   full = transformer.forward(cfg, params, tokens, memory)
-  cache, parts, at = transformer.fresh_cache(cfg, 2, 9, memory), [], 0
+  cache, parts, at = cache_lib.init_cache(cfg, 2, 9, memory), [], 0
   for size in (4, 1, 1, 3):
     out = transformer.forward(
       cfg, params, tokens[:, at : at + size], memory, cache=cache
@@ -192,10 +197,10 @@ def test_cached_decode_is_the_full_forward(model):
 
 def test_rollouts_say_what_the_forward_pass_finds_likeliest(model):
   cfg, params = model
-  memory = memory_lib.fresh_memory(cfg)
+  memory = memory_lib.init_memory(cfg)
   memory = memory.replace(states=tuple(s + 0.1 for s in memory.states))
   prompts = [[3, 1, 4, 1, 5], [2, 7]]
-  how = sampling.Sampling(max_new=4, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
   said = sampling.complete(cfg, params, memory, prompts, jax.random.key(0), how)
   for prompt, answer in zip(prompts, said, strict=True):
     whole = jnp.array([prompt + answer])
@@ -208,7 +213,7 @@ def plain(cfg, params, batch):
   """The hybrid without sleep: window by window, states handed on."""
   states = ()
   for j in range(batch.context.shape[1]):
-    at = jnp.where(batch.present[:, j], jnp.arange(batch.context.shape[2]), -1)
+    at = jnp.where(batch.token_mask[:, j], jnp.arange(batch.context.shape[2]), -1)
     states = transformer.forward(
       cfg, params, batch.context[:, j], positions=at, states=states
     ).states
@@ -216,8 +221,8 @@ def plain(cfg, params, batch):
 
 
 def verdict(cfg, params, batch, **how):
-  how = config.RecurrenceConfig(**how)
-  return jax.jit(recurrence.judge, static_argnums=(0, 1))(
+  how = recurrence_config.RecurrenceConfig(**how)
+  return jax.jit(recurrent_training.evaluate, static_argnums=(0, 1))(
     cfg, how, params, batch
   )
 
@@ -251,27 +256,27 @@ def test_one_pass_is_one_sequence_under_block_diagonal_attention():
 def by_hand(cfg, params, batch, n, loop=None):
   """Algorithm 1, with Python loops over windows, passes and blocks."""
   first, end = loop or (0, cfg.layers)
-  stack = transformer.Stack(cfg)
+  stack = layer_stack.Stack(cfg)
   rows, j, length = batch.context.shape
-  states = [s.s for s in transformer.begin(cfg, rows)]
+  states = [s.s for s in cache_lib.init_states(cfg, rows)]
   at = jnp.broadcast_to(jnp.arange(length), (rows, length))
-  turn = attention.rotation(at, cfg.size_of_head, cfg.rope_theta)
+  turn = layers_lib.rope_cos_sin(at, cfg.resolved_head_dim, cfg.rope_theta)
   seen = at[..., None] >= at[:, None]
   there = jnp.ones((rows, length), bool)
   for window in range(j):
     x = params['embed']['embedding'][batch.context[:, window]]
     order = [*range(first), *[*range(first, end)] * n, *range(end, cfg.layers)]
     for i in order:
-      pasts = transformer.by_layer(
+      pasts = cache_lib.interleave(
         cfg,
         [None] * len(cfg.layers_with(attention=True)),
-        transformer.begin(cfg, rows, tuple(states)),
+        cache_lib.init_states(cfg, rows, tuple(states)),
       )
       x, pasts, _ = stack.apply(
-        {'params': params['blocks']},
-        x, None, pasts, turn, seen, None, there, range(i, i + 1),
-      )  # fmt: skip
-      states = [s.s for s in transformer.by_kind(cfg, pasts)[2]]
+              {'params': params['blocks']},
+              x, None, pasts, turn, seen, None, there, range(i, i + 1),
+            )  # fmt: skip
+      states = [s.s for s in cache_lib.split_by_mixer(cfg, pasts)[2]]
   return transformer.forward(
     cfg, params, batch.inputs, states=tuple(states)
   ).logits
@@ -308,18 +313,18 @@ def test_nothing_leaks_but_the_states(model):
   cfg, params = model
   batch, other = strings(), strings(seed=1)
   fresh = transformer.forward(cfg, params, batch.inputs).logits
-  how = config.RecurrenceConfig(passes=2)
-  kept = recurrence.begin(cfg, how, 3, 6)
+  how = recurrence_config.RecurrenceConfig(passes=2)
+  kept = passes_lib.init_window_state(cfg, how, 3, 6)
   logits = []
   for context in (batch.context, other.context):
-    read, _ = recurrence.read(
-      cfg, how, params, None, kept, context, batch.present
+    read, _ = passes_lib.read(
+      cfg, how, params, None, kept, context, batch.token_mask
     )
     emptied = read.replace(states=jax.tree.map(jnp.zeros_like, read.states))
     for left in (read, emptied):
       logits.append(
-        recurrence.predict(
-          cfg, how, params, None, left, batch.inputs, batch.asked, 0
+        passes_lib.predict(
+          cfg, how, params, None, left, batch.inputs, batch.input_mask, 0
         )
       )
   one, one_emptied, two, two_emptied = logits
@@ -331,20 +336,20 @@ def test_nothing_leaks_but_the_states(model):
 def test_gradients_reach_a_window_through_the_states_alone(model):
   cfg, params = model
   batch = strings()
-  how = config.RecurrenceConfig(passes=2)
+  how = recurrence_config.RecurrenceConfig(passes=2)
 
   def slope(cut):
     def loss(table):
       # The windows are embedded by `table`, the question by the model's own.
       mine = params | {'embed': {'embedding': table}}
-      kept = recurrence.begin(cfg, how, 3, 6)
-      kept, _ = recurrence.read(
-        cfg, how, mine, None, kept, batch.context, batch.present
+      kept = passes_lib.init_window_state(cfg, how, 3, 6)
+      kept, _ = passes_lib.read(
+        cfg, how, mine, None, kept, batch.context, batch.token_mask
       )
       if cut:
         kept = jax.lax.stop_gradient(kept)
-      logits = recurrence.predict(
-        cfg, how, params, None, kept, batch.inputs, batch.asked, 0
+      logits = passes_lib.predict(
+        cfg, how, params, None, kept, batch.inputs, batch.input_mask, 0
       )
       return (logits**2).mean()
 
@@ -359,9 +364,9 @@ def test_rematerialised_windows_have_the_same_gradient(model):
   batch = strings()
 
   def slope(remat):
-    how = config.RecurrenceConfig(passes=2, remat=remat)
+    how = recurrence_config.RecurrenceConfig(passes=2, remat=remat)
     return jax.jit(
-      jax.grad(lambda p: recurrence.judge(cfg, how, p, batch).loss)
+      jax.grad(lambda p: recurrent_training.evaluate(cfg, how, p, batch).loss)
     )(params)
 
   for a, b in zip(
@@ -374,20 +379,20 @@ def test_sliding_eviction_with_one_pass_is_a_sliding_window():
   # With attention alone nothing but the band of the last L tokens is seen.
   cfg = hybrid(mixers=('attention', 'attention'), layers=1 * 2)
   params = conftest.weights(cfg)
-  batch = strings(j=3, length=6, asked=4)
+  batch = strings(j=3, length=6, input_mask=4)
   whole = np.concatenate([batch.context.reshape(3, -1), batch.inputs], axis=1)
   at = jnp.arange(whole.shape[1])
   seen = (at[:, None] >= at) & (at[:, None] - at < 6)
   seen = jnp.broadcast_to(seen, (3, *seen.shape))
-  turn = attention.rotation(
-    jnp.broadcast_to(at, whole.shape), cfg.size_of_head, cfg.rope_theta
+  turn = layers_lib.rope_cos_sin(
+    jnp.broadcast_to(at, whole.shape), cfg.resolved_head_dim, cfg.rope_theta
   )
-  x, *_ = transformer.Stack(cfg).apply(
-    {'params': params['blocks']},
-    params['embed']['embedding'][whole],
-    None, (None, None), turn, seen, None, jnp.ones(whole.shape, bool),
-  )  # fmt: skip
-  hidden = attention.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
+  x, *_ = layer_stack.Stack(cfg).apply(
+      {'params': params['blocks']},
+      params['embed']['embedding'][whole],
+      None, (None, None), turn, seen, None, jnp.ones(whole.shape, bool),
+    )  # fmt: skip
+  hidden = layers_lib.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
   logp = jax.nn.log_softmax(hidden @ params['embed']['embedding'].T)[:, -4:]
   want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
   got = verdict(cfg, params, batch, eviction='sliding').nll
@@ -407,32 +412,34 @@ def test_one_pass_is_the_same_whatever_is_looped(loop):
 def test_a_memory_per_row_is_refused_for_hybrids(model):
   cfg, params = model
   with pytest.raises(config.ConfigError, match='generate_each'):
-    sampling.generate_each(
-      cfg, params, memory_lib.fresh_memory(cfg), jnp.ones((1, 2), int),
-      jnp.array([2]), jax.random.split(jax.random.key(0), 1),
-      sampling.Sampling(max_new=1),
-    )  # fmt: skip
+    sampling.generate_per_row(
+          cfg, params, memory_lib.init_memory(cfg), jnp.ones((1, 2), int),
+          jnp.array([2]), jax.random.split(jax.random.key(0), 1),
+          sampling.SamplerConfig(max_new=1),
+        )  # fmt: skip
 
 
 def test_a_stopping_rule_mixes_states_and_then_decides(model):
   cfg, params = model
   batch = strings()
-  how = config.RecurrenceConfig(passes=3, halting=True)
+  how = recurrence_config.RecurrenceConfig(passes=3, halting=True)
   for bias, passes in ((-20.0, 3), (20.0, 1)):
-    halt = recurrence.fresh_halt(cfg) | {'bias': jnp.array(bias)}
-    got = schooling.examine(cfg, how, params | {'halt': halt}, batch)
+    halt = halting.init_halting(cfg) | {'bias': jnp.array(bias)}
+    got = recurrent_training.evaluate_batch(
+      cfg, how, params | {'halt': halt}, batch
+    )
     want = verdict(cfg, params, batch, passes=passes)
     assert got.passes.tolist() == [passes] * 3
     np.testing.assert_allclose(got.nll, want.nll, atol=1e-5)
-  soft = recurrence.judge(
-    cfg, how, params | {'halt': recurrence.fresh_halt(cfg)}, batch
+  soft = recurrent_training.evaluate(
+    cfg, how, params | {'halt': halting.init_halting(cfg)}, batch
   )
   assert ((soft.passes > 1) & (soft.passes < 3)).all()
 
 
 def test_muon_has_the_matrices_and_adam_the_rest():
   cfg = hybrid(mixers=('attention', 'jet'))
-  rules = schooling.matrices(transformer.init(cfg, jax.random.key(0)))
+  rules = optimizers.muon_dimensions(transformer.init(cfg, jax.random.key(0)))
   flat = jax.tree_util.tree_flatten_with_path(
     rules, is_leaf=lambda x: x is None or hasattr(x, 'reduction_axis')
   )[0]
@@ -453,7 +460,7 @@ def small_rule110(variant='', steps=0, **training):
   c.puzzle.update(width=4, strings=2, steps=steps)
   c.model.update(dim=16)
   c.model.recurrent.update(heads=1, key=8, value=8)
-  c.training.update(dict(steps=20, batch=16, exams=2, exam_rows=32) | training)
+  c.training.update(dict(steps=20, batch=16, num_evals=2, eval_rows=32) | training)
   c.seeds = (1,)
   return json.loads(c.to_json())
 
@@ -505,7 +512,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
 def test_retrieval_is_solved(tmp_path):
   # t = 0: the first bit itself. Chance is one half a bit.
   c = small_rule110(steps=0)
-  c['training'].update(steps=200, batch=64, exams=1)
+  c['training'].update(steps=200, batch=64, num_evals=1)
   c['arms'] = {'retrieval': {}}
   life = puzzles.live(c, 'retrieval', 1, tmp_path, 0)
   assert life['final']['per_bit'] == 1.0
@@ -523,7 +530,7 @@ def test_every_arm_is_possible(recipe):
     c = json.loads(recipe.get_config(variant).to_json())
     assert any(arm.startswith(c['reference']) for arm in c['arms'])
     for arm in c['arms']:
-      plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+      plan = puzzles.build(build_lib.arm_config(c, arm), 1)
       assert puzzles.train_flops(plan) > 0
 
 
@@ -535,7 +542,7 @@ def test_controls_have_the_flops_of_four_passes(recipe, ending, controls):
   c = json.loads(recipe.get_config().to_json())
 
   def spent(arm):
-    plan = puzzles.build(live_lib.settings_of(c, arm + ending), 1)
+    plan = puzzles.build(build_lib.arm_config(c, arm + ending), 1)
     return plan.training.steps * puzzles.train_flops(plan)
 
   # A prediction window is passed over once, whatever N is.
@@ -553,7 +560,7 @@ def test_controls_have_the_flops_of_four_passes(recipe, ending, controls):
     ('model', dict(mixers=('mamba',)), "model.mixers='mamba'"),
     ('model', dict(layers=3), 'model.layers=3'),
     ('model', dict(vocab=2), 'model.vocab=2'),
-    ('training', dict(exams=3), 'training.exams=3'),
+    ('training', dict(num_evals=3), 'training.exams=3'),
     ('puzzle', dict(width=0), 'puzzle.width=0'),
     ('puzzle', dict(cells=1), "'cells'"),
   ],
@@ -562,7 +569,7 @@ def test_bad_settings_are_named(section, change, names):
   c = small_rule110()
   c[section] = c[section] | change
   with pytest.raises(config.ConfigError, match=names):
-    puzzles.build(live_lib.settings_of(c, 'passes_1_t4'), 1)
+    puzzles.build(build_lib.arm_config(c, 'passes_1_t4'), 1)
 
 
 @pytest.mark.parametrize(
@@ -572,20 +579,20 @@ def test_the_papers_sizes_lower(recipe):
   c = json.loads(recipe.get_config('paper').to_json())
   arm = list(c['arms'])[-1]
   assert c['arms'][arm]['recurrence']['passes'] >= 4
-  plan = puzzles.build(live_lib.settings_of(c, arm), 1)
+  plan = puzzles.build(build_lib.arm_config(c, arm), 1)
   params = jax.eval_shape(
-    lambda key: schooling.init(plan.model, plan.recurrence, key),
+    lambda key: recurrent_training.init(plan.model, plan.recurrence, key),
     jax.random.key(0),
   )
-  optimizer = schooling.optimizer(plan.training)
+  optimizer = optimizers.muon_adamw(plan.training)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       (1, plan.training.batch, *x.shape[1:]), x.dtype
     ),
     plan.puzzle.batch(np.random.default_rng(0), 2),
   )
-  lowered = schooling.train_steps.lower(
-    plan.model, plan.recurrence, plan.training, params,
-    jax.eval_shape(optimizer.init, params), batch,
-  )  # fmt: skip
+  lowered = recurrent_training.train_steps.lower(
+      plan.model, plan.recurrence, plan.training, params,
+      jax.eval_shape(optimizer.init, params), batch,
+    )  # fmt: skip
   assert 'while' in lowered.as_text()

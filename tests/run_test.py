@@ -10,11 +10,14 @@ from ml_collections.config_flags import config_path
 import numpy as np
 import pytest
 
-from experiments import live
-from experiments import run
-from experiments import tables
 from experiments.configs import quickstart
 from sleep_jax import config
+from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import live as live_lib
+from sleep_jax.harness import workers
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.metrics import continual
+from sleep_jax.metrics import statistics
 from sleep_jax.runtime import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,7 +56,7 @@ def command(workdir, *extra) -> subprocess.CompletedProcess:
   )
 
 
-def small_config(arms=('sleep',)) -> live.Settings:
+def small_config(arms=('sleep',)) -> build_lib.Settings:
   c = quickstart.get_config()
   for key, value in SMALL.items():
     config_path.set_value(key, c, value)
@@ -79,7 +82,7 @@ def test_the_quickstart_leaves_all_that_it_promises(finished):
   summary = json.loads((workdir / 'summary.json').read_text())
   sleep = next(l for l in summary if l['learner'] == 'sleep')
   assert [len(row) for row in sleep['matrix']] == [1, 2]
-  for phase in ('wake', 'rollout', 'teacher', 'update', 'reward', 'exam'):
+  for phase in ('wake', 'rollout', 'teacher', 'update', 'reward', 'eval'):
     costs = sleep['costs'][phase]
     assert min(costs['tokens'], costs['flops'], costs['seconds']) > 0
   for name in ('recall.png', 'retention.png'):
@@ -125,10 +128,10 @@ def test_bad_settings_stop_before_any_life(tmp_path, extra, words):
 def test_unknown_arms_and_sections_are_refused():
   c = small_config()
   with pytest.raises(config.ConfigError, match="arm='x'"):
-    live.settings_of(c, 'x')
+    build_lib.arm_config(c, 'x')
   c['arms'] = {'a': dict(learner='sleep', sleeep=dict(steps=1))}
   with pytest.raises(config.ConfigError, match="no section 'sleeep'"):
-    live.settings_of(c, 'a')
+    build_lib.arm_config(c, 'a')
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
   tmp_path, monkeypatch, arm, phase
 ):
   c = small_config([arm])
-  whole = live.live(c, arm, 1, tmp_path / 'whole', 0)
+  whole = live_lib.live(c, arm, 1, tmp_path / 'whole', 0)
 
   save = checkpoint.Checkpoints.save
 
@@ -151,8 +154,8 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
   with monkeypatch.context() as m:
     m.setattr(checkpoint.Checkpoints, 'save', dies)
     with pytest.raises(KeyboardInterrupt):
-      live.live(c, arm, 1, tmp_path / 'cut', 0)
-  resumed = live.live(c, arm, 1, tmp_path / 'cut', 0)
+      live_lib.live(c, arm, 1, tmp_path / 'cut', 0)
+  resumed = live_lib.live(c, arm, 1, tmp_path / 'cut', 0)
   assert resumed['matrix'] == whole['matrix']
   assert resumed['final'] == whole['final']
   for name, costs in whole['costs'].items():
@@ -188,28 +191,28 @@ def test_every_config_builds_a_model(name):
     (module.get_config(variant) if variant else module.get_config()).to_json()
   )
   for arm in c['arms']:
-    s = live.settings_of(c, arm)
+    s = build_lib.arm_config(c, arm)
     model = config.ModelConfig.of(s['model'])
-    config.from_mapping(config.SeedingConfig, s['sleep'], 'sleep')
+    config.from_mapping(consolidation_config.SeedingConfig, s['sleep'], 'sleep')
     assert model.levels[0].sleep_every
 
 
 def test_forgetting_and_backward_transfer_by_hand():
   matrix = [[1.0], [0.5, 0.8], [0.25, 0.9, 1.0]]
-  got = live.backward_transfer(matrix)
+  got = continual.backward_transfer(matrix)
   assert got['backward_transfer'] == pytest.approx((-0.75 + 0.1) / 2)
   assert got['forgetting'] == pytest.approx((0.75 + 0.0) / 2)
 
 
 def test_intervals_are_paired_t_intervals():
-  mean, half = tables.interval([1.0, 2.0, 3.0])
+  mean, half = statistics.interval([1.0, 2.0, 3.0])
   assert mean == 2.0
   assert half == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
-  assert np.isnan(tables.interval([1.0])[1])
+  assert np.isnan(statistics.interval([1.0])[1])
 
 
 def test_workers_claim_their_directory_once(tmp_path):
-  run.claim(tmp_path / 'w', {'a': 1})
-  run.claim(tmp_path / 'w', {'a': 1})
+  workers.claim_workdir(tmp_path / 'w', {'a': 1})
+  workers.claim_workdir(tmp_path / 'w', {'a': 1})
   with pytest.raises(config.ConfigError, match='another config'):
-    run.claim(tmp_path / 'w', {'a': 2})
+    workers.claim_workdir(tmp_path / 'w', {'a': 2})

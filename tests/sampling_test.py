@@ -9,9 +9,10 @@ import pytest
 from scipy import stats
 
 from sleep_jax import config
-from sleep_jax import sampling
+from sleep_jax.data import padding
+from sleep_jax.inference import decoding
+from sleep_jax.inference import sampling
 from sleep_jax.models import cms
-from sleep_jax.models import decoding
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from tests import conftest
@@ -31,7 +32,7 @@ def slow_greedy(cfg, params, memory, prompt, new):
 def test_greedy_equals_a_forward_pass_per_token(cfg, params):
   memory = conftest.lived(cfg)
   prompts = [[1, 5, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [1]]
-  tokens, lengths = sampling.left_pad(prompts, 0)
+  tokens, lengths = padding.left_pad(prompts, 0)
   got = sampling.generate(
     cfg,
     params,
@@ -39,7 +40,7 @@ def test_greedy_equals_a_forward_pass_per_token(cfg, params):
     tokens,
     lengths,
     jax.random.key(0),
-    sampling.Sampling(max_new=6, temperature=0.0),
+    sampling.SamplerConfig(max_new=6, temperature=0.0),
   )
   for row, prompt in zip(got.tokens, prompts, strict=True):
     assert row.tolist() == slow_greedy(cfg, params, memory, prompt, 6)
@@ -47,7 +48,7 @@ def test_greedy_equals_a_forward_pass_per_token(cfg, params):
 
 def test_a_row_ends_at_its_stop_token(cfg, params):
   prompts = [[1, 5], [1, 9], [1, 30]]
-  tokens, lengths = sampling.left_pad(prompts, 0)
+  tokens, lengths = padding.left_pad(prompts, 0)
   free = sampling.generate(
     cfg,
     params,
@@ -55,7 +56,7 @@ def test_a_row_ends_at_its_stop_token(cfg, params):
     tokens,
     lengths,
     jax.random.key(0),
-    sampling.Sampling(max_new=8, temperature=0.0),
+    sampling.SamplerConfig(max_new=8, temperature=0.0),
   )
   stop = int(free.tokens[0, 2])
   got = sampling.generate(
@@ -65,7 +66,7 @@ def test_a_row_ends_at_its_stop_token(cfg, params):
     tokens,
     lengths,
     jax.random.key(0),
-    sampling.Sampling(max_new=8, temperature=0.0, stop=stop, pad=31),
+    sampling.SamplerConfig(max_new=8, temperature=0.0, stop=stop, pad=31),
   )
   for row, length, whole in zip(got.tokens, got.lengths, free.tokens):
     hits = np.flatnonzero(np.asarray(whole) == stop)
@@ -78,10 +79,10 @@ def test_a_row_ends_at_its_stop_token(cfg, params):
 @pytest.mark.parametrize(
   'how',
   [
-    sampling.Sampling(max_new=1, temperature=0.7),
-    sampling.Sampling(max_new=1, top_k=5),
-    sampling.Sampling(max_new=1, top_p=0.6),
-    sampling.Sampling(max_new=1, min_p=0.4),
+    sampling.SamplerConfig(max_new=1, temperature=0.7),
+    sampling.SamplerConfig(max_new=1, top_k=5),
+    sampling.SamplerConfig(max_new=1, top_p=0.6),
+    sampling.SamplerConfig(max_new=1, min_p=0.4),
   ],
 )
 def test_samples_follow_the_filtered_softmax(cfg, params, how):
@@ -116,10 +117,12 @@ def test_samples_follow_the_filtered_softmax(cfg, params, how):
 def test_a_memory_per_row_equals_row_by_row(cfg, params, random_expert):
   lives = [conftest.lived(cfg, seed) for seed in (1, 2, 3)]
   batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
-  prompts, lengths = sampling.left_pad([[1, 5, 7], [1], [1, 2, 3, 4]], 0)
-  how = sampling.Sampling(max_new=5, random_expert=random_expert)
+  prompts, lengths = padding.left_pad([[1, 5, 7], [1], [1, 2, 3, 4]], 0)
+  how = sampling.SamplerConfig(max_new=5, random_expert=random_expert)
   keys = jax.random.split(jax.random.key(0), 3)
-  got = sampling.generate_each(cfg, params, batch, prompts, lengths, keys, how)
+  got = sampling.generate_per_row(
+    cfg, params, batch, prompts, lengths, keys, how
+  )
   for i, life in enumerate(lives):
     alone = sampling.generate(
       cfg, params, life, prompts[i : i + 1], lengths[i : i + 1], keys[i], how
@@ -131,8 +134,8 @@ def test_a_memory_per_row_equals_row_by_row(cfg, params, random_expert):
 
 
 def prefill(cfg, params, views, tokens):
-  model = decoding.unroll(cfg, params, views)
-  cache = decoding.fresh_cache(cfg, *tokens.shape)
+  model = decoding.unstack_layers(cfg, params, views)
+  cache = decoding.init_decode_cache(cfg, *tokens.shape)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   return decoding.decode(cfg, model, tokens, positions, cache)[0]
 
@@ -142,7 +145,7 @@ def test_the_unrolled_decoder_equals_the_scanned(cfg, params, tokens, unroll):
   memory = conftest.lived(cfg)
   cfg = conftest.replace(cfg, unroll=unroll)
   np.testing.assert_allclose(
-    prefill(cfg, params, cms.views(memory), tokens),
+    prefill(cfg, params, cms.per_layer_memory(memory), tokens),
     transformer.forward(cfg, params, tokens, memory).logits[:, -1],
     rtol=1e-4,
     atol=1e-5,
@@ -156,7 +159,7 @@ def test_the_unrolled_decoder_knows_partitions(tokens):
   cfg = conftest.tiny(layers=4, partition=(1, 2, 1), levels=levels)
   params, memory = conftest.weights(cfg), conftest.lived(cfg)
   np.testing.assert_allclose(
-    prefill(cfg, params, cms.views(memory), tokens),
+    prefill(cfg, params, cms.per_layer_memory(memory), tokens),
     transformer.forward(cfg, params, tokens, memory).logits[:, -1],
     rtol=1e-4,
     atol=1e-5,
@@ -166,14 +169,14 @@ def test_the_unrolled_decoder_knows_partitions(tokens):
 def test_a_random_expert_is_one_active_slot_per_router_and_row(cfg):
   rows, weight = 400, 0.7
   views = cms.with_random_experts(
-    cms.views(conftest.lived(cfg)),
+    cms.per_layer_memory(conftest.lived(cfg)),
     rows,
     weight,
     jax.random.key(0),
   )
-  assert views[0].extra is None  # The first level has no bank.
+  assert views[0].min_gate is None  # The first level has no bank.
   for view in views[1:]:
-    extra = np.asarray(view.extra)
+    extra = np.asarray(view.min_gate)
     assert extra.shape == (cfg.layers, rows, 3)
     np.testing.assert_array_equal((extra > 0).sum(-1), 1)
     np.testing.assert_allclose(extra.sum(-1), weight)
@@ -196,11 +199,11 @@ def test_a_random_expert_is_a_gate_of_at_least_its_weight(cfg, params, tokens):
 
   def seen(experts):
     bank = level.bank.replace(experts=experts)
-    return cms.views(memory.with_level(2, bank=bank))
+    return cms.per_layer_memory(memory.with_level(2, bank=bank))
 
   extra = jnp.zeros((cfg.layers, len(tokens), 3)).at[:, :, slot].set(weight)
   views = seen(silent)
-  forced = (*views[:2], views[2].replace(extra=extra))
+  forced = (*views[:2], views[2].replace(min_gate=extra))
   got = prefill(cfg, params, forced, tokens)
   np.testing.assert_allclose(
     got, prefill(cfg, params, seen(open_), tokens), rtol=1e-4, atol=1e-5
@@ -210,10 +213,10 @@ def test_a_random_expert_is_a_gate_of_at_least_its_weight(cfg, params, tokens):
 
 def test_a_random_expert_changes_samples_only_and_by_the_seed(cfg, params):
   memory = conftest.lived(cfg)
-  prompts, lengths = sampling.left_pad([[1, 5, 7]] * 8, 0)
+  prompts, lengths = padding.left_pad([[1, 5, 7]] * 8, 0)
 
   def said(random_expert, memory=memory, seed=0):
-    how = sampling.Sampling(max_new=8, random_expert=random_expert)
+    how = sampling.SamplerConfig(max_new=8, random_expert=random_expert)
     key = jax.random.key(seed)
     return np.asarray(
       sampling.generate(cfg, params, memory, prompts, lengths, key, how).tokens
@@ -223,13 +226,13 @@ def test_a_random_expert_changes_samples_only_and_by_the_seed(cfg, params):
   assert (said(1.0) != said(0.0)).any() and (
     said(1.0) != said(1.0, seed=1)
   ).any()
-  none = memory_lib.fresh_memory(cfg)  # No expert that could be picked.
+  none = memory_lib.init_memory(cfg)  # No expert that could be picked.
   np.testing.assert_array_equal(said(1.0, none), said(0.0, none))
 
 
 def test_complete_pads_and_cuts(cfg, params):
   prompts = [[1, 5, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [1]]
-  how = sampling.Sampling(max_new=6, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=6, temperature=0.0)
   key = jax.random.key(0)
   free = sampling.complete(cfg, params, None, prompts, key, how)
   for row, prompt in zip(free, prompts, strict=True):
@@ -244,7 +247,7 @@ def test_complete_pads_and_cuts(cfg, params):
 
 def test_complete_uses_the_cache_to_its_last_column(cfg, params):
   cfg = conftest.replace(cfg, max_len=9)
-  how = sampling.Sampling(max_new=4, temperature=0.0)
+  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
   prompt = [1, 5, 7, 2, 3]
   got = sampling.complete(cfg, params, None, [prompt], jax.random.key(0), how)
   assert got == [slow_greedy(cfg, params, None, prompt, 4)]
@@ -252,13 +255,13 @@ def test_complete_uses_the_cache_to_its_last_column(cfg, params):
 
 def test_a_prompt_longer_than_the_cache_is_refused(cfg, params):
   cfg = conftest.replace(cfg, max_len=16)
-  how = sampling.Sampling(max_new=4)
+  how = sampling.SamplerConfig(max_new=4)
   key = jax.random.key(0)
   message = '13 tokens and max_new=4 need a cache of 17, but model.max_len=16'
   with pytest.raises(config.ConfigError, match=message):
     sampling.complete(cfg, params, None, [[1] * 13], key, how)
   with pytest.raises(config.ConfigError, match=message):
-    prompts, lengths = sampling.left_pad([[1] * 13], 0, multiple=1)
+    prompts, lengths = padding.left_pad([[1] * 13], 0, multiple=1)
     sampling.generate(cfg, params, None, prompts, lengths, key, how)
   with pytest.raises(config.ConfigError, match='empty'):
     sampling.complete(cfg, params, None, [[1], []], key, how)
@@ -276,4 +279,4 @@ def test_a_prompt_longer_than_the_cache_is_refused(cfg, params):
 def test_a_sampler_that_cannot_work_is_refused(bad):
   name, value = list(bad.items())[-1]
   with pytest.raises(config.ConfigError, match=f'{name}={value}'):
-    sampling.Sampling(**bad)
+    sampling.SamplerConfig(**bad)

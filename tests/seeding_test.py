@@ -9,18 +9,20 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import tokenizers
-from sleep_jax.lifecycle import consolidation
-from sleep_jax.lifecycle import dreams
-from sleep_jax.lifecycle import imitation
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
-from sleep_jax.lifecycle import seeding
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
-from sleep_jax.runtime import accounts
 from tests import conftest
 
-HOW = config.SeedingConfig(
+HOW = consolidation_config.SeedingConfig(
   dreams=64,
   dream_length=16,
   steps=40,
@@ -51,32 +53,32 @@ def _cfg():
 @pytest.fixture(name='life')
 def _life(cfg, params):
   """A life that has read one day of a pattern."""
-  life = life_lib.born(cfg, params, jax.random.PRNGKey(0))
+  life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (60, 1))
   memory, clock, _ = wake.wake(
     cfg,
-    config.WakeConfig(lanes=2),
+    wake.WakeConfig(batch=2),
     params,
     life.memory,
     life.clock.tokens,
     rows,
     jnp.ones(rows.shape),
-    hold=True,
+    defer_due_update=True,
   )
   return life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
 
 
 def night(cfg, life, how=HOW, transfer=FIRST):
-  return consolidation.consolidate(
+  return transfer_lib.transfer(
     cfg,
     how,
     life,
     transfer,
     TOKENIZER,
     jax.random.PRNGKey(1),
-    accounts.Ledger(cfg, 16),
+    costs_lib.CostTracker(cfg, 16),
   )
 
 
@@ -90,7 +92,7 @@ def paths_that_differ(a, b):
   }
 
 
-@pytest.mark.parametrize('teachers', ['awake', 'awake+old_self'])
+@pytest.mark.parametrize('teachers', ['awake', 'current+previous'])
 def test_kl_is_positive_at_first_and_falls(cfg, life, teachers):
   how = dataclasses.replace(HOW, teachers=teachers)
   _, report = night(cfg, life, how)
@@ -118,13 +120,13 @@ def test_a_few_tokens_of_the_teacher_suffice_to_learn(cfg, life):
 
 
 def test_seeding_touches_the_new_slot_alone(cfg, life):
-  ledger = accounts.Ledger(cfg, 16)
-  student = consolidation.compute(cfg, HOW, life.memory, 0)
+  ledger = costs_lib.CostTracker(cfg, 16)
+  student = transfer_lib.compute(cfg, HOW, life.memory, 0)
   bank = student.levels[1].bank.unlock(0, jnp.int32(0), jax.random.key(2))
   student = student.with_level(1, bank=bank)
-  selves = dreams.Selves(life.memory, life.old_self())
+  selves = replay_lib.Teachers(life.memory, life.previous_memory())
   frozen = jax.tree.map(np.array, (life, student))
-  lesson = seeding.Lesson(
+  lesson = seeding.SeedingJob(
     cfg, HOW, life.params, selves, TOKENIZER, 0, 1, 0, ledger
   )
   seeded, _ = seeding.seed(lesson, student, jax.random.key(3))
@@ -143,7 +145,7 @@ def test_seeding_touches_the_new_slot_alone(cfg, life):
 def test_the_update_commits_and_resets_the_sender(cfg, life):
   # Level 2 sends its own expert up: its slots must come out free.
   life, _ = night(cfg, life)
-  life = consolidation.awaken(life)
+  life = life_lib.end_night(life)
   after, report = night(cfg, life, transfer=schedule.Transfer(1, 2))
   assert report.transferred
   assert after.memory.levels[1].bank.status.tolist() == [0, 0, 0]
@@ -156,7 +158,7 @@ def test_restart_and_carry_differ_by_the_old_weights(cfg, life):
   fast = life.memory.levels[0].fast
   assert int(fast.chunks) == 1  # The update that the night holds pending.
   for how in (HOW, carry):
-    new = consolidation.compute(cfg, how, life.memory, 0).levels[0].fast
+    new = transfer_lib.compute(cfg, how, life.memory, 0).levels[0].fast
     assert int(new.chunks) == 0
     start = jax.tree.map(
       jnp.zeros_like if how is HOW else jnp.asarray, fast.delta
@@ -164,8 +166,8 @@ def test_restart_and_carry_differ_by_the_old_weights(cfg, life):
     assert paths_that_differ(new.delta, start)  # It was computed.
   nothing = fast.replace(chunks=jnp.int32(0))
   memory = life.memory.with_level(0, fast=nothing)
-  restarted = consolidation.compute(cfg, HOW, memory, 0).levels[0].fast
-  carried = consolidation.compute(cfg, carry, memory, 0).levels[0].fast
+  restarted = transfer_lib.compute(cfg, HOW, memory, 0).levels[0].fast
+  carried = transfer_lib.compute(cfg, carry, memory, 0).levels[0].fast
   assert not any(np.asarray(d).any() for d in restarted.delta.values())
   assert not paths_that_differ(carried.delta, fast.delta)
 
@@ -198,7 +200,7 @@ def test_a_failed_sleep_does_not_cost_a_recycled_slot(cfg, life):
 def full(cfg, life):
   banks = conftest.lived(cfg).levels[1].bank
   full_bank = banks.replace(
-    status=jnp.full((3,), memory_lib.ACTIVE), birth=jnp.array([1, 0, 2])
+    status=jnp.full((3,), memory_lib.ACTIVE), created_night=jnp.array([1, 0, 2])
   )
   return life.replace(memory=life.memory.with_level(1, bank=full_bank))
 
@@ -236,7 +238,7 @@ def test_one_slot_can_be_recycled_and_not_merged(cfg, life):
   bank = life.memory.levels[1].bank
   alone = jax.tree.map(lambda x: x[:, :1], bank.experts)
   bank = bank.replace(
-    experts=alone, status=jnp.array([memory_lib.ACTIVE]), birth=jnp.array([0])
+    experts=alone, status=jnp.array([memory_lib.ACTIVE]), created_night=jnp.array([0])
   )
   life = life.replace(memory=life.memory.with_level(1, bank=bank))
   _, report = night(cfg, life, dataclasses.replace(HOW, slot_policy='recycle'))
@@ -263,14 +265,14 @@ def test_seed_steps_compile_once(cfg, life):
   seeding.seed_steps.clear_cache()
   for _ in range(2):
     life, _ = night(cfg, life)
-    life = consolidation.awaken(life)
+    life = life_lib.end_night(life)
   assert seeding.seed_steps._cache_size() == 1
 
 
 def test_splicing_keeps_whole_segments_and_tells_their_owner():
   awake = [np.array([10, 11, 2]), np.array([12, 2])]
   old = [np.array([20, 21, 22, 2])]
-  tokens, owner = dreams.splice(
+  tokens, owner = replay_lib.splice(
     awake, old, 50, 16, 0.5, 1, np.random.default_rng(0)
   )
   assert (tokens[:, 0] == 1).all() and set(np.unique(tokens)) <= {
@@ -292,7 +294,7 @@ def test_splicing_keeps_whole_segments_and_tells_their_owner():
 
 
 def test_segments_are_cut_at_separators():
-  got = dreams.segments(
+  got = replay_lib.segments(
     np.array([[1, 5, 2, 6, 7, 2, 9], [1, 3, 3, 3, 3, 3, 3]]),
     np.array([7, 7]),
     separator=2,
@@ -302,11 +304,11 @@ def test_segments_are_cut_at_separators():
 
 def test_the_mixture_teacher_is_a_mixture():
   a, b = jnp.array([0.0, 1.0, 2.0]), jnp.array([3.0, 0.0, 0.0])
-  got = jnp.exp(dreams.mixture(jnp.float32(0.25), a, b))
+  got = jnp.exp(teacher_labels.mixture(jnp.float32(0.25), a, b))
   want = 0.25 * jax.nn.softmax(a) + 0.75 * jax.nn.softmax(b)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(
-    jnp.exp(dreams.mixture(jnp.float32(1.0), a, b)),
+    jnp.exp(teacher_labels.mixture(jnp.float32(1.0), a, b)),
     jax.nn.softmax(a),
     rtol=1e-5,
   )
@@ -314,7 +316,7 @@ def test_the_mixture_teacher_is_a_mixture():
 
 def test_a_cut_splits_a_dream_in_what_was_and_what_followed():
   tokens = jnp.arange(1, 11)[None].repeat(20, 0)
-  prefix, at, rest, left = imitation.cut(
+  prefix, at, rest, left = imitation.split_prefix(
     tokens, jnp.full((20,), 10), 4, jax.random.key(0)
   )
   assert len(set(at.tolist())) > 3
@@ -324,8 +326,8 @@ def test_a_cut_splits_a_dream_in_what_was_and_what_followed():
 
 
 def test_the_old_self_is_the_life_before_this_day(cfg, params, life):
-  born = life_lib.born(cfg, params, jax.random.PRNGKey(0))
-  assert not paths_that_differ(life.old_self().deltas(), born.memory.deltas())
-  rested = consolidation.awaken(life)
-  assert not paths_that_differ(rested.old_self().deltas(), life.memory.deltas())
+  born = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
+  assert not paths_that_differ(life.previous_memory().deltas(), born.memory.deltas())
+  rested = life_lib.end_night(life)
+  assert not paths_that_differ(rested.previous_memory().deltas(), life.memory.deltas())
   assert int(rested.clock.nights) == 1

@@ -14,17 +14,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import live
-from experiments import run
 from sleep_jax import config
-from sleep_jax import sampling
-from sleep_jax.lifecycle import seeding
-from sleep_jax.lifecycle import trials
+from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import live as live_lib
+from sleep_jax.harness import workers
+from sleep_jax.inference import sampling
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import compilation
-from sleep_jax.runtime import folders
 from sleep_jax.runtime import sharding
+from sleep_jax.runtime import tree_paths
 from tests import distributed_test
 from tests import dreaming_test
 from tests import killing
@@ -48,7 +49,7 @@ class Lived(NamedTuple):
   flops: dict[str, float]  # Of one device, at the first call of each step.
 
 
-def settings(**mesh: int) -> live.Settings:
+def settings(**mesh: int) -> build_lib.Settings:
   """A small life of gentle steps.
 
   Adam's first step is as large for a gradient that is all rounding as for any
@@ -90,8 +91,8 @@ def lived(folder: pathlib.Path, **mesh: int) -> Lived:
       'save',
       lambda self, moment: moments.append(moment) or save(self, moment),
     )
-    live.live(settings(**mesh), 'sleep', 1, folder, 0)
-  last = folders.named(moments[-1].life)
+    live_lib.live(settings(**mesh), 'sleep', 1, folder, 0)
+  last = tree_paths.leaf_paths(moments[-1].life)
   records = (folder / 'metrics.jsonl').read_text().splitlines()
   return Lived(
     {k: np.array(x) for k, x in last.items()},
@@ -170,7 +171,7 @@ def test_it_goes_on_on_one_device(one, eight, folder):
 
 def test_trials_on_a_mesh_say_the_same(monkeypatch):
   """Five instances: they are filled up to eight."""
-  lies, train = [], trials.train
+  lies, train = [], trials.train_instances
 
   def watched(*args):
     lies.extend(x.sharding for x in jax.tree.leaves(args[3:]))
@@ -178,15 +179,15 @@ def test_trials_on_a_mesh_say_the_same(monkeypatch):
 
   def tried():
     born = dreaming_test.params.__wrapped__()
-    life = sharding.lay(dreaming_test.life_of(born, 5))
-    edits = [dreaming_test.Bandit().plain(c) for c in life.contexts]
+    life = sharding.shard_params(dreaming_test.life_of(born, 5))
+    edits = [dreaming_test.Bandit().from_context(c) for c in life.contexts]
     questions = [c.questions for c in life.contexts]
     lab = dreaming_test.dreamer_of().lab(life)
     return trials.run(lab, edits, questions, jax.random.key(0))
 
   want, _ = tried()
   monkeypatch.setattr(trials, 'train', watched)
-  with sharding.over({'data': 4, 'fsdp': 2}):
+  with sharding.use_mesh({'data': 4, 'fsdp': 2}):
     got, finite = tried()
   assert got == want and finite.shape == (5,) and finite.all()
   assert {len(x.device_set) for x in lies} == {8}
@@ -269,12 +270,14 @@ def test_what_cannot_be_is_refused_before_any_life(changes, words):
   for name, value in changes.items():
     c[name] = c.get(name, {}) | value if isinstance(value, dict) else value
   with pytest.raises(config.ConfigError, match=words):
-    run.check(c)
+    workers.check(c)
 
 
 def test_a_mesh_is_no_part_of_what_a_life_is():
-  assert live.identity(settings(data=8)) == live.identity(settings())
-  assert sharding.parts('batch') == 1  # And nothing is left of one.
+  assert build_lib.config_identity(
+    settings(data=8)
+  ) == build_lib.config_identity(settings())
+  assert sharding.num_shards('batch') == 1  # And nothing is left of one.
 
 
 def test_programs_are_kept_where_the_environment_says(monkeypatch):

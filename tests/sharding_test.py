@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
-from sleep_jax import sampling
-from sleep_jax.lifecycle import dreams
-from sleep_jax.lifecycle import seeding
-from sleep_jax.lifecycle import trials
+from sleep_jax.inference import sampling
 from sleep_jax.lifecycle import wake
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
-from sleep_jax.runtime import folders
 from sleep_jax.runtime import sharding
+from sleep_jax.runtime import tree_paths
 from tests import conftest
 
 MESH = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -44,7 +45,7 @@ def put_rows(mesh, tree, axis='batch'):
 
 
 def assert_close(got, want):
-  got, want = folders.named(got), folders.named(want)
+  got, want = tree_paths.leaf_paths(got), tree_paths.leaf_paths(want)
   assert got.keys() == want.keys() and got
   for path, leaf in want.items():
     np.testing.assert_allclose(
@@ -59,16 +60,16 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
   cfg = conftest.replace(cfg, levels=(gentle, *cfg.levels[1:]))
 
   def day(place, place_rows):
-    memory = memory_lib.fresh_memory(cfg)
+    memory = memory_lib.init_memory(cfg)
     return wake.wake(
       cfg,
-      config.WakeConfig(lanes=8),
+      wake.WakeConfig(batch=8),
       place(params),
       place(memory),
       jnp.int32(0),
       place_rows(rows),
       place_rows(jnp.ones(rows.shape)),
-      hold=True,
+      defer_due_update=True,
     )
 
   mesh = sharding.mesh(sizes)
@@ -91,7 +92,7 @@ def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
       place_rows(prompts),
       place_rows(jnp.ones((ROWS,), jnp.int32)),
       jax.random.key(4),
-      sampling.Sampling(max_new=12),
+      sampling.SamplerConfig(max_new=12),
     )
 
   mesh = sharding.mesh(MESH)
@@ -102,13 +103,15 @@ def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
 
 
 def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
-  how = config.SeedingConfig(steps=4, batch=8)
+  how = consolidation_config.SeedingConfig(steps=4, batch=8)
 
   def seeded(place, place_rows):
     ones = jnp.ones(rows.shape)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     teacher = transformer.forward(cfg, params, rows).logits
-    judged = dreams.Judged(rows, positions, ones, teacher, ones, ones)
+    judged = teacher_labels.LabeledBatch(
+      rows, positions, ones, teacher, ones, ones
+    )
     expert = jax.tree.map(jnp.copy, memory.levels[1].bank.expert(0))
     order = jnp.arange(4 * 8).reshape(4, 8) % ROWS
     return seeding.seed_steps(
@@ -136,11 +139,11 @@ def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
 def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
   def tried(place, place_rows):
     keys = jax.random.split(jax.random.key(5), 8)
-    how = config.LoraConfig(rank=2, alpha=4.0)
-    fresh = jax.vmap(lambda key: lora.fresh(cfg, how, params, key))(keys)
+    how = lora.LoraConfig(rank=2, alpha=4.0)
+    fresh = jax.vmap(lambda key: lora.init_adapter(cfg, how, params, key))(keys)
     tokens = jnp.broadcast_to(rows[:4], (8, 4, 16))
     order = jnp.arange(8 * 3 * 2).reshape(8, 3, 2) % 4
-    return trials.train(
+    return trials.train_instances(
       cfg,
       place(params),
       place(memory),
@@ -162,8 +165,8 @@ def test_every_large_leaf_is_split(cfg, params, memory):
   mesh = sharding.mesh({'fsdp': 4, 'tensor': 2})
   for tree in (params, memory):
     parts = sharding.shardings(mesh, tree)
-    for path, leaf in folders.named(tree).items():
-      found = folders.named(parts)[path]
+    for path, leaf in tree_paths.leaf_paths(tree).items():
+      found = tree_paths.leaf_paths(parts)[path]
       whole = found.is_fully_replicated
       assert whole == (leaf.size < 96), path
       if not whole:
@@ -175,7 +178,7 @@ def test_a_backbone_of_every_kind_has_named_axes():
   cfg = conftest.tiny(qkv_bias=True, qk_norm=True, tie_embeddings=False)
   params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
   mesh = sharding.mesh({'fsdp': 4, 'tensor': 2})
-  found = folders.named(sharding.shardings(mesh, params))
+  found = tree_paths.leaf_paths(sharding.shardings(mesh, params))
   assert found['head.kernel'].spec == jax.P('fsdp', 'tensor')
   assert found['blocks.attention.q.bias'].spec[1] == 'tensor'
   assert found['blocks.attention.q_norm.scale'].is_fully_replicated

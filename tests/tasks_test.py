@@ -12,10 +12,10 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data import sources
-from sleep_jax.tasks import class_incremental
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data.datasets import class_incremental as class_incremental_data
+from sleep_jax.data.datasets import download
 from sleep_jax.tasks import facts
-from sleep_jax.tasks import task as task_lib
 
 SMALL = dict(episodes=3, entities=2, rows=8, length=32, context=3)
 
@@ -34,7 +34,9 @@ def oracle(task, known):
       (*p[-3:], *a, task.tokenizer.separator) in known
       for p, a in zip(prompts, answers)
     ]
-    return task_lib.Response(np.array(exact), *np.zeros((2, len(prompts))))
+    return experience_lib.Response(
+      np.array(exact), *np.zeros((2, len(prompts)))
+    )
 
   return respond, asked
 
@@ -60,11 +62,11 @@ def test_windows_of_strangers_tell_what_is_asked_of_them():
   rng = np.random.default_rng(0)
   batch = facts.pretraining_windows(world, cfg, rng, 60, 3, 2)
   base, told_of = {tuple(f) for f in base.tolist()}, set()
-  assert batch.context.shape == batch.present.shape == (60, 3, 32)
-  assert not batch.context[~batch.present].any()
+  assert batch.context.shape == batch.token_mask.shape == (60, 3, 32)
+  assert not batch.context[~batch.token_mask].any()
   for row in range(60):
-    read = batch.present[row].all(1)
-    assert (batch.present[row].any(1) == read).all()
+    read = batch.token_mask[row].all(1)
+    assert (batch.token_mask[row].any(1) == read).all()
     assert not np.diff(read.astype(int)).clip(0).any()  # The first ones.
     told_of.add(int(read.sum()))
     told = batch.context[row, read, 1:31].reshape(-1, 5).tolist()
@@ -169,7 +171,7 @@ def test_no_label_of_a_later_episode_leaks():
   def respond(prompts, answers):
     asked.extend(zip(prompts, answers))
     exact = np.array([tuple(a) in labels[1] for a in answers])
-    return task_lib.Response(exact, *np.zeros((2, len(prompts))))
+    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
 
   exam = task.exam(respond, 1)
   assert exam.by_episode == [0.0, 1.0]
@@ -186,44 +188,44 @@ def test_class_order_is_seeded():
   assert (one.classes != other.classes).any()
 
 
-def raw(tmp_path, content: bytes, sha: str | None = None) -> sources.RawFile:
+def raw(tmp_path, content: bytes, sha: str | None = None) -> download.RawFile:
   (tmp_path / 'x.csv.gz').write_bytes(gzip.compress(content))
   sha = sha or hashlib.sha256(content).hexdigest()
-  return sources.RawFile('x.csv', 'http://localhost:9/x.csv', sha)
+  return download.RawFile('x.csv', 'http://localhost:9/x.csv', sha)
 
 
 def test_a_local_file_is_read_by_checksum(tmp_path):
   file = raw(tmp_path, b'text,label\na,b\n')
-  assert sources.read(file, str(tmp_path)) == b'text,label\na,b\n'
+  assert download.read(file, str(tmp_path)) == b'text,label\na,b\n'
 
 
 def test_a_wrong_checksum_is_refused(tmp_path):
-  with pytest.raises(sources.DataError, match='x.csv.gz: SHA-256 is'):
-    sources.read(raw(tmp_path, b'altered', sha='0' * 64), str(tmp_path))
+  with pytest.raises(download.DataError, match='x.csv.gz: SHA-256 is'):
+    download.read(raw(tmp_path, b'altered', sha='0' * 64), str(tmp_path))
 
 
 def test_a_torn_file_is_refused(tmp_path):
   file = raw(tmp_path, b'text,label\n' * 100)
   path = tmp_path / 'x.csv.gz'
   path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(sources.DataError, match='not a whole gzip'):
-    sources.read(file, str(tmp_path))
+  with pytest.raises(download.DataError, match='not a whole gzip'):
+    download.read(file, str(tmp_path))
 
 
 def test_an_unreachable_origin_names_the_way_out(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, '_CACHE', tmp_path / 'cache')
-  file = sources.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', '0' * 64)
-  with pytest.raises(sources.DataError, match='SLEEP_JAX_DATA to a folder'):
-    sources.read(file, str(tmp_path))
+  monkeypatch.setattr(download, '_CACHE', tmp_path / 'cache')
+  file = download.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', '0' * 64)
+  with pytest.raises(download.DataError, match='SLEEP_JAX_DATA to a folder'):
+    download.read(file, str(tmp_path))
   assert not list(tmp_path.rglob('*.part'))
 
 
 def test_a_missing_data_folder_is_named():
-  with pytest.raises(sources.DataError, match="'/nowhere' does not exist"):
-    sources.data_dir('/nowhere')
+  with pytest.raises(download.DataError, match="'/nowhere' does not exist"):
+    download.data_dir('/nowhere')
 
 
 def test_a_missing_column_is_named():
   reader = csv.DictReader(io.StringIO('text,intent\na,b\n'))
-  with pytest.raises(sources.DataError, match="column 'label' is missing"):
-    class_incremental.parse(reader, 'x.csv')
+  with pytest.raises(download.DataError, match="column 'label' is missing"):
+    class_incremental_data.parse(reader, 'x.csv')

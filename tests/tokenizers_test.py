@@ -10,10 +10,10 @@ import pytest
 import sentencepiece
 
 from sleep_jax import config
-from sleep_jax.data import hf_tokenizer
-from sleep_jax.data import llama2c_tokenizer
 from sleep_jax.data import tokenizers
-from sleep_jax.learners import learner
+from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
+from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
+from sleep_jax.learners import base as learner_lib
 from tests import conftest
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'sleep_jax' / 'assets'
@@ -257,13 +257,13 @@ def test_a_tokenizer_without_an_end_or_broken_is_refused(folder):
 
 def test_a_missing_library_names_the_extra():
   with pytest.raises(config.ConfigError, match=r'sleep_jax\[hf\]'):
-    hf_tokenizer._library('no_such_library')
+    huggingface_tokenizer._library('no_such_library')
 
 
 def test_a_setup_refuses_a_tokenizer_that_does_not_fit():
   tok = tokenizers.load(ASSETS / 'text.model')
   with pytest.raises(config.ConfigError, match='1024 pieces but model.vocab=3'):
-    learner.Setup(conftest.tiny(), {}, tok, None, None, None, None)
+    learner_lib.Setup(conftest.tiny(), {}, tok, None, None, None, None)
 
 
 @needs_data

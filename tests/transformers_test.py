@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleep_jax import convert
-from sleep_jax import sampling
+from sleep_jax.data import padding
+from sleep_jax.inference import sampling
 from sleep_jax.models import transformer
-from sleep_jax.runtime import folders
+from sleep_jax.weights import convert
+from sleep_jax.weights import folder as folder_lib
+from tests import checkpoints  # noqa: E402  (needs safetensors)
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 pytest.importorskip('safetensors')
-from tests import checkpoints  # noqa: E402  (needs safetensors)
 
 MODELS = [
   (family, tied) for family in checkpoints.FAMILIES for tied in (True, False)
@@ -38,7 +39,7 @@ def _pair(request, tmp_path):
       p.add_((0.4 if 'layers' in name else 0.2) * torch.randn_like(p))
   theirs.save_pretrained(tmp_path / 'theirs')
   convert.convert(tmp_path / 'theirs', tmp_path / 'ours')
-  ours = folders.load(tmp_path / 'ours')
+  ours = folder_lib.load(tmp_path / 'ours')
   return theirs, ours.cfg, jax.tree.map(jnp.asarray, ours.params), tmp_path
 
 
@@ -55,7 +56,7 @@ def test_greedy_output_is_token_identical(pair):
   theirs, cfg, params, _ = pair
   rng = np.random.default_rng(2)
   prompts = [rng.integers(2, cfg.vocab, n).tolist() for n in (3, 9, 6)]
-  tokens, lengths = sampling.left_pad(prompts, 0)
+  tokens, lengths = padding.left_pad(prompts, 0)
   got = sampling.generate(
     cfg,
     params,
@@ -63,7 +64,7 @@ def test_greedy_output_is_token_identical(pair):
     jnp.asarray(tokens),
     jnp.asarray(lengths),
     jax.random.key(0),
-    sampling.Sampling(max_new=24, temperature=0.0),
+    sampling.SamplerConfig(max_new=24, temperature=0.0),
   )
   real = np.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
   want = theirs.generate(
@@ -91,7 +92,7 @@ def test_what_goes_home_loads_there_and_is_the_same(pair):
 
 def test_a_config_that_we_wrote_ourselves_loads_there(pair):
   theirs, cfg, params, tmp_path = pair
-  folders.save(tmp_path / 'unsourced', cfg, params)
+  folder_lib.save(tmp_path / 'unsourced', cfg, params)
   convert.convert(tmp_path / 'unsourced', tmp_path / 'home')
   home = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'home')
   tokens = torch.arange(30)[None]

@@ -13,14 +13,14 @@ from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from tests import conftest
 
-WAKE = config.WakeConfig(lanes=2)
+WAKE = wake.WakeConfig(batch=2)
 
 
-def read(cfg, params, tokens, *, how=WAKE, hold=False, weight=None):
-  memory = memory_lib.fresh_memory(cfg)
+def read(cfg, params, tokens, *, how=WAKE, defer_due_update=False, weight=None):
+  memory = memory_lib.init_memory(cfg)
   weight = jnp.ones(tokens.shape) if weight is None else weight
   return wake.wake(
-    cfg, how, params, memory, jnp.int32(0), tokens, weight, hold=hold
+    cfg, how, params, memory, jnp.int32(0), tokens, weight, defer_due_update=hold
   )
 
 
@@ -51,7 +51,7 @@ def test_an_update_is_equation_2_and_equals_token_by_token(tokens):
   params = conftest.weights(cfg)
   rows = tokens[:2, :6]
   memory, _, _ = read(cfg, params, rows)
-  fresh = memory_lib.fresh_memory(cfg)
+  fresh = memory_lib.init_memory(cfg)
 
   def token_loss(deltas, at):
     seen = fresh.with_deltas(deltas)
@@ -81,7 +81,7 @@ def test_levels_update_on_their_own_clocks(cfg, params, tokens):
 
 
 def test_a_frozen_level_has_no_fast_part(cfg):
-  assert memory_lib.fresh_memory(cfg).levels[2].fast is None
+  assert memory_lib.init_memory(cfg).levels[2].fast is None
 
 
 def test_learning_helps():
@@ -94,8 +94,8 @@ def test_learning_helps():
 
 def test_hold_leaves_the_update_before_sleep_pending(cfg, params, tokens):
   # Level 1 sleeps every 2 * 4 tokens: after 8, its update is held back.
-  held, _, _ = read(cfg, params, tokens[:2, :8], hold=True)
-  free, _, _ = read(cfg, params, tokens[:2, :8], hold=False)
+  held, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=True)
+  free, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=False)
   fast = held.levels[0].fast
   assert int(fast.chunks) == 1 and int(free.levels[0].fast.chunks) == 0
   applied = wake.apply_update(cfg.levels[0], fast)
@@ -106,15 +106,15 @@ def test_hold_leaves_the_update_before_sleep_pending(cfg, params, tokens):
 
 
 def test_per_row_memory_ends_with_the_row(cfg, params, tokens):
-  how = config.WakeConfig(lanes=2, persistent=False)
+  how = wake.WakeConfig(batch=2, carry_memory=False)
   memory, clock, loss = read(cfg, params, tokens, how=how)
   for a, b in zip(
-    jax.tree.leaves(memory), jax.tree.leaves(memory_lib.fresh_memory(cfg))
+    jax.tree.leaves(memory), jax.tree.leaves(memory_lib.init_memory(cfg))
   ):
     np.testing.assert_array_equal(a, b)
   assert int(clock) == 32
   # Each row learned alone: the same as a life of one lane that read only it.
-  single = config.WakeConfig(lanes=1)
+  single = wake.WakeConfig(batch=1)
   alone = [read(cfg, params, tokens[i : i + 1], how=single)[2] for i in (0, 1)]
   np.testing.assert_allclose(
     loss[:4], np.mean(alone, axis=0), rtol=1e-4, atol=1e-5
@@ -128,7 +128,7 @@ def test_a_batch_of_lives_wakes_as_each_alone(cfg, params, tokens):
 
   def one_day(memory):
     return wake.wake(
-      cfg, WAKE, params, memory, jnp.int32(0), tokens, ones, hold=True
+      cfg, WAKE, params, memory, jnp.int32(0), tokens, ones, defer_due_update=True
     )
 
   together, _, losses_ = jax.vmap(one_day)(batch)
@@ -158,5 +158,5 @@ def test_transfers_come_due_slowest_first(cfg):
 def test_wake_compiles_once(cfg, params, tokens):
   wake.wake.clear_cache()
   for shift in range(3):
-    read(cfg, params, (tokens + shift) % cfg.vocab, hold=True)
+    read(cfg, params, (tokens + shift) % cfg.vocab, defer_due_update=True)
   assert wake.wake._cache_size() == 1

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import live
 from sleep_jax import config
-from sleep_jax.runtime import goodput
+from sleep_jax.harness import live as live_lib
+from sleep_jax.metrics import goodput as goodput_lib
+from sleep_jax.metrics import writers as writers_lib
 from sleep_jax.runtime import profiling
-from sleep_jax.runtime import sinks
 from tests import run_test
 
 
@@ -36,11 +36,11 @@ def test_a_life_is_watched(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', library)
   c = run_test.small_config()
   c |= {'writers': ['wandb'], 'profile': {'steps': '3:8'}}
-  summary = live.live(c, 'sleep', 1, tmp_path, 0)
+  summary = live_lib.live(c, 'sleep', 1, tmp_path, 0)
   begun, *nights, end = library.told
   assert begun['name'] == 'sleep_1' and end == 'finished'
   assert [step for step, _ in nights] == [0, 1]
-  assert 'exam/recall' in nights[0][1]
+  assert 'eval/recall' in nights[0][1]
   shares = summary['goodput']
   assert 0 <= shares['goodput'] < 1 and shares['lost_compile'] > 0
   assert abs(sum(shares.values()) - 1) < 1e-6
@@ -49,7 +49,7 @@ def test_a_life_is_watched(tmp_path, monkeypatch):
 
 
 def test_goodput_tells_compilation_from_work():
-  spent = goodput.Goodput()
+  spent = goodput_lib.Goodput()
   start = time.perf_counter()
   # A constant nobody else has: the program is not in any cache.
   f = jax.jit(lambda x: jnp.sin(x) + time.time())
@@ -58,7 +58,7 @@ def test_goodput_tells_compilation_from_work():
   worked = time.perf_counter() - start
   with spent.losing('checkpoint'):
     time.sleep(0.1)
-  shares = spent.report({'update': worked, 'exam': 0.0})
+  shares = spent.report({'update': worked, 'eval': 0.0})
   assert shares['lost_compile'] > 0
   assert shares['lost_checkpoint'] > 0.1
   assert shares['goodput'] > 0.3
@@ -72,7 +72,7 @@ def test_a_bad_window_is_refused(steps, tmp_path):
 
 def test_unknown_and_absent_writers_are_refused(monkeypatch):
   with pytest.raises(config.ConfigError, match="writers='mlflow'"):
-    sinks.build(('mlflow',), 'p', 'l', {})
+    writers_lib.build(('mlflow',), 'p', 'l', {})
   monkeypatch.setitem(sys.modules, 'trackio', None)
   with pytest.raises(config.ConfigError, match='pip install trackio'):
-    sinks.build(('trackio',), 'p', 'l', {})
+    writers_lib.build(('trackio',), 'p', 'l', {})

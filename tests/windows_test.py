@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
-from sleep_jax.data import rule110
 from sleep_jax.data import windows
+from sleep_jax.tasks import algorithmic as algorithmic_tasks
+from sleep_jax.tasks.algorithmic import rule110
 
 # Neighbourhoods 111, 110, ..., 000.
 TABLE = dict(zip(itertools.product((1, 0), repeat=3), (0, 1, 1, 0, 1, 1, 1, 0)))
@@ -20,7 +21,7 @@ NAMES = sorted(SETTINGS)
 
 
 def made(name, rows=64, seed=0, exam=False, **changes):
-  puzzle = windows.build(name, SETTINGS[name] | changes)
+  puzzle = algorithmic_tasks.build(name, SETTINGS[name] | changes)
   return puzzle, puzzle.batch(np.random.default_rng(seed), rows, exam=exam)
 
 
@@ -34,11 +35,11 @@ def automaton(cells, steps):
 
 
 def context_of(batch, row):
-  tokens, present = batch.context[row].ravel(), batch.present[row].ravel()
+  tokens, present = batch.context[row].ravel(), batch.token_mask[row].ravel()
   return tokens[present].tolist()
 
 
-def told(puzzle, batch, row, asked=None):
+def told(puzzle, batch, row, input_mask=None):
   """The edges of a row, and its questions and answers as the targets tell."""
   cfg = puzzle.cfg
   first_name = 3 + cfg.hops
@@ -57,7 +58,7 @@ def told(puzzle, batch, row, asked=None):
   flat = words(context)
   edges = dict(zip(flat[::2], flat[1::2]))
   assert len(edges) == len(flat) // 2
-  asked = batch.inputs[row][batch.asked[row]].tolist()
+  asked = batch.inputs[row][batch.input_mask[row]].tolist()
   questions, place = [], 0
   while place < len(asked):
     mark = asked.index(2, place)
@@ -116,28 +117,28 @@ def solve(lines, name, modulus):
   return {'+': a + b, '-': a - b, '*': a * b}[lines[name][1]] % modulus, needed
 
 
-@pytest.mark.parametrize('exam', [False, True])
+@pytest.mark.parametrize('eval', [False, True])
 @pytest.mark.parametrize('name', NAMES)
 def test_a_batch_has_one_shape_and_pads_what_is_not_there(name, exam):
   puzzle, batch = made(name, rows=5, exam=exam)
   shape = (5, puzzle.windows, puzzle.window)
-  assert batch.context.shape == batch.present.shape == shape
+  assert batch.context.shape == batch.token_mask.shape == shape
   for field in ('inputs', 'asked', 'targets', 'weight', 'depth'):
     assert getattr(batch, field).shape == (5, puzzle.prediction), field
   for field in ('context', 'inputs', 'targets', 'depth'):
     assert getattr(batch, field).dtype == np.int32, field
-  assert batch.present.dtype == batch.asked.dtype == bool
+  assert batch.token_mask.dtype == batch.input_mask.dtype == bool
   assert batch.weight.dtype == np.float32
   assert max(batch.context.max(), batch.targets.max()) < puzzle.vocab
-  assert not batch.context[~batch.present].any()
-  assert not batch.inputs[~batch.asked].any()
-  assert not batch.weight[~batch.asked].any()
+  assert not batch.context[~batch.token_mask].any()
+  assert not batch.inputs[~batch.input_mask].any()
+  assert not batch.weight[~batch.input_mask].any()
   assert not batch.depth[batch.weight == 0].any()
   # The context ends where the prediction begins; that is padded at its end.
-  assert (np.diff(batch.present.reshape(5, -1).astype(int)) >= 0).all()
-  assert (np.diff(batch.asked.astype(int)) <= 0).all()
+  assert (np.diff(batch.token_mask.reshape(5, -1).astype(int)) >= 0).all()
+  assert (np.diff(batch.input_mask.astype(int)) <= 0).all()
   # What was asked for at one input is the next one.
-  next_is_asked = batch.asked[:, 1:]
+  next_is_asked = batch.input_mask[:, 1:]
   assert (batch.inputs[:, 1:] == batch.targets[:, :-1])[next_is_asked].all()
 
 
@@ -158,9 +159,9 @@ def test_marks_of_one_who_knows_and_of_one_who_is_always_wrong(name):
   nll = np.where(batch.weight > 0, 2.0, 99.0)
   if name == 'depo':
     nll[batch.targets == 2] = 99.0  # ANS does not count.
-  knows = puzzle.marks(batch, batch.targets, nll)
-  wrong = puzzle.marks(batch, batch.targets + 1, nll)
-  assert set(knows) == set(wrong) == set(puzzle.chances())
+  knows = puzzle.metrics(batch, batch.targets, nll)
+  wrong = puzzle.metrics(batch, batch.targets + 1, nll)
+  assert set(knows) == set(wrong) == set(puzzle.chance_level())
   for mark, value in knows.items():
     loss = mark.startswith('loss')
     assert value == (2 if loss else 1), mark
@@ -191,30 +192,30 @@ def test_rule110_of_no_steps_is_retrieval():
 
 
 def test_rule110_chances():
-  chances = windows.build('rule110', {}).chances()
+  chances = algorithmic_tasks.build('rule110', {}).chance_level()
   assert chances['per_bit'] == pytest.approx(0.563, abs=0.004)
   assert chances['exact'] == pytest.approx(0.1006, abs=0.003)
   # All strings of a short ring, by the table.
-  puzzle = windows.build('rule110', dict(width=6, strings=2, steps=3))
+  puzzle = algorithmic_tasks.build('rule110', dict(width=6, strings=2, steps=3))
   strings = itertools.product((0, 1), repeat=6)
   ones = np.mean([automaton(list(cells), 3)[0] for cells in strings])
   assert ones != 0.5
-  assert puzzle.chances()['per_bit'] == max(ones, 1 - ones)
-  assert puzzle.chances()['exact'] == max(ones, 1 - ones) ** 2
+  assert puzzle.chance_level()['per_bit'] == max(ones, 1 - ones)
+  assert puzzle.chance_level()['exact'] == max(ones, 1 - ones) ** 2
 
 
 def test_rule110_marks_count_rows_and_bits():
   puzzle, batch = made('rule110', rows=4)
   chosen = batch.targets.copy()
   chosen[1, 2] ^= 1
-  marks = puzzle.marks(batch, chosen, np.zeros(chosen.shape))
+  marks = puzzle.metrics(batch, chosen, np.zeros(chosen.shape))
   assert marks['exact'] == 3 / 4 and marks['per_bit'] == 11 / 12
   depth = f'exact_t{batch.depth[0, 0]}'
   assert marks[depth] == marks['exact']
-  assert puzzle.chances()[depth] == puzzle.chances()['exact']
+  assert puzzle.chance_level()[depth] == puzzle.chance_level()['exact']
 
 
-@pytest.mark.parametrize('exam', [False, True])
+@pytest.mark.parametrize('eval', [False, True])
 def test_depo_answers_are_found_by_walking(exam):
   puzzle, batch = made('depo', exam=exam)
   sizes, all_hops = set(), set()
@@ -269,7 +270,7 @@ def test_depo_marks_by_hops():
   # The last token of one answer of 2 hops is wrong, all else is right.
   row, place = np.argwhere(batch.depth == 2)[-1]
   chosen[row, place] += 1
-  marks = puzzle.marks(batch, chosen, nll)
+  marks = puzzle.metrics(batch, chosen, nll)
   answers = [
     hops for row in range(64) for hops, *_ in told(puzzle, batch, row)[1]
   ]
@@ -280,10 +281,10 @@ def test_depo_marks_by_hops():
 
 
 def test_depo_has_the_sizes_of_the_paper():
-  puzzle = windows.build('depo', {})
+  puzzle = algorithmic_tasks.build('depo', {})
   assert (puzzle.windows, puzzle.window, puzzle.prediction) == (4, 75, 60)
   batch = puzzle.batch(np.random.default_rng(0), 128, exam=True)
-  lengths = batch.present.sum((1, 2))
+  lengths = batch.token_mask.sum((1, 2))
   assert 210 < lengths.min() and lengths.max() < 270
   batch = puzzle.batch(np.random.default_rng(0), 4000)
   questions = ((batch.targets == 2) & (batch.weight > 0)).sum(1)
@@ -301,17 +302,17 @@ def test_depo_names_are_distinct_up_to_the_last_one():
 
 def test_depo_bos_is_what_falls_off_a_full_context():
   _, batch = made('depo', exam=True, nodes=10, word_min=2)
-  assert batch.present.all() and (batch.context >= 9).all()
+  assert batch.token_mask.all() and (batch.context >= 9).all()
 
 
 def test_depo_chance_is_an_even_guess():
-  chances = windows.build('depo', {}).chances()
+  chances = algorithmic_tasks.build('depo', {}).chance_level()
   # 150 words make contexts of about 240 tokens.
   assert chances['loss_k4'] == pytest.approx(np.log(75) * 150 / 240, rel=0.02)
   assert chances['exact_k16'] == 1 / 75
 
 
-@pytest.mark.parametrize('exam', [False, True])
+@pytest.mark.parametrize('eval', [False, True])
 @pytest.mark.parametrize('question_first', [True, False])
 def test_symbolic_answers_need_as_many_operations(question_first, exam):
   puzzle, batch = made('symbolic', exam=exam, question_first=question_first)
@@ -342,7 +343,7 @@ def test_symbolic_chance_is_even_for_every_depth():
   for op in (2, 4):
     share = np.bincount(answers[ops == op], minlength=5) / (ops == op).sum()
     np.testing.assert_allclose(share, 0.2, atol=0.03)
-    assert puzzle.chances()[f'exact_op{op}'] == 0.2
+    assert puzzle.chance_level()[f'exact_op{op}'] == 0.2
 
 
 def test_symbolic_order_and_names_tell_nothing():
@@ -362,12 +363,12 @@ def test_symbolic_marks_by_operations():
   puzzle, batch = made('symbolic', exam=True)
   chosen = np.where(batch.depth == 4, 0, batch.targets)
   nll = np.where(batch.weight > 0, 0.5, 9.0)
-  marks = puzzle.marks(batch, chosen, nll)
+  marks = puzzle.metrics(batch, chosen, nll)
   twos = (batch.depth[:, -1] == 2).mean()
   assert marks == dict(exact=twos, loss=0.5, exact_op2=1.0, exact_op4=0.0)
   rows = np.flatnonzero(batch.depth[:, -1] == 2)
-  only = windows.Windows(**{k: v[rows] for k, v in vars(batch).items()})
-  assert 'exact_op4' not in puzzle.marks(only, chosen[rows], nll[rows])
+  only = windows.WindowBatch(**{k: v[rows] for k, v in vars(batch).items()})
+  assert 'exact_op4' not in puzzle.metrics(only, chosen[rows], nll[rows])
 
 
 def test_packing_keeps_the_order():
@@ -401,4 +402,4 @@ def test_packing_keeps_the_order():
 )
 def test_what_cannot_work_is_named(name, settings, message):
   with pytest.raises(config.ConfigError, match=message):
-    windows.build(name, settings)
+    algorithmic_tasks.build(name, settings)

@@ -24,7 +24,12 @@ from experiments.configs import base_arc
 from experiments.configs import base_text
 from experiments.configs import common
 from sleep_jax import config
-from sleep_jax.tasks import arc
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.models import lora
+from sleep_jax.tasks.arc import task as arc
 
 LANES = 8
 # Fine-tuning of one instance, as SEAL does it.
@@ -62,13 +67,17 @@ def _generated() -> ml_collections.ConfigDict:
   c.model.max_len = 256
   c.task = ml_collections.ConfigDict(dataclasses.asdict(task))
   c.lora = common.settings(
-    config.LoraConfig, rank=16, alpha=16.0, targets=_TARGETS
+    lora.LoraConfig, rank=16, alpha=16.0, targets=_TARGETS
   )
   c.trial = common.settings(
-    config.TrialConfig, epochs=4, batch=2, learning_rate=1e-3, max_steps=375
+    dreaming_config.TrialConfig,
+    epochs=4,
+    batch=2,
+    learning_rate=1e-3,
+    max_steps=375,
   )
   c.dreaming = common.settings(
-    config.DreamingConfig,
+    dreaming_config.DreamingConfig,
     dreams=60,
     temperature=0.8,
     keep=11,
@@ -123,7 +132,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   c.seeds = (1,)
   c.wake, c.sleep = backbone.wake, backbone.sleep
   c.lora.update(rank=128, alpha=16.0)
-  c.trial.update(epochs=2, learning_rate=1e-4, at_once=1)
+  c.trial.update(epochs=2, learning_rate=1e-4, max_parallel=1)
   c.dreaming.update(learning_rate=5e-5)
 
 
@@ -131,9 +140,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = _generated()
   c.reference = 'sleep'
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=512,
     dream_length=c.task.length,
     splice=False,  # A document is one puzzle.
@@ -143,10 +152,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(config.FinetuneConfig, batch=LANES)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=LANES)
   c.arms = _ARMS
   if variant:
     c.name = f'arc_{variant}'
-    config.choose(variant, {'real': _real, 'paper': _paper}, 'variant')(c)
+    config.lookup(variant, {'real': _real, 'paper': _paper}, 'variant')(c)
   c.task.name = 'arc_few_shot'
   return c

@@ -19,6 +19,8 @@ import ml_collections
 
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 
 _CLOCK = 1024  # Tokens between two updates of the fastest level.
 _EXPERTS = dict(slots=5, rank=64, top_k=5)
@@ -99,7 +101,7 @@ _VARIANTS = {
 
 def model(variant: str) -> ml_collections.ConfigDict:
   """A backbone with clocks and banks."""
-  dimensions, hidden, split = config.choose(variant, _VARIANTS, 'backbone')
+  dimensions, hidden, split = config.lookup(variant, _VARIANTS, 'backbone')
   levels = (
     dict(chunk=_CLOCK, sleep_every=5),
     dict(chunk=5 * _CLOCK, sleep_every=2, **_EXPERTS),
@@ -125,10 +127,10 @@ def get_config(variant: str = 'llama3_2_1b') -> ml_collections.ConfigDict:
   c.name = variant
   c.base = f'bases/{variant}'
   c.model = model(variant)
-  c.wake = common.settings(config.WakeConfig, lanes=1)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=1)
   # 100 steps and an effective batch of 32 (Sleep section 7).
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     steps=100,
     batch=32,
     dream_length=1024,

@@ -13,7 +13,7 @@ Cost: about half an hour on one busy CPU core.
 import ml_collections
 
 from experiments.configs import common
-from sleep_jax import config
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
 
 LENGTH = 32  # Tokens of a window, and of a document.
 
@@ -37,13 +37,15 @@ def get_config() -> ml_collections.ConfigDict:
   c.length = LENGTH
   c.windows = 4  # The most that a sequence has.
   c.strangers = (1, 8)  # The most that it tells of, at first and at last.
-  c.recurrence = common.settings(config.RecurrenceConfig, remat=False)
+  c.recurrence = common.settings(
+    recurrence_config.RecurrenceConfig, remat=False
+  )
   c.training = common.settings(
-    config.TrainingConfig,
+    recurrence_config.TrainingConfig,
     steps=4000,
     batch=32,
     muon_learning_rate=1e-2,
     adam_learning_rate=4e-3,
-    draw_passes=(1, 2),
+    random_passes=(1, 2),
   )
   return c

@@ -27,7 +27,10 @@ import ml_collections
 
 from experiments.configs import base_facts_hybrid
 from experiments.configs import common
-from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.tasks import facts
 
 NIGHTS = 6
@@ -57,7 +60,7 @@ def _brief(**changes: Any) -> dict[str, Any]:
   """A short day; an update for every row, so that there are some."""
   return dict(
     task=dict(rows=BRIEF_ROWS),
-    wake=dict(lanes=1),
+    wake=dict(batch=1),
     model=dict(sleeping_model(BRIEF_ROWS)),
     **changes,
   )
@@ -79,17 +82,17 @@ def get_config() -> ml_collections.ConfigDict:
     context=4,  # A prompt stays within a window.
   )
   c.task.name = 'facts'
-  c.recurrence = common.settings(config.RecurrenceConfig, passes=2)
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.recurrence = common.settings(recurrence_config.RecurrenceConfig, passes=2)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=2048,
     dream_length=LENGTH,
     steps=300,
     batch=32,
     learning_rate=0.02,
   )
-  c.finetune = common.settings(config.FinetuneConfig)
+  c.finetune = common.settings(finetune.FinetuneConfig)
   c.arms = {
     'frozen': {},
     'recurrence_once': dict(learner='recurrence', recurrence=dict(passes=1)),

@@ -23,6 +23,11 @@ import ml_collections
 from experiments.configs import base_bulletins
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.models import lora
 from sleep_jax.tasks import bulletins
 
 NIGHTS, LANES, LENGTH = 3, 8, 16
@@ -84,9 +89,9 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.task.name = 'bulletins'
 
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=1024,
     # Long enough for a whole dream: what the old self does not rehearse is
     # lost, and with rows of a record alone that was how to dream.
@@ -98,16 +103,16 @@ def get_config() -> ml_collections.ConfigDict:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(config.FinetuneConfig, batch=LANES)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=LANES)
   c.lora = common.settings(
-    config.LoraConfig,
+    lora.LoraConfig,
     rank=16,
     alpha=32.0,
     targets=('q', 'v', 'gate', 'up', 'down'),
     slowest_only=True,  # As many weights whatever the levels before the base.
   )
   c.trial = common.settings(
-    config.TrialConfig,
+    dreaming_config.TrialConfig,
     epochs=10,
     batch=8,
     learning_rate=5e-3,
@@ -115,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     joint_learning_rate=2e-3,
   )
   c.dreaming = common.settings(
-    config.DreamingConfig,
+    dreaming_config.DreamingConfig,
     epochs=12,
     batch=8,
     learning_rate=2e-3,

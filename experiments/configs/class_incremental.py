@@ -18,7 +18,9 @@ import ml_collections
 
 from experiments.configs import base_text
 from experiments.configs import common
-from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import class_incremental
 
 LANES = 8
@@ -58,25 +60,25 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   )
   c.task.name = 'class_incremental'
 
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=3072,
     dream_length=v['length'],
     min_p=0.1,
-    old_share=(0.25, 0.6),
+    previous_fraction=(0.25, 0.6),
     splice=False,  # A document is one example.
     steps=500,
     batch=16,
     optimizer='muon',
     learning_rate=0.06,
-    emphasis=(1.0, 1.0),
+    disagreement_weight=(1.0, 1.0),
     # Left out for its cost: a base of this size seldom earns a reward.
     alpha=1.0,
     lam=0.0,
   )
   c.finetune = common.settings(
-    config.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=0.1
+    finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=0.1
   )
   c.arms = {
     name: {} for name in ('icl', 'sft', 'ewc', 'wake_only', 'sleep', 'joint')

@@ -5,6 +5,7 @@ import dataclasses
 import ml_collections
 
 from sleep_jax import config
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
 
 
@@ -29,8 +30,8 @@ def puzzle(name: str, **changes) -> ml_collections.ConfigDict:
   """What every experiment with a puzzle has."""
   c = experiment(name)
   c.puzzle = ml_collections.ConfigDict(dict(name=name, **changes))
-  c.recurrence = settings(config.RecurrenceConfig, remat=False)
-  c.training = settings(config.TrainingConfig)
+  c.recurrence = settings(recurrence_config.RecurrenceConfig, remat=False)
+  c.training = settings(recurrence_config.TrainingConfig)
   c.seeds = (1, 2, 3)
   return c
 
@@ -54,4 +55,4 @@ def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
   """Makes `c` the named variant of its experiment; '' leaves it as it is."""
   if variant:
     c.name = f'{c.name}_{variant}'
-    config.choose(variant, variants, 'variant')(c)
+    config.lookup(variant, variants, 'variant')(c)

@@ -24,6 +24,9 @@ import ml_collections
 from experiments.configs import base_facts
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import facts
 
 NIGHTS = 8
@@ -50,7 +53,7 @@ def sleeping_model(
 def ablations(rank: int) -> dict[str, dict[str, Any]]:
   """Sleep with one part taken away."""
   return {
-    'awake_teacher_only': dict(learner='sleep', sleep=dict(teachers='awake')),
+    'awake_teacher_only': dict(learner='sleep', sleep=dict(teachers='current')),
     'no_imitation': dict(learner='sleep', sleep=dict(alpha=1.0)),
     'no_expansion': dict(
       learner='sleep',
@@ -92,9 +95,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.task.name = 'facts'
 
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=1024,
     dream_length=LENGTH,
     steps=300,
@@ -102,13 +105,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     learning_rate=0.02,
   )
   c.finetune = common.settings(
-    config.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=1.0
+    finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=1.0
   )
   c.arms = LEARNERS | ablations(rank=32)
   if variant:
     c.name = f'facts_{variant}'
     c.seeds = (1, 2, 3)
-    config.choose(variant, {'cost': _cost, 'hard': _hard}, 'variant')(c)
+    config.lookup(variant, {'cost': _cost, 'hard': _hard}, 'variant')(c)
   return c
 
 

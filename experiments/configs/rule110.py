@@ -42,7 +42,7 @@ _CONTROLS: dict[str, dict[str, Any]] = {
   'no_states': dict(recurrence=dict(passes=4, carry_states=False)),
   'drawn': dict(
     recurrence=dict(passes=4),
-    training=dict(draw_passes=(1, 2, 4), exam_passes=(1, 2, 8)),
+    training=dict(random_passes=(1, 2, 4), eval_passes=(1, 2, 8)),
   ),
   'halting': dict(recurrence=dict(passes=4, halting=True)),
 }
@@ -104,7 +104,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.training.update(
     steps=_STEPS,
     batch=128,
-    exams=5,
+    num_evals=5,
     muon_learning_rate=5e-3,
     adam_learning_rate=2e-3,
   )

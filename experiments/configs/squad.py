@@ -24,6 +24,11 @@ from experiments.configs import backbones
 from experiments.configs import base_text
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.models import lora
 from sleep_jax.tasks import squad
 
 
@@ -50,7 +55,7 @@ def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
   c.seeds = (1,)
   c.workers = 1
   c.reference = 'sleep'
-  config.choose(variant, {'small': _small, 'paper': _paper}, 'variant')(c)
+  config.lookup(variant, {'small': _small, 'paper': _paper}, 'variant')(c)
   c.task.name = 'knowledge_incorporation'
   c.arms = _arms()
   return c
@@ -75,9 +80,9 @@ def _small(c: ml_collections.ConfigDict) -> None:
     max_dream=64,
     max_answer=16,
   )
-  c.wake = common.settings(config.WakeConfig, lanes=lanes)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=lanes)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=32,
     dream_length=64,
     splice=False,
@@ -86,11 +91,11 @@ def _small(c: ml_collections.ConfigDict) -> None:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(config.FinetuneConfig, batch=lanes)
-  c.lora = common.settings(config.LoraConfig)
-  c.trial = common.settings(config.TrialConfig, epochs=2, at_once=8)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=lanes)
+  c.lora = common.settings(lora.LoraConfig)
+  c.trial = common.settings(dreaming_config.TrialConfig, epochs=2, max_parallel=8)
   c.dreaming = common.settings(
-    config.DreamingConfig,
+    dreaming_config.DreamingConfig,
     dreams=4,
     keep=2,
     keep_random=1,
@@ -103,22 +108,22 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   c.base = 'bases/qwen2_5_7b'
   c.model = backbones.model('qwen2_5_7b')
   c.task = common.settings(squad.SquadConfig)
-  c.wake = common.settings(config.WakeConfig, lanes=1)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=1)
   # 100 steps and an effective batch of 32 (Sleep section 7).
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     steps=100,
     batch=32,
     dream_length=1024,
     teacher_top_k=128,
   )
-  c.finetune = common.settings(config.FinetuneConfig, batch=1)
-  c.lora = common.settings(config.LoraConfig)  # The defaults are SEAL's.
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=1)
+  c.lora = common.settings(lora.LoraConfig)  # The defaults are SEAL's.
   c.trial = common.settings(
-    config.TrialConfig, repeats=3, at_once=1, joint_epochs=3
+    dreaming_config.TrialConfig, repeats=3, max_parallel=1, joint_epochs=3
   )
   c.dreaming = common.settings(
-    config.DreamingConfig,
+    dreaming_config.DreamingConfig,
     dreams=5,
     top_p=0.95,
     epochs=2,

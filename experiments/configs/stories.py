@@ -25,6 +25,9 @@ import ml_collections
 
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import book
 
 NIGHTS, ROWS, LANES, LENGTH, CHUNK = 3, 288, 8, 128, 32
@@ -67,9 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.task.name = 'book'
 
-  c.wake = common.settings(config.WakeConfig, lanes=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
   c.sleep = common.settings(
-    config.SeedingConfig,
+    consolidation_config.SeedingConfig,
     dreams=384,
     dream_length=LENGTH,
     splice=False,  # Prose has no segments that could be shuffled.
@@ -80,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     lam=0.0,
   )
   c.finetune = common.settings(
-    config.FinetuneConfig, batch=LANES, learning_rate=1e-3, ewc_lambda=0.1
+    finetune.FinetuneConfig, batch=LANES, learning_rate=1e-3, ewc_lambda=0.1
   )
   c.arms = {
     'frozen': {},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from sleep_jax.config import reading
+from sleep_jax.config import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class RopeScaling:
 
   def __post_init__(self):
     if not 0 < self.low_freq_factor < self.high_freq_factor:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.rope_scaling: low_freq_factor={self.low_freq_factor} must be '
         f'positive and below high_freq_factor={self.high_freq_factor}.'
       )
     if self.factor <= 0:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.rope_scaling.factor={self.factor} must be positive.'
       )
 
@@ -63,7 +63,7 @@ class RecurrentConfig:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       if getattr(self, field.name) < 1:
-        raise reading.ConfigError(
+        raise base.ConfigError(
           f'model.recurrent.{field.name}={getattr(self, field.name)} must be '
           'at least 1.'
         )
@@ -109,16 +109,16 @@ class ModelConfig:
 
   def __post_init__(self):
     if not self.levels:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         'model.levels is empty; a Transformer has one level.'
       )
     if self.dim % self.heads and not self.head_dim:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.dim={self.dim} is not divisible by model.heads='
         f'{self.heads}; set model.head_dim or change one of them.'
       )
     if self.heads % self.num_kv_heads:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.heads={self.heads} is not a multiple of model.kv_heads='
         f'{self.num_kv_heads}.'
       )
@@ -143,7 +143,7 @@ class ModelConfig:
     )
 
   @property
-  def chain(self) -> tuple[LevelConfig, ...]:
+  def levels_per_block(self) -> tuple[LevelConfig, ...]:
     """The levels whose dense weights every block holds."""
     return self.levels[:1] if self.partition else self.levels
 
@@ -154,7 +154,7 @@ class ModelConfig:
     first = sum(self.partition[:level])
     return range(first, first + self.partition[level])
 
-  def depth(self, level: int) -> int:
+  def num_layers(self, level: int) -> int:
     """How many layers have a part in `level` (0 = fastest)."""
     return len(self.layers_of(level))
 
@@ -168,7 +168,7 @@ class ModelConfig:
     return self.kv_heads or self.heads
 
   @property
-  def size_of_head(self) -> int:
+  def resolved_head_dim(self) -> int:
     return self.head_dim or self.dim // self.heads
 
   @classmethod
@@ -176,32 +176,32 @@ class ModelConfig:
     """From a nested mapping such as a ConfigDict's `model`."""
     values = dict(values)
     values['levels'] = tuple(
-      reading.from_mapping(LevelConfig, level, f'model.levels[{i}]')
+      base.from_mapping(LevelConfig, level, f'model.levels[{i}]')
       for i, level in enumerate(values.get('levels', ()))
     )
     for name in ('partition', 'mixers'):
       values[name] = tuple(values.get(name, ()))
     if recurrent := values.get('recurrent'):
-      values['recurrent'] = reading.from_mapping(
+      values['recurrent'] = base.from_mapping(
         RecurrentConfig, recurrent, 'model.recurrent'
       )
     if scaling := values.get('rope_scaling'):
-      values['rope_scaling'] = reading.from_mapping(
+      values['rope_scaling'] = base.from_mapping(
         RopeScaling, scaling, 'model.rope_scaling'
       )
-    return reading.from_mapping(cls, values, 'model')
+    return base.from_mapping(cls, values, 'model')
 
 
 def _check_partition(cfg: ModelConfig) -> None:
   """Every layer belongs to one level, and all MLPs have one shape."""
   parts, levels = cfg.partition, cfg.levels
   if len(parts) != len(levels) or min(parts) < 1 or sum(parts) != cfg.layers:
-    raise reading.ConfigError(
+    raise base.ConfigError(
       f'model.partition={parts} must give each of the {len(levels)} levels at '
       f'least one layer, and {cfg.layers} (model.layers) in all.'
     )
   if len(widths := sorted({level.hidden for level in levels})) > 1:
-    raise reading.ConfigError(
+    raise base.ConfigError(
       f'model.levels: under model.partition all levels have the hidden width '
       f"of the backbone's MLP, but they have {widths}."
     )
@@ -210,14 +210,14 @@ def _check_partition(cfg: ModelConfig) -> None:
 def _check_mixers(cfg: ModelConfig) -> None:
   """Known mixers, in a whole number of turns."""
   for mixer in cfg.mixers:
-    reading.choose(mixer, dict.fromkeys(MIXERS), 'model.mixers')
+    base.lookup(mixer, dict.fromkeys(MIXERS), 'model.mixers')
   if cfg.layers % len(cfg.mixers):
-    raise reading.ConfigError(
+    raise base.ConfigError(
       f'model.layers={cfg.layers} is not a multiple of the '
       f'{len(cfg.mixers)} model.mixers={cfg.mixers}.'
     )
   if cfg.partition:
-    raise reading.ConfigError(
+    raise base.ConfigError(
       f'model.partition={cfg.partition} and model.mixers={cfg.mixers} do not '
       'go together; leave one of them empty.'
     )
@@ -228,24 +228,24 @@ def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
   moving = [(i, l) for i, l in enumerate(levels, 1) if l.chunk]
   for (i, fast), (j, slow) in zip(moving, moving[1:]):
     if slow.chunk % fast.chunk:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.levels: chunk sizes must divide: level {j} updates every '
         f"{slow.chunk} tokens, which is not a multiple of level {i}'s "
         f'{fast.chunk} (Sleep Eq. 2).'
       )
   for i, level in enumerate(levels, 1):
     if level.sleep_every and not level.chunk:
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.levels: level {i} has sleep_every={level.sleep_every} but '
         'chunk=0, so it never updates and has nothing to send.'
       )
     if level.sleep_every and i == len(levels):
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.levels: level {i} is the slowest; there is no level above '
         'to consolidate it into. Set its sleep_every=0 or add a level.'
       )
     if level.sleep_every and not (levels[i].slots and levels[i].rank):
-      raise reading.ConfigError(
+      raise base.ConfigError(
         f'model.levels: level {i} sends to level {i + 1}, which has '
         f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
       )

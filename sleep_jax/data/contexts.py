@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Ids = list[int]
+TokenIds = list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Context:
   """
 
   name: str
-  prompt: Ids
-  questions: list[Ids]
-  answers: list[Ids]
+  prompt: TokenIds
+  questions: list[TokenIds]
+  answers: list[TokenIds]
   source: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
+class TrainingRows:
   """What a dream asks for: rows to train on, and how.
 
   tokens: `[N, T]` int32, every row begins with BOS; all of a reader's edits
@@ -56,7 +56,7 @@ class Rejected:
   reason: str
 
 
-class Reader(Protocol):
+class SelfEditFormat(Protocol):
   """What the dreams of one task mean.
 
   max_dream: tokens of the longest dream.
@@ -68,20 +68,20 @@ class Reader(Protocol):
   max_answer: int
   stop: int
 
-  def edit(self, context: Context, dream: Ids) -> Edit | Rejected:
+  def parse(self, context: Context, dream: TokenIds) -> TrainingRows | Rejected:
     """The update that `dream`, without its stop token, asks for."""
     ...
 
-  def plain(self, context: Context) -> Edit:
+  def from_context(self, context: Context) -> TrainingRows:
     """An update on the context itself, without any dream."""
     ...
 
-  def grade(self, context: Context, said: list[Ids]) -> np.ndarray:
+  def grade(self, context: Context, said: list[TokenIds]) -> np.ndarray:
     """Marks in [0, 1] of an answer to each of the context's questions."""
     ...
 
 
-def joined(edits: list[Edit]) -> Edit:
+def concat(edits: list[TrainingRows]) -> TrainingRows:
   """One edit with the rows of all; the first one tells how to train."""
   return dataclasses.replace(
     edits[0],
@@ -91,7 +91,7 @@ def joined(edits: list[Edit]) -> Edit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class StudyRequest:
   """Contexts to learn together, and what is asked afterwards, closed book.
 
   attempts: how often, each time from the same life and by other dreams.
@@ -101,6 +101,6 @@ class Study:
   attempts: int = 1
 
   @property
-  def questions(self) -> list[Ids]:
+  def questions(self) -> list[TokenIds]:
     """Those of all contexts, in order."""
     return [q for c in self.contexts for q in c.questions]

@@ -12,21 +12,17 @@ already: nothing is predicted in the context, and no layout depends on how many
 passes a sleep makes.
 """
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any, Protocol
 
 import jax
 import numpy as np
-
-from sleep_jax import config
 
 PAD = 0  # Of every puzzle.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Windows:
+class WindowBatch:
   """A batch of B sequences: J windows of L tokens, and the one that predicts.
 
   context: `[B, J, L]` int32, to be read and slept on.
@@ -40,89 +36,12 @@ class Windows:
   """
 
   context: np.ndarray
-  present: np.ndarray
+  token_mask: np.ndarray
   inputs: np.ndarray
-  asked: np.ndarray
+  input_mask: np.ndarray
   targets: np.ndarray
   weight: np.ndarray
   depth: np.ndarray
-
-
-class Puzzle(Protocol):
-  """A generator of batches that all have one shape."""
-
-  vocab: int  # Tokens are below it.
-  windows: int  # J.
-  window: int  # L.
-  prediction: int  # P.
-
-  def batch(
-    self, rng: np.random.Generator, rows: int, *, exam: bool = False
-  ) -> Windows:
-    """`rows` fresh sequences; a pure function of the generator's state."""
-    ...
-
-  def marks(
-    self, batch: Windows, chosen: np.ndarray, nll: np.ndarray
-  ) -> dict[str, float]:
-    """Named figures of one batch; one that has nothing to count is absent.
-
-    Args:
-      batch: what was asked.
-      chosen: `[B, P]` int, the likeliest token at each input.
-      nll: `[B, P]` nats, minus log-probability of each target.
-    """
-    ...
-
-  def chances(self) -> dict[str, float]:
-    """The same figures of one who knows the puzzle but not the context."""
-    ...
-
-
-def build(name: str, settings: Mapping[str, Any]) -> Puzzle:
-  """The puzzle called `name`, with its own settings.
-
-  Raises:
-    ConfigError: if there is no such puzzle or setting, or if it cannot work.
-  """
-  # Here, because each of them imports this module.
-  from sleep_jax.data import depo
-  from sleep_jax.data import rule110
-  from sleep_jax.data import symbolic
-
-  puzzles = {
-    'depo': (depo.Depo, depo.DepoConfig),
-    'rule110': (rule110.Rule110, rule110.Rule110Config),
-    'symbolic': (symbolic.Symbolic, symbolic.SymbolicConfig),
-  }
-  cls, cfg = config.choose(name, puzzles, 'puzzle.name')
-  return cls(config.from_mapping(cfg, settings, 'puzzle'))
-
-
-def check_least(cfg: Any, **least: int) -> None:
-  """Raises ConfigError where a field of `cfg` is below its `least`."""
-  for name, bound in least.items():
-    if getattr(cfg, name) < bound:
-      raise config.ConfigError(
-        f'puzzle.{name}={getattr(cfg, name)} must be at least {bound}.'
-      )
-
-
-def check_fits(tokens: int, windows: int, window: int, lower: str) -> None:
-  """Raises ConfigError if a context of `tokens` can be too long.
-
-  Args:
-    tokens: the longest context.
-    windows: how many there are.
-    window: tokens of each.
-    lower: the setting that makes contexts shorter, for the message.
-  """
-  if tokens > windows * window:
-    raise config.ConfigError(
-      f'puzzle: a context can have {tokens} tokens, but puzzle.windows='
-      f'{windows} of puzzle.window={window} hold {windows * window}; raise one '
-      f'of them or lower {lower}.'
-    )
 
 
 def pack(
@@ -147,8 +66,3 @@ def pack(
   kept = np.take_along_axis(keep, order, axis=1)
   packed = np.take_along_axis(tokens, order, axis=1)
   return np.where(kept, packed, PAD).astype(np.int32), kept
-
-
-def shuffled(rng: np.random.Generator, valid: np.ndarray) -> np.ndarray:
-  """Random orders `[B, T]` of the columns, the `valid` ones first."""
-  return np.argsort(np.where(valid, rng.random(valid.shape), 2.0), axis=1)

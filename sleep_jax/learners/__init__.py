@@ -1,40 +1,40 @@
-"""Ways to live, by name; a new baseline is one class and one line here."""
+"""Ways to live, by name."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
 
 from sleep_jax import config
-from sleep_jax.learners import finetuning
-from sleep_jax.learners import learner
-from sleep_jax.learners import online
-from sleep_jax.learners import recurrence
-from sleep_jax.learners import selfedit
+from sleep_jax.config import registry
+from sleep_jax.learners import base
 
-_LEARNERS = {
-  'frozen': online.Frozen,
-  'icl': online.InContext,
-  'wake_only': online.WakeOnly,
-  'sleep': online.Sleep,
-  'sft': finetuning.Finetune,
-  'ewc': finetuning.ElasticWeights,
-  'joint': finetuning.Joint,
-  'recurrence': recurrence.Recurrence,
-  'recurrence_seeding': recurrence.RecurrenceAndSeeding,
-}
-
-# Where a task has contexts to dream about and an exam that lets one study them.
-_READERS = {
-  'frozen': selfedit.Base,
-  'icl': selfedit.OpenBook,
-  'finetune_passage': selfedit.Passage,
-  'ttt': selfedit.Untrained,
-  'seal': selfedit.Seal,
-  'sleep': selfedit.Sleep,
-}
+OWN_SECTION = 'learner_config'
 
 
-def build(name: str, setup: learner.Setup) -> learner.Learner:
-  """The learner called `name`, as the task wants it.
+def config_of(cls: type, settings: Mapping[str, Any]) -> Any:
+  """A learner's config from an experiment's sections; absent ones default."""
+  own = dict(settings.get(OWN_SECTION, {}))
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(field.type) and field.name in settings:
+      section = settings[field.name]
+      own[field.name] = config.from_mapping(field.type, section, field.name)
+  return config.from_mapping(cls, own, OWN_SECTION)
+
+
+def build(
+  name: str, settings: Mapping[str, Any], setup: base.Setup
+) -> base.Learner:
+  """The learner called `name` (see `registry.find`).
+
+  Args:
+    name: of the learner.
+    settings: the sections of an experiment's config.
+    setup: what it is made of.
 
   Raises:
-    ConfigError: if there is none of that name.
+    ConfigError: if there is none of that name, or a setting cannot work.
   """
-  known = _LEARNERS if setup.reader is None else _READERS
-  return config.choose(name, known, 'learner')(setup)
+  cls, cfg = registry.find(name, 'sleep_jax.learners', 'learner')
+  learner = cls(config_of(cfg, settings), setup)
+  learner.check()
+  return learner

@@ -6,70 +6,85 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from sleep_jax import config
-from sleep_jax import typing as t
+from sleep_jax import array_typing as at
 from sleep_jax.data import contexts as contexts_lib
-from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 
 
 @struct.dataclass
 class Clock:
   """Where a life stands."""
 
-  tokens: t.Int[jax.Array, '']  # Read so far, per lane.
-  rested: t.Int[jax.Array, '']  # `tokens` at the last awakening.
-  nights: t.Int[jax.Array, '']
+  tokens: at.Int[jax.Array, '']  # Read so far, per row of a batch.
+  tokens_at_last_sleep: at.Int[jax.Array, '']
+  nights: at.Int[jax.Array, '']
 
 
 @struct.dataclass
 class Life:
   """Everything that a life is.
 
-  `rested` holds `memory.fast()` at the last awakening. Experts do not change
-  while awake, so the *old self*, the model before this day, is `memory` with
-  `rested` put in: it costs one copy of the fast weights.
+  model: the model as it is now.
+  fast_at_wake: `memory.fast_state()` when it last awoke.
+  opt_state: of a learner that trains `model.params`; else None.
+  learner_state: what one kind of learner keeps: a context, a Fisher, a buffer.
+  contexts: what the day was about; empty in the morning.
   """
 
-  params: t.Params
-  memory: memory_lib.Memory
-  rested: t.Tree
+  model: model_lib.Model
+  fast_at_wake: at.Tree
   clock: Clock
-  rng: t.Key
-  opt_state: Any  # Of a learner that trains `params`; else None.
-  notes: Any  # What one kind of learner keeps: a context, a Fisher, a buffer.
-  adapter: lora.Adapter | None = None  # Of a dreamer that keeps a LoRA.
+  rng: at.Key
+  opt_state: Any = None
+  learner_state: Any = None
   contexts: tuple[contexts_lib.Context, ...] = struct.field(
     pytree_node=False, default=()
   )
 
-  def old_self(self) -> memory_lib.Memory:
-    """The memory as it was before this day."""
-    return self.memory.with_fast(self.rested)
+  @property
+  def memory(self) -> memory_lib.Memory:
+    """The model's memory; a life always has one."""
+    assert self.model.memory is not None
+    return self.model.memory
 
-  def backbone(self) -> t.Params:
-    """The backbone as it thinks: with a LoRA of its own folded in."""
-    if self.adapter is None:
-      return self.params
-    return lora.fold(self.params, self.adapter)
+  def with_memory(self, memory: memory_lib.Memory) -> 'Life':
+    """This life with another memory."""
+    return self.replace(model=self.model.with_memory(memory))
+
+  def previous_memory(self) -> memory_lib.Memory:
+    """The memory as it was before this day.
+
+    Experts do not change while awake, so it costs one copy of the fast weights.
+    """
+    return self.memory.with_fast_state(self.fast_at_wake)
 
 
-def born(
-  cfg: config.ModelConfig,
-  params: t.Params,
-  rng: t.Key,
+def init_life(
+  model: model_lib.Model,
+  rng: at.Key,
   *,
   opt_state: Any = None,
-  notes: Any = None,
+  learner_state: Any = None,
 ) -> Life:
-  """A new life on a pretrained backbone."""
-  memory = memory_lib.fresh_memory(cfg)
+  """A new life on a pretrained model, with a memory that holds nothing."""
+  memory = memory_lib.init_memory(model.cfg)
   return Life(
-    params=params,
-    memory=memory,
-    rested=jax.tree.map(jnp.copy, memory.fast()),
+    model=model.with_memory(memory),
+    fast_at_wake=jax.tree.map(jnp.copy, memory.fast_state()),
     clock=Clock(*(jnp.zeros((), jnp.int32) for _ in range(3))),
     rng=rng,
     opt_state=opt_state,
-    notes=notes,
+    learner_state=learner_state,
+  )
+
+
+def end_night(life: Life) -> Life:
+  """The night is over: what fast weights hold now is what the day began with."""
+  return life.replace(
+    fast_at_wake=jax.tree.map(jnp.copy, life.memory.fast_state()),
+    clock=life.clock.replace(
+      tokens_at_last_sleep=life.clock.tokens, nights=life.clock.nights + 1
+    ),
+    contexts=(),
   )

@@ -4,28 +4,38 @@ Every chunk is scored by weights that saw only earlier chunks, and its gradient
 is taken at those same weights. Within a chunk nothing is sequential.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 from sleep_jax.lifecycle import schedule
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 
 
+@dataclasses.dataclass(frozen=True)
+class WakeConfig:
+  """How a life reads its day."""
+
+  batch: int = 8  # Rows read side by side; one update averages over them.
+  carry_memory: bool = True  # False: fast memory is per row, and ends with it.
+
+
 def chunk_loss(
   cfg: config.ModelConfig,
-  deltas: tuple[t.Tree | None, ...],
-  params: t.Params,
+  deltas: tuple[at.Tree | None, ...],
+  params: at.Params,
   memory: memory_lib.Memory,
-  cache: transformer.Cache,
+  cache: cache_lib.Cache,
   chunk: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, transformer.Cache]:
+) -> tuple[jax.Array, cache_lib.Cache]:
   """Mean loss of one chunk given what the cache holds of its rows.
 
   `chunk` is (tokens, targets, weights of the targets), each `[B, c]`; the
@@ -58,13 +68,13 @@ def apply_update(
   )
 
 
-def tick(
+def update_levels(
   cfg: config.ModelConfig,
   memory: memory_lib.Memory,
-  grads: tuple[t.Tree | None, ...],
+  grads: tuple[at.Tree | None, ...],
   tokens: jax.Array,
   *,
-  hold: bool,
+  defer_due_update: bool,
 ) -> memory_lib.Memory:
   """Accumulates one chunk's gradient and updates the levels that are due."""
   for i, level in enumerate(cfg.levels):
@@ -76,7 +86,7 @@ def tick(
       chunks=fast.chunks + 1,
     )
     fast = jax.lax.cond(
-      schedule.updates_now(level, tokens, hold=hold),
+      schedule.updates_now(level, tokens, defer_due_update=hold),
       functools.partial(apply_update, level),
       lambda f: f,
       fast,
@@ -87,13 +97,13 @@ def tick(
 
 def read_rows(
   cfg: config.ModelConfig,
-  params: t.Params,
+  params: at.Params,
   memory: memory_lib.Memory,
   clock: jax.Array,
   tokens_BxT: jax.Array,
   weight_BxT: jax.Array,
   *,
-  hold: bool,
+  defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array]:
   """Reads B rows side by side, chunk by chunk.
 
@@ -117,11 +127,11 @@ def read_rows(
       chunk_loss, argnums=1, has_aux=True
     )(cfg, memory.deltas(), params, memory, cache, chunk)
     clock += c
-    memory = tick(cfg, memory, grads, clock, hold=hold)
+    memory = update_levels(cfg, memory, grads, clock, defer_due_update=hold)
     return (memory, cache, clock), loss
 
   xs = tuple(map(chunks, (tokens_BxT, after(tokens_BxT), after(weight_BxT))))
-  cache = transformer.fresh_cache(cfg, rows, length)
+  cache = cache_lib.init_cache(cfg, rows, length)
   (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
   return memory, loss
 
@@ -129,14 +139,14 @@ def read_rows(
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=('hold',))
 def wake(
   cfg: config.ModelConfig,
-  how: config.WakeConfig,
-  params: t.Params,
+  how: WakeConfig,
+  params: at.Params,
   memory: memory_lib.Memory,
-  clock: t.Int[jax.Array, ''],
-  tokens: t.Int[jax.Array, 'N T'],
-  weight: t.Float[jax.Array, 'N T'],
+  clock: at.Int[jax.Array, ''],
+  tokens: at.Int[jax.Array, 'N T'],
+  weight: at.Float[jax.Array, 'N T'],
   *,
-  hold: bool,
+  defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array, jax.Array]:
   """Reads a day.
 
@@ -157,15 +167,15 @@ def wake(
     it learned with it: the memory that comes back is the one that went in.
   """
   rows, length = tokens.shape
-  if rows % how.lanes:
+  if rows % how.batch:
     raise config.ConfigError(
       f'wake.lanes={how.lanes} does not divide the {rows} rows of a day.'
     )
-  shape = (rows // how.lanes, how.lanes, length)
+  shape = (rows // how.batch, how.batch, length)
 
-  def persistent(carry, group):
+  def carry_memory(carry, group):
     memory, clock = carry
-    memory, loss = read_rows(cfg, params, memory, clock, *group, hold=hold)
+    memory, loss = read_rows(cfg, params, memory, clock, *group, defer_due_update=hold)
     return (memory, clock + length), loss
 
   def per_row(carry, group):
@@ -173,15 +183,15 @@ def wake(
 
     def one(tokens, weight):
       return read_rows(
-        cfg, params, memory, clock, tokens[None], weight[None], hold=False
+        cfg, params, memory, clock, tokens[None], weight[None], defer_due_update=False
       )[1]
 
     return (memory, clock + length), jax.vmap(one)(*group).mean(0)
 
-  groups = sharding.split(
+  groups = sharding.shard_batch(
     (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
   )
   (memory, clock), loss = jax.lax.scan(
-    persistent if how.persistent else per_row, (memory, clock), groups
+    persistent if how.carry_memory else per_row, (memory, clock), groups
   )
-  return sharding.lay(memory), clock, loss.reshape(-1)
+  return sharding.shard_params(memory), clock, loss.reshape(-1)

@@ -10,33 +10,33 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
 # The null choice. A gate below sigmoid(-4) = 0.018 is exactly off; between it
 # and 1 gates are soft, because where the next fact begins, old and new are
 # both right and the gate is the odds between them.
-_NULL_LOGIT = -4.0
+_MIN_ROUTER_LOGIT = -4.0
 
 
 @struct.dataclass
-class LevelView:
+class LayerMemory:
   """What one layer sees of one level's memory (no layer axis inside)."""
 
-  delta: t.Tree | None
+  delta: at.Tree | None
   experts: memory_lib.Expert | None
   status: jax.Array | None  # [S]
-  extra: jax.Array | None = None  # [B, S], see `with_random_experts`.
+  min_gate: jax.Array | None = None  # [B, S], see `with_random_experts`.
 
 
-def views(memory: memory_lib.Memory) -> tuple[LevelView, ...]:
+def per_layer_memory(memory: memory_lib.Memory) -> tuple[LayerMemory, ...]:
   """Memory as a scan over layers wants it: every leaf `[L, ...]`."""
 
-  def view(level: memory_lib.LevelMemory) -> LevelView:
+  def view(level: memory_lib.LevelMemory) -> LayerMemory:
     bank = level.bank
-    return LevelView(
+    return LayerMemory(
       delta=level.fast.delta if level.fast else None,
       experts=bank.experts if bank else None,
       status=(
@@ -48,8 +48,8 @@ def views(memory: memory_lib.Memory) -> tuple[LevelView, ...]:
 
 
 def with_random_experts(
-  views: tuple[LevelView, ...], rows: int, weight: float, rng: t.Key
-) -> tuple[LevelView, ...]:
+  views: tuple[LayerMemory, ...], rows: int, weight: float, rng: at.Key
+) -> tuple[LayerMemory, ...]:
   """Views under which every router also picks one random active expert.
 
   That of a dreamer: what is unrelated is mixed in (Sleep section 6, step 1).
@@ -58,7 +58,7 @@ def with_random_experts(
   nothing changes.
   """
 
-  def draw(i: int, view: LevelView) -> LevelView:
+  def draw(i: int, view: LayerMemory) -> LayerMemory:
     if view.experts is None:
       return view
     active = view.status == memory_lib.ACTIVE
@@ -69,14 +69,14 @@ def with_random_experts(
       shape=(layers, rows),
     )
     one = jax.nn.one_hot(picked, slots) * active[:, None]
-    return view.replace(extra=weight * one)
+    return view.replace(min_gate=weight * one)
 
   return tuple(draw(i, view) for i, view in enumerate(views))
 
 
 def route(
   logits_BxTxS: jax.Array, status_S: jax.Array, top_k: int
-) -> t.Float[jax.Array, 'B T S']:
+) -> at.Float[jax.Array, 'B T S']:
   """Gate of every slot for every token; zero means not used.
 
   An active slot fires when its logit beats the null choice and is among the
@@ -84,7 +84,7 @@ def route(
   competition: unlocking it must not change what the others do.
   """
   active = jnp.where(status_S == memory_lib.ACTIVE, logits_BxTxS, -jnp.inf)
-  fires = active > _NULL_LOGIT
+  fires = active > _MIN_ROUTER_LOGIT
   if top_k < logits_BxTxS.shape[-1]:
     bar = jax.lax.top_k(active, top_k)[0][..., -1:]
     fires &= active >= bar
@@ -93,14 +93,14 @@ def route(
 
 
 def apply_experts(
-  view: LevelView, x_BxTxD: jax.Array, top_k: int
+  view: LayerMemory, x_BxTxD: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the gated low-rank experts, and the router's logits `[B, T, S]`."""
   e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), view.experts)
   logits = jnp.einsum('btd,sd->bts', x_BxTxD, e.router) + e.bias
   gate = route(logits, view.status, top_k)
-  if view.extra is not None:
-    gate = jnp.maximum(gate, view.extra[:, None].astype(gate.dtype))
+  if view.min_gate is not None:
+    gate = jnp.maximum(gate, view.min_gate[:, None].astype(gate.dtype))
   h = jax.nn.silu(jnp.einsum('btd,sdr->btsr', x_BxTxD, e.a))
   return jnp.einsum('btsr,srd->btd', h * gate[..., None], e.b), logits
 
@@ -115,7 +115,7 @@ class Level(nn.Module):
   def __call__(
     self,
     x_BxTxD: jax.Array,
-    view: LevelView | None,
+    view: LayerMemory | None,
     adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     d, f = self.cfg.dim, self.level.hidden
@@ -130,7 +130,7 @@ class Level(nn.Module):
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
 
     def times(x: jax.Array, matrix: str) -> jax.Array:
-      return lora.add(x @ w[matrix], adapter, self.name, matrix, x)
+      return lora.apply(x @ w[matrix], adapter, self.name, matrix, x)
 
     h = jax.nn.silu(times(x_BxTxD, 'gate')) * times(x_BxTxD, 'up')
     # Else XLA computes h anew, column by column, for the gradient of `down`.

@@ -13,14 +13,14 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
     cfg: the model. Banks are computed for all slots, so all slots count.
     context: mean number of keys a query sees.
   """
-  heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.size_of_head
+  heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.resolved_head_dim
   attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
   attention *= len(cfg.layers_with(attention=True))
   recurrence = sum(
     _recurrence(cfg, cfg.mixer(i)) for i in cfg.layers_with(attention=False)
   )
   levels = sum(
-    cfg.depth(i)
+    cfg.num_layers(i)
     * (
       3 * cfg.dim * level.hidden
       + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
@@ -54,7 +54,7 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
   """FLOPs of one token read awake: only levels with a clock get gradients."""
   moving = sum(
-    cfg.depth(i) * 3 * cfg.dim * level.hidden
+    cfg.num_layers(i) * 3 * cfg.dim * level.hidden
     for i, level in enumerate(cfg.levels)
     if level.chunk
   )

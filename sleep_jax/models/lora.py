@@ -5,31 +5,55 @@ one model can be trained at once: under `jax.vmap` over adapters every product
 with a backbone matrix is still one product, and only A and B are per instance.
 """
 
+import dataclasses
 import math
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
+from sleep_jax.config import base
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters of the backbone's matrices: W + alpha / rank A B."""
+
+  rank: int = 32
+  alpha: float = 64.0
+  # Of q | k | v | o of the attention and gate | up | down of every level.
+  targets: tuple[str, ...] = ('q', 'v')
+  slowest_only: bool = False  # Of the levels, only the last has adapters.
+
+  def __post_init__(self):
+    object.__setattr__(self, 'targets', tuple(self.targets))
+    known = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+    if not self.targets:
+      raise base.ConfigError(f'lora.targets is empty; choose among {known}.')
+    for target in self.targets:
+      base.lookup(target, dict.fromkeys(known), 'lora.targets')
+    if self.rank < 1:
+      raise base.ConfigError(f'lora.rank={self.rank} must be at least 1.')
+
 
 _ATTENTION = ('q', 'k', 'v', 'o')
 
 
 @struct.dataclass
-class Pair:
+class LowRankPair:
   """A and B of one matrix, stacked over layers; axes of heads are flat."""
 
-  a: t.Float[jax.Array, 'L I R']
-  b: t.Float[jax.Array, 'L R O']
+  a: at.Float[jax.Array, 'L I R']
+  b: at.Float[jax.Array, 'L R O']
 
 
 @struct.dataclass
 class Adapter:
   """Pairs by module (`attention`, `level_1`, ...) and matrix."""
 
-  pairs: dict[str, dict[str, Pair]]
+  pairs: dict[str, dict[str, LowRankPair]]
   scale: float = struct.field(pytree_node=False)  # alpha / rank.
 
   def of(self, module: str) -> 'dict[str, Pair]':
@@ -37,32 +61,32 @@ class Adapter:
     return self.pairs.get(module, {})
 
 
-def _matrix(params: t.Params, module: str, target: str) -> jax.Array:
+def _matrix(params: at.Params, module: str, target: str) -> jax.Array:
   weights = params['blocks'][module][target]
   return weights['kernel'] if module == 'attention' else weights
 
 
-def _sides(weights: jax.Array, target: str) -> tuple[int, int]:
+def _in_out_dims(weights: jax.Array, target: str) -> tuple[int, int]:
   """Flat sizes of a stacked matrix's input and output."""
   _, *shape = weights.shape
   into = len(shape) - 1 if target == 'o' else 1
   return math.prod(shape[:into]), math.prod(shape[into:])
 
 
-def fresh(
-  cfg: config.ModelConfig, how: config.LoraConfig, params: t.Params, rng: t.Key
+def init_adapter(
+  cfg: config.ModelConfig, how: LoraConfig, params: at.Params, rng: at.Key
 ) -> Adapter:
   """A new adapter: A is drawn, B is zero, so it changes nothing yet."""
   modules = {'attention': [x for x in how.targets if x in _ATTENTION]}
-  levels = range(1, len(cfg.chain) + 1)
+  levels = range(1, len(cfg.levels_per_block) + 1)
   for i in levels[-1:] if how.slowest_only else levels:
     modules[f'level_{i}'] = [x for x in how.targets if x not in _ATTENTION]
 
-  def pair(module: str, target: str, rng: t.Key) -> Pair:
-    into, out = _sides(_matrix(params, module, target), target)
+  def pair(module: str, target: str, rng: at.Key) -> LowRankPair:
+    into, out = _in_out_dims(_matrix(params, module, target), target)
     bound = into**-0.5
     shape = (cfg.layers, into, how.rank)
-    return Pair(
+    return LowRankPair(
       a=jax.random.uniform(rng, shape, minval=-bound, maxval=bound),
       b=jnp.zeros((cfg.layers, how.rank, out)),
     )
@@ -75,7 +99,7 @@ def fresh(
   return Adapter(pairs, how.alpha / how.rank)
 
 
-def add(
+def apply(
   y: jax.Array, adapter: Adapter | None, module: str, target: str, x: jax.Array
 ) -> jax.Array:
   """`y`, which is `x` times a matrix, plus what the adapter adds to it.
@@ -89,7 +113,7 @@ def add(
   return y + adapter.scale * ((x @ a) @ b).reshape(y.shape)
 
 
-def fold(params: t.Params, adapter: Adapter) -> t.Params:
+def merge(params: at.Params, adapter: Adapter) -> at.Params:
   """The backbone with the adapter added to its matrices."""
   blocks = dict(params['blocks'])
   for module, pairs in adapter.pairs.items():

@@ -15,15 +15,16 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 
 LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
 
 # A slot under seeding must be on: a gate at zero would get no gradient.
-_BORN_BIAS = 2.0
+_INIT_GATE_BIAS = 2.0
 
 
 @struct.dataclass
@@ -33,10 +34,10 @@ class Expert:
   Leaves carry the layer axis, and in a bank the slot axis after it.
   """
 
-  a: t.Float[jax.Array, 'L *S D R']
-  b: t.Float[jax.Array, 'L *S R D']
-  router: t.Float[jax.Array, 'L *S D']
-  bias: t.Float[jax.Array, 'L *S']
+  a: at.Float[jax.Array, 'L *S D R']
+  b: at.Float[jax.Array, 'L *S R D']
+  router: at.Float[jax.Array, 'L *S D']
+  bias: at.Float[jax.Array, 'L *S']
 
 
 @struct.dataclass
@@ -44,8 +45,8 @@ class Bank:
   """The experts of one level."""
 
   experts: Expert
-  status: t.Int[jax.Array, 'S']
-  birth: t.Int[jax.Array, 'S']  # The night a slot was unlocked; -1 = never.
+  status: at.Int[jax.Array, 'S']
+  created_night: at.Int[jax.Array, 'S']  # The night a slot was unlocked; -1 = never.
 
   def expert(self, slot: jax.Array | int) -> Expert:
     """The expert in `slot`, leaves `[L, ...]`."""
@@ -59,7 +60,7 @@ class Bank:
       )
     )
 
-  def unlock(self, slot: int, night: jax.Array, rng: t.Key) -> 'Bank':
+  def unlock(self, slot: int, night: jax.Array, rng: at.Key) -> 'Bank':
     """Draws a fresh expert into `slot` and marks it as under seeding.
 
     B is zero, so unlocking changes no logit (Sleep section 3, decision D).
@@ -69,11 +70,11 @@ class Bank:
       a=jax.random.normal(rng, a.shape) * a.shape[1] ** -0.5,
       b=jnp.zeros_like(self.experts.b[:, slot]),
       router=jnp.zeros_like(self.experts.router[:, slot]),
-      bias=jnp.full_like(self.experts.bias[:, slot], _BORN_BIAS),
+      bias=jnp.full_like(self.experts.bias[:, slot], _INIT_GATE_BIAS),
     )
     return self.with_expert(slot, fresh).replace(
       status=self.status.at[slot].set(SEEDING),
-      birth=self.birth.at[slot].set(night),
+      created_night=self.created_night.at[slot].set(night),
     )
 
   def mark(self, slot: int, status: int) -> 'Bank':
@@ -83,7 +84,7 @@ class Bank:
   def prune(self) -> 'Bank':
     """Synaptic pruning: every slot locked and empty, its capacity free."""
     return jax.tree.map(jnp.zeros_like, self).replace(
-      birth=jnp.full_like(self.birth, -1)
+      created_night=jnp.full_like(self.created_night, -1)
     )
 
 
@@ -91,9 +92,9 @@ class Bank:
 class Fast:
   """What Eq. 2 has done to one level's weights, and will do next."""
 
-  delta: t.Tree  # Change of {gate, up, down}, stacked over layers.
-  grads: t.Tree  # Sum of the gradients since the last update.
-  chunks: t.Int[jax.Array, '']  # How many base chunks that sum holds.
+  delta: at.Tree  # Change of {gate, up, down}, stacked over layers.
+  grads: at.Tree  # Sum of the gradients since the last update.
+  chunks: at.Int[jax.Array, '']  # How many base chunks that sum holds.
   opt_state: Any
 
 
@@ -113,11 +114,11 @@ class Memory:
   # What recurrent mixers hold of evicted windows, by layer: [H, K, V] each.
   states: tuple[jax.Array, ...] = ()
 
-  def deltas(self) -> tuple[t.Tree | None, ...]:
+  def deltas(self) -> tuple[at.Tree | None, ...]:
     """The fast change of every level."""
     return tuple(l.fast.delta if l.fast else None for l in self.levels)
 
-  def with_deltas(self, deltas: tuple[t.Tree | None, ...]) -> 'Memory':
+  def with_deltas(self, deltas: tuple[at.Tree | None, ...]) -> 'Memory':
     """The same life with other fast changes; None leaves a level as it is."""
     return self.replace(
       levels=tuple(
@@ -126,11 +127,11 @@ class Memory:
       )
     )
 
-  def fast(self) -> t.Tree:
+  def fast_state(self) -> at.Tree:
     """All that a night moves or takes away: fast changes, and states."""
     return self.deltas(), self.states
 
-  def with_fast(self, fast: t.Tree) -> 'Memory':
+  def with_fast_state(self, fast: at.Tree) -> 'Memory':
     """The same life with what `fast` gave of another."""
     deltas, states = fast
     return self.with_deltas(deltas).replace(states=states)
@@ -148,7 +149,7 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   Weight decay acts on the fast change alone, so it pulls a level back to the
   weights it was born with.
   """
-  scale = config.choose(
+  scale = config.lookup(
     level.optimizer,
     {
       'sgd': optax.identity(),
@@ -157,7 +158,7 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
     },
     'model.levels[].optimizer',
   )
-  return optax.chain(
+  return optax.levels_per_block(
     optax.clip_by_global_norm(level.clip),
     scale,
     optax.add_decayed_weights(level.weight_decay),
@@ -165,17 +166,17 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   )
 
 
-def base_shapes(cfg: config.ModelConfig, level: int) -> t.Tree:
+def base_shapes(cfg: config.ModelConfig, level: int) -> at.Tree:
   """Shapes of a level's dense weights, stacked over its layers."""
-  depth, hidden = cfg.depth(level), cfg.levels[level].hidden
+  depth, hidden = cfg.num_layers(level), cfg.levels[level].hidden
   into = (depth, cfg.dim, hidden)
   return {'gate': into, 'up': into, 'down': (depth, hidden, cfg.dim)}
 
 
-def fresh_fast(cfg: config.ModelConfig, level: int) -> Fast:
+def init_fast(cfg: config.ModelConfig, level: int) -> Fast:
   """Level number `level` (0 = fastest) as it is before it first changes."""
 
-  def zeros() -> t.Tree:  # Called anew: donated buffers must not be shared.
+  def zeros() -> at.Tree:  # Called anew: donated buffers must not be shared.
     return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
 
   return Fast(
@@ -186,9 +187,9 @@ def fresh_fast(cfg: config.ModelConfig, level: int) -> Fast:
   )
 
 
-def fresh_bank(cfg: config.ModelConfig, level: int) -> Bank:
+def init_bank(cfg: config.ModelConfig, level: int) -> Bank:
   """All slots of level number `level` (0 = fastest), locked."""
-  l, d = cfg.depth(level), cfg.dim
+  l, d = cfg.num_layers(level), cfg.dim
   s, r = cfg.levels[level].slots, cfg.levels[level].rank
   return Bank(
     experts=Expert(
@@ -198,26 +199,32 @@ def fresh_bank(cfg: config.ModelConfig, level: int) -> Bank:
       bias=jnp.zeros((l, s)),
     ),
     status=jnp.zeros((s,), jnp.int32),
-    birth=jnp.full((s,), -1, jnp.int32),
+    created_night=jnp.full((s,), -1, jnp.int32),
   )
 
 
-def fresh_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
+def init_recurrent_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
   """The fast weights of all recurrent mixers, empty."""
   r = cfg.recurrent
   layers = cfg.layers_with(attention=False)
   return tuple(jnp.zeros((r.heads, r.key, r.value)) for _ in layers)
 
 
-def fresh_memory(cfg: config.ModelConfig) -> Memory:
+def init_memory(cfg: config.ModelConfig) -> Memory:
   """The memory of a newborn: nothing changed, nothing grown."""
   return Memory(
-    states=fresh_states(cfg),
+    states=init_recurrent_states(cfg),
     levels=tuple(
       LevelMemory(
-        fast=fresh_fast(cfg, i) if level.chunk else None,
-        bank=fresh_bank(cfg, i) if level.slots else None,
+        fast=init_fast(cfg, i) if level.chunk else None,
+        bank=init_bank(cfg, i) if level.slots else None,
       )
       for i, level in enumerate(cfg.levels)
     ),
   )
+
+
+def free_slot(bank: Bank) -> int | None:
+  """The first locked slot, or None if the bank is full."""
+  locked = np.flatnonzero(np.asarray(bank.status) == LOCKED)
+  return int(locked[0]) if len(locked) else None

@@ -8,185 +8,35 @@ Nothing is stored inside; memory and cache go in and come out.
 """
 
 import functools
-from typing import Any
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
-from sleep_jax.models import attention
+from sleep_jax.models import block as block_lib
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
-from sleep_jax.models import deltanet
+from sleep_jax.models import layer_stack
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
-
-PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
-
-
-@struct.dataclass
-class Cache:
-  """Keys and values of what was read; `next` is the first free column."""
-
-  # Of the layers that attend; `decoding` and hybrids have a tuple over L.
-  k: t.Float[jax.Array, 'L B K E C']
-  v: t.Float[jax.Array, 'L B K C E']
-  positions: t.Int[jax.Array, 'B C']
-  next: t.Int[jax.Array, '']
-  # Of the layers that recur; their size does not grow with what was read.
-  states: tuple[deltanet.State, ...] = ()
+from sleep_jax.models import positions as positions_lib
 
 
 @struct.dataclass
 class Output:
   """What a forward pass tells."""
 
-  logits: t.Float[jax.Array, 'B T V']
-  hidden: t.Float[jax.Array, 'B T D']  # After the final norm.
+  logits: at.Float[jax.Array, 'B T V']
+  hidden: at.Float[jax.Array, 'B T D']  # After the final norm.
   # Per level, logits [L, B, T, S] over the layers that the level has.
   routes: tuple[jax.Array | None, ...]
-  cache: Cache | None
+  cache: cache_lib.Cache | None
   # What the recurrent layers hold after the last token, [B, H, K, V] each.
   states: tuple[jax.Array, ...] = ()
-
-
-def fresh_cache(
-  cfg: config.ModelConfig,
-  rows: int,
-  capacity: int,
-  memory: memory_lib.Memory | None = None,
-) -> Cache:
-  """An empty cache for `rows` rows of up to `capacity` tokens.
-
-  The recurrent layers of a hybrid begin with what `memory` holds.
-  """
-  layers = cfg.layers_with(attention=True)
-  shape = (len(layers), rows, cfg.num_kv_heads)
-  k = jnp.zeros((*shape, cfg.size_of_head, capacity), cfg.dtype)
-  v = jnp.zeros((*shape, capacity, cfg.size_of_head), cfg.dtype)
-  return Cache(
-    k=tuple(k) if cfg.mixers else k,
-    v=tuple(v) if cfg.mixers else v,
-    positions=jnp.full((rows, capacity), PAD_POSITION, jnp.int32),
-    next=jnp.zeros((), jnp.int32),
-    states=begin(cfg, rows, states_of(memory, rows)),
-  )
-
-
-def states_of(
-  memory: memory_lib.Memory | None, rows: int
-) -> tuple[jax.Array, ...]:
-  """A memory's recurrent states for each of `rows` rows, [B, H, K, V].
-
-  A life has one for all its rows; a memory may also hold one for each.
-  """
-  if memory is None:
-    return ()
-  return tuple(
-    s if s.ndim == 4 else jnp.broadcast_to(s, (rows, *s.shape))
-    for s in memory.states
-  )
-
-
-def begin(
-  cfg: config.ModelConfig, rows: int, states: tuple[jax.Array, ...] = ()
-) -> tuple[deltanet.State, ...]:
-  """How the recurrent layers begin a window; without `states`, empty."""
-  layers = cfg.layers_with(attention=False)
-  fresh = [deltanet.fresh_state(cfg, cfg.mixer(i), rows) for i in layers]
-  if not states:
-    return tuple(fresh)
-  return tuple(f.replace(s=s) for f, s in zip(fresh, states, strict=True))
-
-
-class Block(nn.Module):
-  """A mixer, then the chain of levels from fast to slow (Sleep Eq. 1)."""
-
-  cfg: config.ModelConfig
-  levels: tuple[config.LevelConfig, ...]
-  mixer: str = 'attention'
-
-  @nn.compact
-  def __call__(self, x, scanned, turn, seen, start, present=None):
-    views, past, adapter = scanned
-    norm = functools.partial(attention.RMSNorm, self.cfg.norm_eps)
-    if self.mixer == 'attention':
-      past = None if past is None else (*past, start)
-      y, kept = attention.Attention(self.cfg, name='attention')(
-        norm(name='attention_norm')(x), turn, seen, past, adapter
-      )
-    else:
-      y, kept = deltanet.GatedDelta(self.cfg, self.mixer, name='recurrence')(
-        norm(name='recurrence_norm')(x), past, present
-      )
-    x = x + y
-    routes = []
-    for i, level in enumerate(self.levels, 1):
-      y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
-        norm(name=f'level_{i}_norm')(x),
-        None if views is None else views[i - 1],
-        adapter,
-      )
-      x = x + y
-      routes.append(logits)
-    return x, (kept, tuple(routes))
-
-
-class Stack(nn.Module):
-  """The blocks of a hybrid, one after the other: each has its own mixer."""
-
-  cfg: config.ModelConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    views: tuple[cms.LevelView, ...] | None,
-    pasts: tuple[Any, ...],
-    turn: tuple[jax.Array, jax.Array],
-    seen: jax.Array,
-    start: jax.Array | None,
-    present: jax.Array,
-    span: range | None = None,
-  ) -> tuple[jax.Array, tuple[Any, ...], tuple[jax.Array | None, ...]]:
-    """The layers of `span` (all), which is how a part is looped.
-
-    `pasts` has one entry for every layer of the model: keys and values, or the
-    state; what replaces it comes back, beside x and the routes.
-    """
-    c, kept, routes = self.cfg, list(pasts), []
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    for i in span or range(c.layers):
-      view = None
-      if views is not None:
-        view = jax.tree.map(lambda leaf, i=i: leaf[i], views)
-      x, (kept[i], logits) = block(c, c.levels, c.mixer(i), name=f'block_{i}')(
-        x, (view, pasts[i], None), turn, seen, start, present
-      )
-      routes.append(logits)
-    routes = tuple(
-      None if level[0] is None else jnp.stack(level)
-      for level in zip(*routes, strict=True)
-    )
-    return x, tuple(kept), routes
-
-
-def by_layer(cfg: config.ModelConfig, attended, recurred) -> tuple[Any, ...]:
-  """One entry a layer, from those of either kind in their order."""
-  kinds = {'attention': iter(attended)}
-  recurred = iter(recurred)
-  return tuple(
-    next(kinds.get(cfg.mixer(i), recurred)) for i in range(cfg.layers)
-  )
-
-
-def by_kind(cfg: config.ModelConfig, pasts: tuple[Any, ...]):
-  """`by_layer` undone: keys and values if they were kept, and states."""
-  attended = [pasts[i] for i in cfg.layers_with(attention=True)]
-  k, v = tuple(zip(*filter(None, attended))) or ((), ())
-  return k, v, tuple(pasts[i] for i in cfg.layers_with(attention=False))
 
 
 class Decoder(nn.Module):
@@ -216,18 +66,24 @@ class Decoder(nn.Module):
       start = cache.next
     past = None if cache is None else (cache.k, cache.v)
     if c.mixers:
-      begun = begin(c, len(tokens), states) if cache is None else cache.states
+      begun = (
+        cache_lib.init_states(c, len(tokens), states)
+        if cache is None
+        else cache.states
+      )
       attended = [None] * c.layers if past is None else zip(*past)
-      past = by_layer(c, attended, begun)
-    turn = attention.rotation(
-      positions, c.size_of_head, c.rope_theta, c.rope_scaling
+      past = cache_lib.interleave(c, attended, begun)
+    turn = layers_lib.rope_cos_sin(
+      positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling
     )
     seen = (key_positions[:, None] <= positions[..., None]) & (
-      key_positions[:, None] != PAD_POSITION
+      key_positions[:, None] != positions_lib.PAD_POSITION
     )
     layers = self._scanned
     if c.mixers:
-      layers = functools.partial(self._mixed, present=positions != PAD_POSITION)
+      layers = functools.partial(
+        self._mixed, token_mask=positions != positions_lib.PAD_POSITION
+      )
     elif self.unrolled:
       layers = self._unrolled
     elif c.partition and views is not None:
@@ -237,15 +93,15 @@ class Decoder(nn.Module):
       routes = (None,) * len(c.levels)
     if self.unrolled:  # A sampler asks for the last column alone.
       x = x[:, -1:]
-    hidden = attention.RMSNorm(c.norm_eps, name='norm')(x)
+    hidden = layers_lib.RMSNorm(c.norm_eps, name='norm')(x)
     if c.tie_embeddings:
       logits = embed.attend(hidden)
     else:
       logits = nn.Dense(
-        c.vocab, use_bias=False, dtype=hidden.dtype, name='head'
+        c.vocab, use_bias=False, dtype=hidden.dtype, name='unembedding'
       )(hidden)
     if c.mixers:
-      *kept, begun = by_kind(c, kept)
+      *kept, begun = cache_lib.split_by_mixer(c, kept)
       states = tuple(state.s for state in begun)
     if cache is not None:
       cache = cache.replace(
@@ -266,7 +122,7 @@ class Decoder(nn.Module):
         f'model.mixers={self.cfg.mixers}: low-rank adapters are for models of '
         'attention alone; leave out dreaming, or the mixers.'
       )
-    x, kept, routes = Stack(self.cfg, name='blocks')(
+    x, kept, routes = layer_stack.Stack(self.cfg, name='blocks')(
       x, views, pasts, *shared, present
     )
     return x, (kept, routes)
@@ -274,7 +130,11 @@ class Decoder(nn.Module):
   def _scanned(self, x, scanned, shared):
     """All blocks as one scan over stacked weights and memory."""
     c = self.cfg
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    block = (
+      nn.remat(block_lib.Block, prevent_cse=False)
+      if c.remat
+      else block_lib.Block
+    )
     return nn.scan(
       block,
       variable_axes={'params': 0},
@@ -282,7 +142,7 @@ class Decoder(nn.Module):
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.layers,
       unroll=min(c.unroll, c.layers),
-    )(c, c.chain, name='blocks')(x, scanned, *shared)
+    )(c, c.levels_per_block, name='blocks')(x, scanned, *shared)
 
   def _level_by_level(self, x, scanned, shared):
     """The blocks under `partition`: one scan a level, over its own layers.
@@ -295,7 +155,7 @@ class Decoder(nn.Module):
     stack = self.variables['params']['blocks']
     kept, routes = [], []
     for i, (level, view) in enumerate(zip(c.levels, views, strict=True)):
-      block = Block(c, (level,), parent=None)
+      block = block_lib.Block(c, (level,), parent=None)
       own = c.layers_of(i)
 
       def body(x, scanned, block=block):
@@ -327,7 +187,7 @@ class Decoder(nn.Module):
     c, kept = self.cfg, []
     views, past, _ = scanned
     for i, view in enumerate(views):
-      block = Block(c, c.levels_at(i), name=f'block_{i}')
+      block = block_lib.Block(c, c.levels_at(i), name=f'block_{i}')
       x, (new, _) = block(x, (view, (past[0][i], past[1][i]), None), *shared)
       kept.append(new)
     return x, (tuple(zip(*kept)), ())
@@ -335,12 +195,12 @@ class Decoder(nn.Module):
 
 def forward(
   cfg: config.ModelConfig,
-  params: t.Params,
+  params: at.Params,
   tokens: jax.Array,
   memory: memory_lib.Memory | None = None,
   *,
   positions: jax.Array | None = None,
-  cache: Cache | None = None,
+  cache: cache_lib.Cache | None = None,
   adapter: lora.Adapter | None = None,
   states: tuple[jax.Array, ...] | None = None,
 ) -> Output:
@@ -366,30 +226,30 @@ def forward(
     positions = jnp.broadcast_to(
       first + jnp.arange(tokens.shape[1]), tokens.shape
     )
-  views = None if memory is None else cms.views(memory)
+  views = None if memory is None else cms.per_layer_memory(memory)
   if states is None:
-    states = states_of(memory, tokens.shape[0])
+    states = cache_lib.broadcast_states(memory, tokens.shape[0])
   return Decoder(cfg).apply(
     {'params': params}, tokens, views, positions, cache, adapter, states
   )
 
 
-def head(
-  cfg: config.ModelConfig, params: t.Params
-) -> t.Float[jax.Array, 'V D']:
+def unembedding(
+  cfg: config.ModelConfig, params: at.Params
+) -> at.Float[jax.Array, 'V D']:
   """The matrix that turns `Output.hidden` into logits."""
   if cfg.tie_embeddings:
     return params['embed']['embedding']
-  return params['head']['kernel'].T
+  return params['unembedding']['kernel'].T
 
 
-def init(cfg: config.ModelConfig, rng: t.Key) -> t.Params:
+def init(cfg: config.ModelConfig, rng: at.Key) -> at.Params:
   """Fresh backbone weights."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   positions = jnp.arange(2)[None]
   return Decoder(cfg).init(rng, tokens, None, positions, None)['params']
 
 
-def count(params: t.Params) -> int:
+def count(params: at.Params) -> int:
   """Number of weights."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -14,8 +14,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -44,7 +44,7 @@ def jsd(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
 
 def divergence(name: str, beta: float) -> Divergence:
   """The divergence that a config names."""
-  return config.choose(
+  return config.lookup(
     name,
     {
       'forward_kl': forward_kl,
@@ -56,8 +56,8 @@ def divergence(name: str, beta: float) -> Divergence:
 
 
 def chunked(
-  per_token: Callable[[t.Tree], t.Tree], rows: t.Tree, chunk: int
-) -> t.Tree:
+  per_token: Callable[[at.Tree], at.Tree], rows: at.Tree, chunk: int
+) -> at.Tree:
   """`per_token(rows)`, computed `chunk` tokens at a time.
 
   Nothing that `per_token` computes outlives its chunk: the backward pass
@@ -100,8 +100,8 @@ class TopK:
   equals it for k = V - 1.
   """
 
-  tokens: t.Int[jax.Array, '*B K']
-  logprobs: t.Float[jax.Array, '*B K+1']  # The last is that of all others.
+  tokens: at.Int[jax.Array, '*B K']
+  logprobs: at.Float[jax.Array, '*B K+1']  # The last is that of all others.
 
 
 def top_k(logits: jax.Array, k: int) -> TopK:

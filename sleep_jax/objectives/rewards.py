@@ -5,14 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sleep_jax import typing as t
+from sleep_jax import array_typing as at
 
 _BITS = 32
 
 
 def levenshtein(
   a_BxM: jax.Array, a_len: jax.Array, b_BxN: jax.Array, b_len: jax.Array
-) -> t.Int[jax.Array, 'B']:
+) -> at.Int[jax.Array, 'B']:
   """Edit distances of pairs of token rows; entries past a length do not count.
 
   Bit-parallel: a column of the table is held as the signs of its differences,

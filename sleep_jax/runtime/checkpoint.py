@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import sharding
 
@@ -40,7 +40,7 @@ class SaveError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class Snapshot:
   """A life just after `phase` of `night`.
 
   notes: what must be known beside it, such as figures of the night so far; of
@@ -49,7 +49,7 @@ class Moment:
 
   night: int
   phase: str
-  life: t.Tree
+  life: at.Tree
   notes: dict[str, Any]
 
   def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Checkpoints:
       ),
     )
 
-  def save(self, moment: Moment) -> None:
+  def save(self, moment: Snapshot) -> None:
     """Saves in the background, once the save before has ended.
 
     Raises:
@@ -92,7 +92,7 @@ class Checkpoints:
     """
     leaves = {
       name: _stored(leaf)
-      for name, leaf in _named(moment.life).items()
+      for name, leaf in _leaf_names(moment.life).items()
       if np.size(leaf)  # The format knows no empty arrays; notes may be some.
     }
     meta = {
@@ -133,7 +133,7 @@ class Checkpoints:
           'see to space and permissions, and run the same command again.'
         ) from e
 
-  def newest(self, template: t.Tree) -> Moment | None:
+  def newest(self, template: at.Tree) -> Snapshot | None:
     """The newest moment that is whole, or None if nothing was ever saved.
 
     A torn one is put aside as `torn-N`, with a warning.
@@ -163,7 +163,7 @@ class Checkpoints:
         continue
       self._put_aside(torn)
       life = serialization.from_state_dict(template, leaves)
-      return Moment(meta['night'], meta['phase'], life, meta['notes'])
+      return Snapshot(meta['night'], meta['phase'], life, meta['notes'])
     if torn:
       raise config.ConfigError(
         f'{self._folder}: none of the checkpoints {sorted(torn)} can be read. '
@@ -172,7 +172,9 @@ class Checkpoints:
       )
     return None
 
-  def _read(self, step: int, template: t.Tree) -> tuple[dict[str, Any], t.Tree]:
+  def _read(
+    self, step: int, template: at.Tree
+  ) -> tuple[dict[str, Any], at.Tree]:
     """One checkpoint's meta, and its life as a state dict."""
     json_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = dict(self._manager.restore(step, args=json_args).meta)
@@ -180,7 +182,7 @@ class Checkpoints:
       raise ValueError('its meta data are not what was saved')
     self._check_identity(step, meta)
     arrays = dict(self._manager.item_metadata(step)['life'])
-    wanted = _named(template)
+    wanted = _leaf_names(template)
     self._check_names(step, _described(arrays, meta['packed']), wanted)
     like = {
       name: _target(wanted.get(name), tuple(x.shape), x.dtype)
@@ -237,12 +239,12 @@ class Checkpoints:
     if not torn:
       return
     self._manager.close()
-    if distributed.primary():
+    if distributed.is_primary():
       for step in torn:
         aside = self._folder / f'torn-{step}'
         shutil.rmtree(aside, ignore_errors=True)
         (self._folder / str(step)).rename(aside)
-    distributed.meet('torn checkpoints put aside')
+    distributed.barrier('torn checkpoints put aside')
     self._manager = self._open()
 
   def close(self) -> None:
@@ -255,7 +257,7 @@ class Checkpoints:
     self._manager.close()
 
 
-def _named(life: t.Tree) -> dict[str, Any]:
+def _leaf_names(life: at.Tree) -> dict[str, Any]:
   flat = serialization.to_state_dict(life)
   return {
     jax.tree_util.keystr(path): leaf
@@ -263,7 +265,7 @@ def _named(life: t.Tree) -> dict[str, Any]:
   }
 
 
-def _spread(leaf: Any) -> bool:
+def _is_distributed(leaf: Any) -> bool:
   """Whether a leaf has a place on several devices."""
   return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
@@ -281,17 +283,17 @@ def _kind(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 def _stored(leaf: Any) -> Any:
   # A copy of our own: the next phase may donate the buffer.
-  return leaf if _spread(leaf) else np.array(leaf)
+  return leaf if _is_distributed(leaf) else np.array(leaf)
 
 
 def _target(leaf: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-  if not _spread(leaf):
+  if not _is_distributed(leaf):
     return np.empty(shape, dtype)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
 
 
 def _placed(value: Any, leaf: Any) -> Any:
-  if _spread(leaf):
+  if _is_distributed(leaf):
     return jax.device_put(value, leaf.sharding)
   # Uncommitted, as a fresh life's leaves are: they go where they are needed.
   return jnp.array(value) if isinstance(leaf, jax.Array) else value
@@ -308,7 +310,7 @@ def _pack(
   """
   arrays, packed, parts = {}, {}, collections.defaultdict(list)
   for name, leaf in leaves.items():
-    if _spread(leaf) or leaf.nbytes >= _SMALL:
+    if _is_distributed(leaf) or leaf.nbytes >= _SMALL:
       arrays[name] = leaf
       continue
     pack = f'small {leaf.dtype}'

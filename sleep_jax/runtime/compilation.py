@@ -15,7 +15,7 @@ def folder() -> pathlib.Path:
   return pathlib.Path(named or _CACHE).expanduser()
 
 
-def keep() -> None:
+def enable_cache() -> None:
   """Turns JAX's compilation cache on for this process."""
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_compilation_cache_dir', str(folder()))

@@ -121,12 +121,12 @@ def _check(
     )
 
 
-def primary() -> bool:
+def is_primary() -> bool:
   """Whether this process is the one that writes."""
   return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
   """Waits until every process has come to the point of this name."""
   multihost_utils.sync_global_devices(name)
 

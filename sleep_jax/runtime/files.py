@@ -23,7 +23,7 @@ def write(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def owned(folder: pathlib.Path) -> Iterator[None]:
+def lock_dir(folder: pathlib.Path) -> Iterator[None]:
   """Keeps other processes out of a folder; the lock dies with its process.
 
   Raises:

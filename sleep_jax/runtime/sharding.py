@@ -19,9 +19,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax import typing as t
-from sleep_jax.runtime import folders
+from sleep_jax.runtime import tree_paths
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'lives')
 Rules = Mapping[str | None, tuple[str, ...]]
@@ -145,10 +145,10 @@ def sharding(
 
 def shardings(
   mesh: jax.sharding.Mesh,
-  tree: t.Tree,
+  tree: at.Tree,
   lead: Axes = (),
   rules: Rules = RULES,
-) -> t.Tree:
+) -> at.Tree:
   """How params, a memory, an expert, adapters or their optimizers lie.
 
   Args:
@@ -162,25 +162,27 @@ def shardings(
   """
   leaves = [
     sharding(mesh, lead + axes_of(path), leaf.shape, path, rules)
-    for path, leaf in folders.named(tree).items()
+    for path, leaf in tree_paths.leaf_paths(tree).items()
   ]
   return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def rows(mesh: jax.sharding.Mesh, tree: t.Tree, axis: str = 'batch') -> t.Tree:
+def rows(
+  mesh: jax.sharding.Mesh, tree: at.Tree, axis: str = 'batch'
+) -> at.Tree:
   """How data lies whose leaves begin with rows: `batch` or `instances`."""
   return jax.tree.map(
     lambda x: sharding(mesh, (axis,) if x.shape else (), x.shape, axis), tree
   )
 
 
-def many(sizes: Mapping[str, int]) -> bool:
+def is_distributed(sizes: Mapping[str, int]) -> bool:
   """Whether these sizes ask for a mesh; all of them 1 do not."""
   return any(size != 1 for size in sizes.values())
 
 
 @contextlib.contextmanager
-def over(sizes: Mapping[str, int]) -> Iterator[None]:
+def use_mesh(sizes: Mapping[str, int]) -> Iterator[None]:
   """Within, everything lies on a mesh of these sizes, over all processes.
 
   Sizes that are all 1, or none, change nothing.
@@ -188,7 +190,7 @@ def over(sizes: Mapping[str, int]) -> Iterator[None]:
   Raises:
     ConfigError: if there can be no such mesh.
   """
-  if not many(sizes):
+  if not is_distributed(sizes):
     yield
     return
   with jax.set_mesh(mesh(sizes)):
@@ -201,7 +203,7 @@ def current() -> jax.sharding.AbstractMesh | None:
   return None if found.empty else found
 
 
-def lay(tree: t.Tree) -> t.Tree:
+def shard_params(tree: at.Tree) -> at.Tree:
   """Weights, a memory or a whole life, by the table.
 
   Raises:
@@ -228,7 +230,7 @@ def _spec_of_data(
   return spec(names, 'data')
 
 
-def split(tree: t.Tree, *axes: str | None) -> t.Tree:
+def shard_batch(tree: at.Tree, *axes: str | None) -> at.Tree:
   """Data whose leaves begin with these logical axes.
 
   Settings are checked before any life (`check_rows`). An axis whose size no
@@ -244,12 +246,12 @@ def split(tree: t.Tree, *axes: str | None) -> t.Tree:
   )
 
 
-def whole(tree: t.Tree) -> t.Tree:
+def replicate(tree: at.Tree) -> at.Tree:
   """Data that every device has all of."""
-  return split(tree)
+  return shard_batch(tree)
 
 
-def fetch(tree: t.Tree) -> t.Tree:
+def fetch(tree: at.Tree) -> at.Tree:
   """NumPy arrays, all of them in every process, wherever the leaves lie."""
 
   def one(x: Any) -> np.ndarray:
@@ -262,7 +264,7 @@ def fetch(tree: t.Tree) -> t.Tree:
   return jax.tree.map(one, tree)
 
 
-def parts(axis: str) -> int:
+def num_shards(axis: str) -> int:
   """Over how many devices a logical axis is split."""
   if (found := current()) is None:
     return 1
@@ -280,7 +282,7 @@ def check_rows(rows: Mapping[str, int]) -> None:
       sharding(found, ('batch',), (size,), where)
 
 
-def check_leaves(tree: t.Tree) -> None:
+def check_leaves(tree: at.Tree) -> None:
   """Refuses weights, or their shapes, that do not divide.
 
   Raises:

@@ -52,7 +52,7 @@ def watch() -> None:
   threading.Thread(target=_wait, args=(inside,), daemon=True).start()
 
 
-def hold() -> None:
+def block() -> None:
   """Blocks if the process is about to exit: its failures are of no interest."""
   if _begun.wait(0.5):
     threading.Event().wait()

@@ -15,9 +15,11 @@ import re
 import numpy as np
 
 from sleep_jax import config
-from sleep_jax.data import catalog
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.tasks import task
+from sleep_jax.data.datasets import catalog
+from sleep_jax.data.datasets import gutenberg
+from sleep_jax.tasks import base as task_lib
 
 _HELD_OUT = 10  # One row of so many.
 _END_OF_STORY = re.compile(r'<\|endoftext\|>')
@@ -59,7 +61,7 @@ class Book:
     tok = self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
     day = cfg.rows * _HELD_OUT // (_HELD_OUT - 1)
     text = catalog.read(cfg.book, cfg.data_dir).decode('utf-8')
-    ids = tok.encode('\n'.join(catalog.paragraphs(text)))
+    ids = tok.encode('\n'.join(gutenberg.paragraphs(text)))
     needed = (day * cfg.episodes + cfg.ahead) * (cfg.length - 1)
     if needed > len(ids):
       raise config.ConfigError(
@@ -98,11 +100,13 @@ class Book:
       )
     return self._rows(np.array(found, np.int32))
 
-  def experience(self, episode: int) -> task.Experience:
+  def experience(self, episode: int) -> experience_lib.Experience:
     tokens = self._read[episode]
-    return task.Experience(tokens, np.ones(tokens.shape, np.float32))
+    return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
 
-  def exam(self, respond: task.Respond, episode: int) -> task.Exam:
+  def exam(
+    self, respond: task_lib.Respond, episode: int
+  ) -> experience_lib.EvalResult:
     seen = slice(0, episode + 1)
     rng = np.random.default_rng([self._seed, 3])
     again = rng.permutation(self.cfg.rows)[: self.cfg.read_probes]
@@ -124,7 +128,7 @@ class Book:
 
     days = [name for name in groups if name.startswith('day')]
     by_episode = [float(right[name].mean()) for name in days]
-    return task.Exam(
+    return experience_lib.EvalResult(
       by_episode=by_episode,
       metrics={
         'held_out_ppl': perplexity(*days),

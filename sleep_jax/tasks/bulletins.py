@@ -18,12 +18,13 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import facts
-from sleep_jax.tasks import incorporation
-from sleep_jax.tasks import task
+from sleep_jax.tasks import knowledge_incorporation
 
-Ids = contexts.Ids
+Ids = contexts.TokenIds
 _KEYS = ('home', 'job', 'food', 'game')  # Of facts.RELATIONS, in a record.
 _VALUES = 24  # Of each relation.
 _STOP = '<end>'
@@ -264,7 +265,7 @@ class BulletinsReader:
 
   def edit(
     self, context: contexts.Context, dream: Ids
-  ) -> contexts.Edit | contexts.Rejected:
+  ) -> contexts.TrainingRows | contexts.Rejected:
     """One row per line that has a form, and the record last, as in SEAL."""
     if not dream:
       return contexts.Rejected('empty')
@@ -275,15 +276,15 @@ class BulletinsReader:
       return contexts.Rejected('unreadable')
     return self._rows([*lines, self._world.record(context.source)])
 
-  def plain(self, context: contexts.Context) -> contexts.Edit:
+  def from_context(self, context: contexts.Context) -> contexts.TrainingRows:
     return self._rows([self._world.record(context.source)])
 
-  def _rows(self, texts: list[Ids]) -> contexts.Edit:
+  def _rows(self, texts: list[Ids]) -> contexts.TrainingRows:
     tok = self._world.tokenizer
     tokens = np.full((len(texts), self._length), tok.pad, np.int32)
     for row, text in zip(tokens, texts):
       row[: len(text) + 2] = [tok.bos, *text, self.stop]
-    return contexts.Edit(tokens, (tokens != tok.pad).astype(np.float32))
+    return contexts.TrainingRows(tokens, (tokens != tok.pad).astype(np.float32))
 
   def grade(self, context: contexts.Context, said: list[Ids]) -> np.ndarray:
     """1 where the answer is the value and nothing else."""
@@ -302,7 +303,7 @@ class Bulletins:
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     world = self.world = World(cfg)
     self.tokenizer = world.tokenizer
-    self.reader = BulletinsReader(world, cfg.length)
+    self.format = BulletinsReader(world, cfg.length)
     rng = np.random.default_rng([seed, 1])
     people = world.strangers(rng, cfg.episodes * cfg.train + cfg.joint)
     met = [self.context(b) for b in people[: cfg.episodes * cfg.train]]
@@ -310,11 +311,11 @@ class Bulletins:
       tuple(met[i : i + cfg.train]) for i in range(0, len(met), cfg.train)
     ]
     self._own = [self.context(b) for b in world.own]
-    self._exam = incorporation.Incorporation(
+    self._exam = knowledge_incorporation.KnowledgeIncorporation(
       test=tuple(self.context(b) for b in people[len(met) :]),
       singles=cfg.test,
       attempts=cfg.attempts,
-      grades={'': self.reader.grade},
+      grades={'': self.format.grade},
     )
 
   def context(self, b: Bulletin) -> contexts.Context:
@@ -329,15 +330,15 @@ class Bulletins:
       source=b,
     )
 
-  def experience(self, episode: int) -> task.Experience:
+  def experience(self, episode: int) -> experience_lib.Experience:
     seed = [self._seed, 2, episode]
-    return incorporation.day(
-      self.reader, self._met[episode], self.cfg.reads, seed
+    return knowledge_incorporation.build_stream(
+      self.format, self._met[episode], self.cfg.reads, seed
     )
 
   def study_exam(
-    self, respond: task.Respond, learn: task.Learn, episode: int
-  ) -> task.Exam:
+    self, respond: task_lib.Respond, learn: task_lib.Study, episode: int
+  ) -> experience_lib.EvalResult:
     """See `incorporation.Incorporation.exam`."""
     return self._exam.exam(
       respond,

@@ -6,42 +6,17 @@ example is one document, `text : label`; the answer is generated, closed book,
 and must be the label to the token. Which classes come when is drawn by seed.
 """
 
-import csv
 import dataclasses
-import io
 import re
 
 import numpy as np
 
 from sleep_jax import config
-from sleep_jax.data import sources
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.tasks import task
+from sleep_jax.data.datasets import class_incremental as class_incremental_data
+from sleep_jax.tasks import base as task_lib
 
-_ORIGIN = (
-  'https://raw.githubusercontent.com/SalehMomeni/KLDA/'
-  'ee5f05b283b9a9445c0906eb8826244d359f0ec8/data/'
-)
-_SHA256 = {
-  'clinc_train': (
-    '3f48327035d65c212b7ea7add693c6aeae0ebe3d0bc48e00ea8fadf1c4d09c88'
-  ),
-  'clinc_test': (
-    '039d4307bff41c2b6e0c26ea4574bf19d19b1e95dbbdf6a893e0f461e8da2f2b'
-  ),
-  'banking_train': (
-    'b9dae5166535cc6016f1400e972b9e46ab5819aa94c572d29740969ed3c7034a'
-  ),
-  'banking_test': (
-    'd2500ddaccc3674c390c8f8cf93d1fc5b78cc8aa8c7b986aa7a950b4f7ff9a50'
-  ),
-  'dbpedia_train': (
-    '586aea674428bdd107c5c634ee13c52aa383fabc3b484b7d86161910956d1214'
-  ),
-  'dbpedia_test': (
-    'ae7e8ba7ac6a5d7e5b59416800f0cda42e8e9ba6bbefc5b1874359b5afa09fd4'
-  ),
-}
 # Episodes and classes per episode.
 SPLITS = {'clinc': (10, 15), 'banking': (7, 11), 'dbpedia': (7, 10)}
 _MARKER = ':'  # A frozen embedding only knows marks that books have.
@@ -59,32 +34,7 @@ class ClassIncrementalConfig:
   data_dir: str = ''
 
 
-def examples(dataset: str, split: str, folder: str) -> list[tuple[str, str]]:
-  """(text, label) of every line of one split.
-
-  Raises:
-    DataError: if the file is absent, altered, or lacks a column.
-  """
-  name = f'{dataset}_{split}'
-  file = sources.RawFile(
-    f'cil/{name}.csv', f'{_ORIGIN}{name}.csv', _SHA256[name]
-  )
-  reader = csv.DictReader(io.StringIO(sources.read(file, folder).decode()))
-  return parse(reader, file.path)
-
-
-def parse(reader: csv.DictReader, where: str) -> list[tuple[str, str]]:
-  """The rows of an opened CSV file with columns `text` and `label`."""
-  missing = {'text', 'label'} - set(reader.fieldnames or ())
-  if missing:
-    raise sources.DataError(
-      f'{where}: column {sorted(missing)[0]!r} is missing; found '
-      f'{reader.fieldnames}. The file must have columns text,label.'
-    )
-  return [(row['text'], row['label']) for row in reader]
-
-
-def spoken(label: str) -> str:
+def normalize_label(label: str) -> str:
   """A label in words: `direct_deposit`, `WinterSportPlayer` -> lower case."""
   return re.sub(r'(?<=[a-z])(?=[A-Z])|_', ' ', label).lower()
 
@@ -93,13 +43,13 @@ class ClassIncremental:
   """The task; see the module's docstring."""
 
   def __init__(self, cfg: ClassIncrementalConfig, seed: int):
-    self.episodes, per_episode = config.choose(
+    self.episodes, per_episode = config.lookup(
       cfg.dataset, SPLITS, 'task.dataset'
     )
     self.cfg, self._seed = cfg, seed
     self.tokenizer = tokenizers.load(cfg.tokenizer)
-    train = examples(cfg.dataset, 'train', cfg.data_dir)
-    test = examples(cfg.dataset, 'test', cfg.data_dir)
+    train = class_incremental_data.examples(cfg.dataset, 'train', cfg.data_dir)
+    test = class_incremental_data.examples(cfg.dataset, 'test', cfg.data_dir)
     classes = sorted({label for _, label in train})
     order = np.random.default_rng([seed, 1]).permutation(classes)
     self.classes = order.reshape(self.episodes, per_episode)
@@ -117,7 +67,7 @@ class ClassIncremental:
   def encode(self, text: str, label: str) -> tuple[list[int], list[int]]:
     """Prompt `BOS text :` and answer `label EOS`; long texts are cut."""
     tok = self.tokenizer
-    answer = [*tok.encode(spoken(label)), tok.stop]
+    answer = [*tok.encode(normalize_label(label)), tok.stop]
     marker = tok.encode(_MARKER)
     room = self.cfg.length - 1 - len(marker) - len(answer)
     if room < 1:
@@ -127,7 +77,7 @@ class ClassIncremental:
       )
     return [tok.bos, *tok.encode(text.lower())[:room], *marker], answer
 
-  def experience(self, episode: int) -> task.Experience:
+  def experience(self, episode: int) -> experience_lib.Experience:
     rng = np.random.default_rng([self._seed, 2, episode])
     rows = self._train[episode]
     order = [rng.permutation(len(rows)) for _ in range(self.cfg.passes)]
@@ -142,15 +92,17 @@ class ClassIncremental:
       tokens[i, :end] = prompt + answer
       weight[i, : len(prompt)] = self.cfg.text_weight
       weight[i, len(prompt) : end] = 1.0
-    return task.Experience(tokens, weight)
+    return experience_lib.Experience(tokens, weight)
 
-  def exam(self, respond: task.Respond, episode: int) -> task.Exam:
+  def exam(
+    self, respond: task_lib.Respond, episode: int
+  ) -> experience_lib.EvalResult:
     seen = self._test[: episode + 1]
     prompts, answers = zip(*(pair for rows in seen for pair in rows))
     got = respond(list(prompts), list(answers))
     ends = np.cumsum([len(rows) for rows in seen])[:-1]
     by_episode = [float(hit.mean()) for hit in np.split(got.exact, ends)]
-    return task.Exam(
+    return experience_lib.EvalResult(
       by_episode=by_episode,
       metrics={
         'accuracy': float(got.exact.mean()),

@@ -12,9 +12,11 @@ import dataclasses
 import numpy as np
 
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
-from sleep_jax.tasks import task
+from sleep_jax.tasks import base as task_lib
 
 _ONSETS = 'b d f g k l m n p r s t v z br st'.split()
 _NUCLEI = 'a e i o'.split()
@@ -122,7 +124,7 @@ def pretraining_windows(
   rows: int,
   context: int,
   strangers: int,
-) -> windows.Windows:
+) -> windows.WindowBatch:
   """Sequences that teach a hybrid to keep what it has read.
 
   One to `strangers` entities that nobody knows are told of over none to
@@ -139,7 +141,7 @@ def pretraining_windows(
   for row in range(rows):
     pairs = world.pairs(rng, rng.integers(1, strangers + 1))
     news = world.facts(rng, pairs)
-    told[row] = shuffled(news, told[row, ..., 0].size, rng).reshape(
+    told[row] = order_lib.shuffled(news, told[row, ..., 0].size, rng).reshape(
       told[row].shape
     )
     if read[row]:  # What was not told, nobody can know.
@@ -152,23 +154,15 @@ def pretraining_windows(
   present = np.repeat(present[..., None], cfg.length, axis=2)
   document = world.rows(document, cfg.length)
   inputs, targets = document[:, :-1], document[:, 1:]
-  return windows.Windows(
+  return windows.WindowBatch(
     context=np.where(present, stream, windows.PAD),
-    present=present,
+    token_mask=present,
     inputs=inputs,
-    asked=np.ones(inputs.shape, bool),
+    input_mask=np.ones(inputs.shape, bool),
     targets=targets,
     weight=np.ones(inputs.shape, np.float32),
     depth=np.zeros(inputs.shape, np.int32),
   )
-
-
-def shuffled(
-  facts: np.ndarray, total: int, rng: np.random.Generator
-) -> np.ndarray:
-  """`total` facts: whole permutations, so that each comes equally often."""
-  order = [rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))]
-  return facts[np.concatenate(order)[:total]]
 
 
 class Facts:
@@ -187,16 +181,18 @@ class Facts:
       for p in pairs.reshape(cfg.episodes, cfg.entities)
     ]
 
-  def experience(self, episode: int) -> task.Experience:
+  def experience(self, episode: int) -> experience_lib.Experience:
     rng = np.random.default_rng([self._seed, 2, episode])
     facts, cfg = self._new[episode], self.cfg
     per_row = -(-(cfg.length - 1) // _FACT)
-    stream = shuffled(facts, cfg.rows * per_row, rng)
+    stream = order_lib.shuffled(facts, cfg.rows * per_row, rng)
     stream = stream.reshape(cfg.rows, per_row, _FACT)
     tokens = self._world.rows(stream, cfg.length)
-    return task.Experience(tokens, np.ones(tokens.shape, np.float32))
+    return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
 
-  def exam(self, respond: task.Respond, episode: int) -> task.Exam:
+  def exam(
+    self, respond: task_lib.Respond, episode: int
+  ) -> experience_lib.EvalResult:
     rng = np.random.default_rng([self._seed, 3, episode])
     groups = [self._base, *self._new[: episode + 1]]
     known = np.concatenate(groups)
@@ -217,7 +213,7 @@ class Facts:
       return [float(x[where == g].mean()) for g in range(len(groups))]
 
     recall = means(hit_mixed, where_mixed)
-    return task.Exam(
+    return experience_lib.EvalResult(
       by_episode=recall[1:],
       metrics={
         'base': recall[0],

@@ -6,13 +6,13 @@ import re
 import string
 
 # (question, gold, said) -> whether `said` is right.
-Judge = Callable[[str, str, str], bool]
+Grader = Callable[[str, str, str], bool]
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _PUNCTUATION = str.maketrans('', '', string.punctuation)
 _F1_IS_RIGHT = 0.5
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
   """Lower case, without punctuation and articles, single spaces."""
   text = text.lower().translate(_PUNCTUATION)
   return ' '.join(_ARTICLES.sub(' ', text).split())
@@ -20,12 +20,14 @@ def normal(text: str) -> str:
 
 def exact_match(said: str, golds: list[str]) -> float:
   """1 if `said` is one of `golds` after normalisation, else 0."""
-  return float(any(normal(said) == normal(gold) for gold in golds))
+  return float(any(normalize(said) == normalize(gold) for gold in golds))
 
 
 def f1(said: str, golds: list[str]) -> float:
   """Harmonic mean of word precision and recall; the best over `golds`."""
-  return max(_f1(normal(said).split(), normal(gold).split()) for gold in golds)
+  return max(
+    _f1(normalize(said).split(), normalize(gold).split()) for gold in golds
+  )
 
 
 def _f1(said: list[str], gold: list[str]) -> float:
@@ -43,7 +45,7 @@ def _exact(question: str, gold: str, said: str) -> bool:
 def _contains(question: str, gold: str, said: str) -> bool:
   """Whether the words of `gold` stand in `said`, in one piece."""
   del question
-  return f' {normal(gold)} ' in f' {normal(said)} '
+  return f' {normalize(gold)} ' in f' {normalize(said)} '
 
 
 def _f1_judge(question: str, gold: str, said: str) -> bool:
@@ -53,7 +55,7 @@ def _f1_judge(question: str, gold: str, said: str) -> bool:
 
 # One's own (a language model that answers yes or no, say) is added by
 # `grading.JUDGES['mine'] = judge` before the task is built.
-JUDGES: dict[str, Judge] = {
+GRADERS: dict[str, Grader] = {
   'exact': _exact,
   'contains': _contains,
   'f1': _f1_judge,

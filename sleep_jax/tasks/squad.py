@@ -16,27 +16,18 @@ a judge of one's own, and exact match and F1 stand beside it.
 
 from collections.abc import Iterator
 import dataclasses
-import json
-import random
 
 import numpy as np
 
 from sleep_jax import config
-from sleep_jax.data import catalog
 from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.data.datasets import squad as squad_data
+from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import grading
-from sleep_jax.tasks import incorporation
-from sleep_jax.tasks import task
+from sleep_jax.tasks import knowledge_incorporation
 
-_VALIDATION = 'seal_squad/squad_val.json'
-_ROUNDS = (
-  'seal_squad/synthetic__train__iter0_train.json',
-  'seal_squad/synthetic__train__iter1_train.json',
-)
-_OF_A_ROUND = 50  # Of iter0's hundred passages, the first were rewarded.
-_SHUFFLE = 42
-_TEST = 200
 _PASSAGE = 'Passage:\n{title}\n{context}\n\n'
 _REQUEST = (
   "Let's read the following passage and {do}.\n\n" + _PASSAGE + '{head}:\n'
@@ -83,57 +74,27 @@ class SquadConfig:
   data_dir: str = ''
 
   def __post_init__(self):
-    config.choose(self.prompt, _WAYS, 'task.prompt')
-    config.choose(self.judge, grading.JUDGES, 'task.judge')
-    if not 1 <= self.episodes <= len(_ROUNDS):
+    config.lookup(self.prompt, _WAYS, 'task.prompt')
+    config.lookup(self.judge, grading.GRADERS, 'task.judge')
+    if not 1 <= self.episodes <= len(squad_data._ROUNDS):
       raise config.ConfigError(
         f'task.episodes={self.episodes}: there are passages for 1 to '
-        f'{len(_ROUNDS)}.'
+        f'{len(squad_data._ROUNDS)}.'
       )
-    if not 1 <= self.train <= _OF_A_ROUND:
+    if not 1 <= self.train <= squad_data._OF_A_ROUND:
       raise config.ConfigError(
-        f'task.train={self.train} must be 1 to {_OF_A_ROUND}.'
+        f'task.train={self.train} must be 1 to {squad_data._OF_A_ROUND}.'
       )
-    if not 1 <= self.test <= self.joint <= _TEST:
+    if not 1 <= self.test <= self.joint <= squad_data._TEST:
       raise config.ConfigError(
         f'task.test={self.test} and task.joint={self.joint} are of one list '
-        f'of {_TEST}, and joint is not the smaller.'
+        f'of {squad_data._TEST}, and joint is not the smaller.'
       )
 
 
-@dataclasses.dataclass(frozen=True)
-class Passage:
-  """A paragraph, its article's title, and (question, gold answer) pairs."""
-
-  title: str
-  text: str
-  questions: tuple[tuple[str, str], ...]
-
-
-def _load(name: str, folder: str) -> list[Passage]:
-  return [
-    Passage(
-      p['title'],
-      p['context'],
-      tuple((q['question'], q['answer']) for q in p['questions']),
-    )
-    for p in json.loads(catalog.read(name, folder))
-  ]
-
-
-def test_passages(folder: str = '') -> list[Passage]:
-  """SEAL's 200 of the validation set, in its order."""
-  passages = _load(_VALIDATION, folder)
-  random.Random(_SHUFFLE).shuffle(passages)
-  return passages[:_TEST]
-
-
-def train_passages(episode: int, folder: str = '') -> list[Passage]:
-  """The 50 of one of SEAL's two rounds."""
-  return _load(_ROUNDS[episode], folder)[:_OF_A_ROUND]
-
-
-def dream_prompt(passage: Passage, prompt: str = 'implications') -> str:
+def dream_prompt(
+  passage: squad_data.Passage, prompt: str = 'implications'
+) -> str:
   """What a dreamer reads."""
   do, head = _WAYS[prompt]
   return _REQUEST.format(
@@ -141,7 +102,7 @@ def dream_prompt(passage: Passage, prompt: str = 'implications') -> str:
   )
 
 
-def question_prompt(passage: Passage, question: str) -> str:
+def question_prompt(passage: squad_data.Passage, question: str) -> str:
   """A question, closed book."""
   return _QUESTION.format(title=passage.title, question=question)
 
@@ -167,7 +128,7 @@ class SquadReader:
     self.max_dream, self.max_answer = cfg.max_dream, cfg.max_answer
     self.stop = tokenizer.stop
 
-  def context(self, passage: Passage) -> contexts.Context:
+  def context(self, passage: squad_data.Passage) -> contexts.Context:
     """A passage as tokens, with its questions."""
     encode, cfg = self._encode, self._cfg
     pairs = passage.questions
@@ -179,15 +140,15 @@ class SquadReader:
       source=passage,
     )
 
-  def _encode(self, text: str) -> contexts.Ids:
+  def _encode(self, text: str) -> contexts.TokenIds:
     return [self._tokenizer.bos, *self._tokenizer.encode(text)]
 
-  def _end(self) -> contexts.Ids:
+  def _end(self) -> contexts.TokenIds:
     return [self.stop] if self.stop >= 0 else []
 
   def edit(
-    self, context: contexts.Context, dream: contexts.Ids
-  ) -> contexts.Edit | contexts.Rejected:
+    self, context: contexts.Context, dream: contexts.TokenIds
+  ) -> contexts.TrainingRows | contexts.Rejected:
     """A row per line under the passage's title, and the passage last."""
     if not dream:
       return contexts.Rejected('empty')
@@ -196,10 +157,12 @@ class SquadReader:
       return contexts.Rejected('unreadable')
     return self._rows(context.source, [*parts, context.source.text.strip()])
 
-  def plain(self, context: contexts.Context) -> contexts.Edit:
+  def from_context(self, context: contexts.Context) -> contexts.TrainingRows:
     return self._rows(context.source, [context.source.text.strip()])
 
-  def _rows(self, passage: Passage, parts: list[str]) -> contexts.Edit:
+  def _rows(
+    self, passage: squad_data.Passage, parts: list[str]
+  ) -> contexts.TrainingRows:
     shape = len(parts), self._cfg.length
     tokens = np.full(shape, self._tokenizer.pad, np.int32)
     weight = np.zeros(shape, np.float32)
@@ -208,13 +171,13 @@ class SquadReader:
       ids = ids[: self._cfg.length]
       tokens[i, : len(ids)] = ids
       weight[i, : len(ids)] = 1.0
-    return contexts.Edit(tokens, weight)
+    return contexts.TrainingRows(tokens, weight)
 
   def grade(
-    self, context: contexts.Context, said: list[contexts.Ids]
+    self, context: contexts.Context, said: list[contexts.TokenIds]
   ) -> np.ndarray:
     """What the judge says; an empty answer is wrong, unasked."""
-    judge = grading.JUDGES[self._cfg.judge]
+    judge = grading.GRADERS[self._cfg.judge]
     return np.array(
       [
         float(bool(text) and judge(question, gold, text))
@@ -223,28 +186,28 @@ class SquadReader:
     )
 
   def exact(
-    self, context: contexts.Context, said: list[contexts.Ids]
+    self, context: contexts.Context, said: list[contexts.TokenIds]
   ) -> np.ndarray:
     """SQuAD's exact match of each answer."""
     answered = self._answered(context, said)
     return np.array([grading.exact_match(t, [g]) for _, g, t in answered])
 
   def f1(
-    self, context: contexts.Context, said: list[contexts.Ids]
+    self, context: contexts.Context, said: list[contexts.TokenIds]
   ) -> np.ndarray:
     """SQuAD's F1 of each answer."""
     answered = self._answered(context, said)
     return np.array([grading.f1(t, [g]) for _, g, t in answered])
 
   def _answered(
-    self, context: contexts.Context, said: list[contexts.Ids]
+    self, context: contexts.Context, said: list[contexts.TokenIds]
   ) -> Iterator[tuple[str, str, str]]:
     for (question, gold), ids in zip(context.source.questions, said):
       yield question, gold, self._tokenizer.decode(ids).strip()
 
   def open_book(
-    self, context: contexts.Context, question: contexts.Ids
-  ) -> contexts.Ids:
+    self, context: contexts.Context, question: contexts.TokenIds
+  ) -> contexts.TokenIds:
     """The passage, and then the question (not a part of SEAL's protocol)."""
     source = context.source
     book = _PASSAGE.format(title=source.title, context=source.text)
@@ -257,30 +220,32 @@ class Squad:
   def __init__(self, cfg: SquadConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
-    reader = self.reader = SquadReader(cfg, self.tokenizer)
+    reader = self.format = SquadReader(cfg, self.tokenizer)
     self._met = [
-      self._contexts(train_passages(e, cfg.data_dir)[: cfg.train])
+      self._contexts(squad_data.train_passages(e, cfg.data_dir)[: cfg.train])
       for e in range(cfg.episodes)
     ]
-    self._exam = incorporation.Incorporation(
-      test=self._contexts(test_passages(cfg.data_dir)[: cfg.joint]),
+    self._exam = knowledge_incorporation.KnowledgeIncorporation(
+      test=self._contexts(squad_data.test_passages(cfg.data_dir)[: cfg.joint]),
       singles=cfg.test,
       attempts=cfg.attempts,
       grades={'': reader.grade, '_exact': reader.exact, '_f1': reader.f1},
     )
 
-  def _contexts(self, passages: list[Passage]) -> tuple[contexts.Context, ...]:
-    return tuple(map(self.reader.context, passages))
+  def _contexts(
+    self, passages: list[squad_data.Passage]
+  ) -> tuple[contexts.Context, ...]:
+    return tuple(map(self.format.context, passages))
 
-  def experience(self, episode: int) -> task.Experience:
+  def experience(self, episode: int) -> experience_lib.Experience:
     seed = [self._seed, 2, episode]
-    return incorporation.day(
-      self.reader, self._met[episode], self.cfg.reads, seed
+    return knowledge_incorporation.build_stream(
+      self.format, self._met[episode], self.cfg.reads, seed
     )
 
   def study_exam(
-    self, respond: task.Respond, learn: task.Learn, episode: int
-  ) -> task.Exam:
+    self, respond: task_lib.Respond, learn: task_lib.Study, episode: int
+  ) -> experience_lib.EvalResult:
     """See `incorporation.Incorporation.exam`."""
     return self._exam.exam(
       respond,

@@ -1,0 +1,38 @@
+"""From mappings to dataclasses; what cannot work is named."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, TypeVar
+
+_T = TypeVar('_T')
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message names it and the way out."""
+
+
+def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+  """Builds dataclass `cls`, naming any key that it does not have.
+
+  Args:
+    cls: a dataclass of this package.
+    values: its fields; absent ones keep their defaults.
+    where: the config path, for the message (`model.levels[0]`).
+  """
+  known = {f.name for f in dataclasses.fields(cls)}
+  if unknown := sorted(set(values) - known):
+    raise ConfigError(
+      f'{where}: unknown setting {unknown[0]!r}; known are '
+      f'{", ".join(sorted(known))}.'
+    )
+  return cls(**values)
+
+
+def lookup(value: str, options: Mapping[str, _T], where: str) -> _T:
+  """`options[value]`, or an error that lists the options."""
+  if value not in options:
+    raise ConfigError(
+      f'{where}={value!r} is unknown; choose one of '
+      f'{", ".join(sorted(options))}.'
+    )
+  return options[value]

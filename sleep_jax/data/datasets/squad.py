@@ -1,0 +1,48 @@
+"""sleep_jax.data.datasets.squad."""
+
+import dataclasses
+import json
+import random
+
+from sleep_jax.data.datasets import catalog
+
+_VALIDATION = 'seal_squad/squad_val.json'
+_ROUNDS = (
+  'seal_squad/synthetic__train__iter0_train.json',
+  'seal_squad/synthetic__train__iter1_train.json',
+)
+_OF_A_ROUND = 50  # Of iter0's hundred passages, the first were rewarded.
+_SHUFFLE = 42
+_TEST = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+  """A paragraph, its article's title, and (question, gold answer) pairs."""
+
+  title: str
+  text: str
+  questions: tuple[tuple[str, str], ...]
+
+
+def _load(name: str, folder: str) -> list[Passage]:
+  return [
+    Passage(
+      p['title'],
+      p['context'],
+      tuple((q['question'], q['answer']) for q in p['questions']),
+    )
+    for p in json.loads(catalog.read(name, folder))
+  ]
+
+
+def test_passages(folder: str = '') -> list[Passage]:
+  """SEAL's 200 of the validation set, in its order."""
+  passages = _load(_VALIDATION, folder)
+  random.Random(_SHUFFLE).shuffle(passages)
+  return passages[:_TEST]
+
+
+def train_passages(episode: int, folder: str = '') -> list[Passage]:
+  """The 50 of one of SEAL's two rounds."""
+  return _load(_ROUNDS[episode], folder)[:_OF_A_ROUND]

@@ -1,0 +1,119 @@
+"""What passes between a task and a learner: streams, answers, scores."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sleep_jax.data import contexts as contexts_lib
+from sleep_jax.data import windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+  """One episode's stream, in the order in which it is read, once.
+
+  tokens: `[N, T]` int32 rows, each a document that begins with BOS.
+  weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
+  contexts: what the stream was about, for the dreams of the coming night.
+  """
+
+  tokens: np.ndarray
+  weight: np.ndarray
+  contexts: tuple[contexts_lib.Context, ...] = ()
+
+  def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The stream as (tokens, weight); what is in memory is one block."""
+    del rows
+    yield self.tokens, self.weight
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyExperience:
+  """A stream that is drawn while it is read, and never in memory as a whole.
+
+  num_rows: N.
+  draw: `(rng, rows) -> (tokens, weight)`, the next rows of the stream.
+  seed: of the generator; the stream is a function of it alone.
+  """
+
+  num_rows: int
+  draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+  seed: tuple[int, ...]
+  contexts: tuple[contexts_lib.Context, ...] = ()
+
+  def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, weight) of `rows` rows at a time; the last block may be less."""
+    rng = np.random.default_rng(self.seed)
+    for start in range(0, self.num_rows, rows):
+      yield self.draw(rng, min(rows, self.num_rows - start))
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowStream:
+  """An endless stream of sequences to train on through windows.
+
+  draw: `(rng, rows) -> WindowBatch`, the next sequences.
+  seed: of the generator; the stream is a function of it alone.
+  """
+
+  draw: Callable[[np.random.Generator, int], windows.WindowBatch]
+  seed: tuple[int, ...]
+  contexts: tuple[contexts_lib.Context, ...] = ()
+
+  def batches(self, rows: int) -> Iterator[windows.WindowBatch]:
+    """Batches of `rows` sequences, without end."""
+    rng = np.random.default_rng(self.seed)
+    while True:
+      yield self.draw(rng, rows)
+
+
+AnyExperience = Experience | LazyExperience | WindowStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """A learner's answers to N prompts.
+
+  exact: `[N]` bool, whether the greedy completion is the answer, to the token.
+  answer_logprob: `[N]` log-probability of the answer in nats.
+  token_accuracy: `[N]` share of the answer's tokens that are the greedy choice
+    after the prompt and the answer's own tokens before.
+  """
+
+  exact: np.ndarray
+  answer_logprob: np.ndarray
+  token_accuracy: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPredictions:
+  """What a learner predicts in the last window of B sequences.
+
+  argmax: `[B, P]` the likeliest token after each input.
+  nll: `[B, P]` nats, minus the log-probability of each target.
+  passes: `[B]` passes over each window, mean over windows.
+  loss: mean nats over the weighted targets (and what a stopping rule pays).
+  """
+
+  argmax: np.ndarray
+  nll: np.ndarray
+  passes: np.ndarray
+  loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+  """Scores after one night.
+
+  by_episode: score in [0, 1] of each episode seen so far, oldest first; empty
+    where episodes have no score of their own.
+  metrics: further named figures.
+  """
+
+  by_episode: list[float]
+  metrics: dict[str, float]
+
+
+Answers = list[list[list[Any]]]  # [request][attempt][question], token ids.

@@ -1,0 +1,9 @@
+"""Tokenizers: one protocol, and what loads each kind."""
+
+from sleep_jax.data.tokenizers.sentencepiece import (
+  SentencePieceTokenizer as SentencePieceTokenizer,
+)
+from sleep_jax.data.tokenizers.tokenizer import Tokenizer as Tokenizer
+from sleep_jax.data.tokenizers.tokenizer import check_fits as check_fits
+from sleep_jax.data.tokenizers.tokenizer import load as load
+from sleep_jax.data.tokenizers.words import WordTokenizer as WordTokenizer

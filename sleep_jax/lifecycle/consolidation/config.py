@@ -1,0 +1,94 @@
+"""sleep_jax.lifecycle.consolidation.config."""
+
+import dataclasses
+
+from sleep_jax.config import base
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedingConfig:
+  """Knowledge Seeding (Sleep section 4).
+
+  The paper gives no number for alpha, gamma, lambda, z_0 or beta, nor for the
+  amount of dreams; these are ours, and the ablations show what they do.
+  """
+
+  teachers: str = 'current+previous'  # or 'current', the paper's letter.
+  sender_reset: str = 'restart'  # or 'carry': see consolidation.Compute.
+  slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
+  # Dreams: the data set D, sampled from the teachers.
+  dreams: int = 1024  # Rows, half of them from each self.
+  dream_length: int = 64  # Tokens of a row, the leading BOS included.
+  temperature: float = 1.0
+  # Tokens below this share of the likeliest one's probability are not dreamt:
+  # what a small self says in its tail is noise that nobody will ask about.
+  min_p: float = 0.0
+  # Least and largest share of the old self; n / (n + 1) of n nights between.
+  previous_fraction: tuple[float, float] = (0.5, 1.0)
+  splice: bool = True  # Interleave segments of both selves in one row.
+  # Distillation.
+  optimizer: str = 'adam'  # or muon.
+  teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
+  # With a large vocabulary: keep so many of a teacher's logits per token, the
+  # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
+  teacher_top_k: int = 0
+  tokens_in_flight: int = 512
+  # Extra weight of a token per nat that the selves disagree on it: of tokens
+  # that the awake, and that the old self owns.
+  disagreement_weight: tuple[float, float] = (0.0, 0.0)
+  steps: int = 200
+  batch: int = 32
+  learning_rate: float = 3e-3
+  divergence: str = 'forward_kl'  # or reverse_kl | jsd.
+  beta: float = 0.5  # Of jsd; must stay away from 0 and 1.
+  lam: float = 0.25  # lambda: share of the student's own rollouts.
+  alpha: float = 0.9  # 1 = imitation (LTI) off.
+  # Routing of the new expert.
+  router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
+  router_margin: float = 0.1  # Nats of disagreement that make a token new.
+  # Controls.
+  train_expert: bool = True  # False: a random, untrained expert.
+  expand: bool = True  # False: every night trains the same one expert.
+  # Learning to imitate.
+  prefixes: int = 16  # Dreams cut and continued per rollout round.
+  group: int = 4  # Continuations of each: the group-relative baseline.
+  rollout_groups: int = 4  # Groups of rollouts in one step's batch.
+  rollout_every: int = 20  # Steps between rollout rounds.
+  continuation: int = 24  # Tokens.
+  gamma: float = 0.5  # Weight of r_sem in Eq. 3.
+  z0: float = 0.5  # Eq. 4's cut, as a share of the longer sequence.
+  semantic: str = 'teacher_embedding'  # or exact.
+  semantic_threshold: float = 0.9
+  # A sleep whose final KL is above this share of the first has failed.
+  max_kl_share: float = 0.8
+
+  def __post_init__(self):
+    base.lookup(
+      self.teachers,
+      {'current': 0, 'current+previous': 0},
+      'sleep.teachers',
+    )
+    base.lookup(
+      self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset'
+    )
+    base.lookup(
+      self.slot_policy,
+      {'error': 0, 'merge': 0, 'recycle': 0},
+      'sleep.slot_policy',
+    )
+    object.__setattr__(self, 'old_share', tuple(self.previous_fraction))
+    object.__setattr__(self, 'emphasis', tuple(self.disagreement_weight))
+    if not 0.0 <= self.previous_fraction[0] <= self.previous_fraction[1] <= 1.0:
+      raise base.ConfigError(
+        f'sleep.old_share={self.old_share} must be (least, largest) in [0, 1].'
+      )
+    for name in ('lam', 'alpha', 'gamma'):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise base.ConfigError(
+          f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
+        )
+    if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
+      raise base.ConfigError(
+        f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
+        ' use divergence=forward_kl or reverse_kl there.'
+      )

@@ -1,0 +1,96 @@
+"""sleep_jax.lifecycle.dreaming.config."""
+
+import dataclasses
+
+from sleep_jax.config import base
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialConfig:
+  """How an isolated instance is fine-tuned on one dream.
+
+  The defaults are SEAL's for one passage: AdamW, decaying to zero.
+  """
+
+  epochs: int = 10
+  batch: int = 1  # Rows of a step.
+  learning_rate: float = 1e-3
+  # Of many contexts studied together, as SEAL trains 200 otherwise than one.
+  joint_epochs: int = 0  # 0: as above.
+  joint_learning_rate: float = 0.0
+  repeats: int = 1  # A trial's mark is the mean over so many fine-tunings.
+  max_steps: int = 400  # A dream that asks for more is rejected: `too long`.
+  max_parallel: int = 64  # Instances in one program; bounds its memory.
+
+  def __post_init__(self):
+    for name in ('epochs', 'batch', 'repeats', 'max_steps', 'at_once'):
+      if getattr(self, name) < 1:
+        raise base.ConfigError(
+          f'trial.{name}={getattr(self, name)} must be at least 1.'
+        )
+
+  def joint(self) -> 'TrialConfig':
+    """The same for many contexts together."""
+    return dataclasses.replace(
+      self,
+      epochs=self.joint_epochs or self.epochs,
+      learning_rate=self.joint_learning_rate or self.learning_rate,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamingConfig:
+  """Dreaming (Sleep section 6); the paper leaves m, k, b and omega's g open."""
+
+  enabled: bool = True
+  # Step 1: m dreams per context.
+  dreams: int = 10
+  temperature: float = 1.0
+  top_p: float = 1.0
+  random_expert: float = 0.3  # Gate of one random expert per router; 0 = none.
+  # Step 2: which are tried.
+  importance: str = 'grad_cosine'  # | grad_norm | greats | loss | random.
+  # The leaves of a fresh adapter whose gradient is looked at.
+  importance_targets: tuple[str, ...] = ('q', 'v')
+  importance_rows: int = 16  # Most rows of a dream that are looked at.
+  keep: int = 4  # k of highest importance.
+  keep_random: int = 1  # b of the others.
+  # Step 5: ReST^EM.
+  rounds: int = 1  # Of steps 1 to 5 in a night.
+  learn_from: str = 'best'  # of each context; or all: every rewarded dream.
+  restart: bool = False  # True: each round trains anew from before dreaming.
+  target: str = 'lora'  # Where it goes: lora | fold (into weights) | slot.
+  epochs: int = 4
+  batch: int = 8
+  learning_rate: float = 1e-3
+  # If documents of the self before dreaming lose more than so many nats per
+  # token, the night's dreaming is rolled back.
+  retention_margin: float = 0.2
+  retention_rows: int = 64
+  retention_length: int = 32  # Tokens of such a row.
+  # At an exam: dreams of each context that are trained on; and whether `sleep`
+  # first spends a day on the contexts, in so many rows, and a night.
+  study_dreams: int = 1
+  study_night: bool = False
+  study_rows: int = 64
+
+  def __post_init__(self):
+    object.__setattr__(
+      self, 'importance_targets', tuple(self.importance_targets)
+    )
+    rules = ('grad_cosine', 'grad_norm', 'greats', 'loss', 'random')
+    base.lookup(self.importance, dict.fromkeys(rules), 'dreaming.importance')
+    base.lookup(self.learn_from, {'best': 0, 'all': 0}, 'dreaming.learn_from')
+    base.lookup(
+      self.target, {'lora': 0, 'fold': 0, 'slot': 0}, 'dreaming.target'
+    )
+    if self.keep + self.keep_random > self.dreams:
+      raise base.ConfigError(
+        f'dreaming: keep={self.keep} and keep_random={self.keep_random} are '
+        f'more than dreams={self.dreams}.'
+      )
+    if self.restart and self.target == 'fold':
+      raise base.ConfigError(
+        'dreaming.restart needs the self before dreaming, which target=fold '
+        'overwrites; use target=lora or slot.'
+      )

@@ -1,0 +1,83 @@
+"""sleep_jax.lifecycle.recurrence.config."""
+
+import dataclasses
+
+from sleep_jax.config import base
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrenceConfig:
+  """Sleep by recurrence (arXiv 2605.26099, Algorithm 1), and its controls."""
+
+  passes: int = 1  # N: times the blocks pass over a window; 1 is no sleep.
+  eviction: str = 'hard'  # or sliding: the last window stays attended to.
+  loop: tuple[int, int] = (0, 0)  # First block that is looped, and the end.
+  # Controls: what a pass hands to the next one.
+  carry_features: bool = True  # False: each pass begins at the embeddings.
+  carry_states: bool = True  # False: at the states that the window found.
+  # A learned rule: each window stops by itself, after `passes` at the latest.
+  halting: bool = False
+  ponder: float = 0.01  # Loss per pass expected of it.
+  remat: bool = True  # Compute a window's activations anew for its gradient.
+
+  def __post_init__(self):
+    base.lookup(self.eviction, {'hard': 0, 'sliding': 0}, 'recurrence.eviction')
+    object.__setattr__(self, 'loop', tuple(self.loop))
+    if self.passes < 1:
+      raise base.ConfigError(
+        f'recurrence.passes={self.passes} must be at least 1; 1 reads a window '
+        'once, as a plain hybrid does.'
+      )
+    if self.halting and not self.carry_states:
+      raise base.ConfigError(
+        'recurrence.halting stops between states that are carried on; set '
+        'recurrence.carry_states=True.'
+      )
+
+  def looped(self, layers: int) -> range:
+    """The blocks that every pass computes.
+
+    Raises:
+      ConfigError: if they are not a part of a model of so many layers.
+    """
+    first, end = self.loop if any(self.loop) else (0, layers)
+    if not 0 <= first < end <= layers:
+      raise base.ConfigError(
+        f'recurrence.loop={self.loop} must be (first, end) with 0 <= first < '
+        f'end <= {layers} (model.layers), or (0, 0) for all.'
+      )
+    return range(first, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+  """How a hybrid learns to sleep by recurrence; the paper's learning rates.
+
+  Warm-up, clip, decay and weight decay are those of the recipe it follows.
+  """
+
+  steps: int = 1000
+  batch: int = 64  # Sequences of a step.
+  muon_learning_rate: float = 2e-3  # Of matrices inside the blocks.
+  adam_learning_rate: float = 5e-5  # Of everything else.
+  weight_decay: float = 1e-4  # Of the matrices.
+  warmup: float = 0.01  # Share of the steps, and
+  decay: float = 0.6  # the share at the end that falls to a thousandth.
+  random_passes: tuple[int, ...] = ()  # N, drawn anew for every 20 steps, if any.
+  num_evals: int = 10  # Over the training, evenly.
+  eval_rows: int = 512  # Sequences of an exam; the last has four times more.
+  eval_passes: tuple[int, ...] = ()  # N to be examined with as well, at last.
+
+  def __post_init__(self):
+    for name in ('draw_passes', 'exam_passes'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    for name in ('steps', 'batch', 'exams', 'exam_rows'):
+      if getattr(self, name) < 1:
+        raise base.ConfigError(
+          f'training.{name}={getattr(self, name)} must be at least 1.'
+        )
+    if self.steps % self.num_evals:
+      raise base.ConfigError(
+        f'training.steps={self.steps} is not a multiple of training.exams='
+        f'{self.exams}; change one of them.'
+      )

@@ -1,0 +1,84 @@
+"""Metrics of one life as JSON lines and TensorBoard events."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import time
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.summary.writer import event_file_writer
+
+from sleep_jax.metrics import writers as writers_lib
+from sleep_jax.runtime import files
+
+FILE = 'metrics.jsonl'
+
+
+class Writer:
+  """Writes one record a night.
+
+  What a resumed life had recorded comes with its checkpoint, so a night is
+  never recorded twice, and never lost.
+
+  Args:
+    folder: of the life.
+    records: of the nights before.
+    quiet: keep the records, but write nothing; for all processes but one.
+    sinks: where the scalars go besides.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    records: list[dict[str, Any]],
+    *,
+    quiet: bool = False,
+    sinks: Sequence[writers_lib.Sink] = (),
+  ):
+    self._sinks = sinks
+    self._path = folder / FILE
+    self._records = list(records)
+    self._events = None
+    if not quiet:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._events = event_file_writer.EventFileWriter(str(folder))
+      self._flush()
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Adds one night's record; its `scalars` go to TensorBoard as well."""
+    self._records.append(record)
+    if self._events is None:
+      return
+    self._flush()
+    values = [
+      summary_pb2.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in record['scalars'].items()
+    ]
+    self._events.add_event(
+      event_pb2.Event(
+        wall_time=time.time(),
+        step=record['night'],
+        summary=summary_pb2.Summary(value=values),
+      )
+    )
+    self._events.flush()
+    for sink in self._sinks:
+      sink.log(record['scalars'], step=record['night'])
+
+  def records(self) -> list[dict[str, Any]]:
+    """All nights so far."""
+    return self._records
+
+  def _flush(self) -> None:
+    files.write(
+      self._path, ''.join(json.dumps(r) + '\n' for r in self._records)
+    )
+
+  def close(self) -> None:
+    """Closes the event file and the sinks."""
+    if self._events is not None:
+      self._events.close()
+    for sink in self._sinks:
+      sink.finish()

@@ -1,0 +1,59 @@
+"""sleep_jax.models.layers."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from sleep_jax import config
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    y = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+def rope_frequencies(
+  half: int, theta: float, scaling: config.RopeScaling | None
+) -> jax.Array:
+  """RoPE's angle per token, `[half]`, stretched as Llama 3.1 does."""
+  freq = theta ** (-jnp.arange(half) / half)
+  if scaling is None:
+    return freq
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  turns = scaling.original_max_len * freq / (2 * jnp.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return freq * (kept + (1.0 - kept) / scaling.factor)
+
+
+def rope_cos_sin(
+  positions_BxT: jax.Array,
+  size: int,
+  theta: float,
+  scaling: config.RopeScaling | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the rotary angles, `[B, T, 1, E/2]` for all heads.
+
+  Computed once per forward pass: the barrier keeps XLA from computing them
+  anew for every head of every layer, which costs more than using them.
+  """
+  freq = rope_frequencies(size // 2, theta, scaling)
+  angle = positions_BxT[..., None, None] * freq
+  return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+
+
+def apply_rope(
+  x_BxTxHxE: jax.Array, turn: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Rotary position embedding, halves rotated against each other."""
+  cos, sin = turn
+  a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return y.astype(x_BxTxHxE.dtype)

@@ -1,0 +1,69 @@
+"""A model as one value: its config, weights, memory and adapter.
+
+Teacher, student and trial instance are Models. The config is static, so a
+compiled function takes a Model like any other pytree.
+"""
+
+from flax import struct
+import jax
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import lora
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+
+
+@struct.dataclass
+class Model:
+  """Everything that turns tokens into logits.
+
+  cfg: its dimensions, levels and mixers (static).
+  params: backbone weights; only fine-tuning changes them.
+  memory: fast weights, experts, recurrent states; None is the bare backbone.
+  adapter: low-rank changes beside the backbone's matrices.
+  """
+
+  cfg: config.ModelConfig = struct.field(pytree_node=False)
+  params: at.Params
+  memory: memory_lib.Memory | None = None
+  adapter: lora.Adapter | None = None
+
+  def forward(
+    self,
+    tokens: jax.Array,
+    *,
+    positions: jax.Array | None = None,
+    cache: cache_lib.Cache | None = None,
+  ) -> transformer.Output:
+    """One forward pass over tokens `[B, T]`; see `transformer.forward`."""
+    return transformer.forward(
+      self.cfg,
+      self.params,
+      tokens,
+      self.memory,
+      positions=positions,
+      cache=cache,
+      adapter=self.adapter,
+    )
+
+  def unembedding(self) -> at.Float[jax.Array, 'V D']:
+    """The matrix that turns `Output.hidden` into logits."""
+    return transformer.unembedding(self.cfg, self.params)
+
+  def merged(self) -> 'Model':
+    """The same model with its adapter added to the backbone's matrices."""
+    if self.adapter is None:
+      return self
+    params = lora.merge(self.params, self.adapter)
+    return self.replace(params=params, adapter=None)
+
+  def with_memory(self, memory: memory_lib.Memory | None) -> 'Model':
+    """The same weights with another memory."""
+    return self.replace(memory=memory)
+
+
+def init(cfg: config.ModelConfig, rng: at.Key) -> Model:
+  """A model with fresh weights, and a memory that holds nothing."""
+  return Model(cfg, transformer.init(cfg, rng), memory_lib.init_memory(cfg))

@@ -1,0 +1,166 @@
+"""Hugging Face's config.json <-> ModelConfig, for the families we compute.
+
+Llama 2 and 3.x, Qwen2.5 and Qwen3. A setting that would change the computation
+in a way that we do not compute is refused, never ignored.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from sleep_jax import config
+
+_FAMILIES = {
+  'llama': 'LlamaForCausalLM',
+  'qwen2': 'Qwen2ForCausalLM',
+  'qwen3': 'Qwen3ForCausalLM',
+}
+_DTYPES = ('float32', 'bfloat16', 'float16')
+# Settings that must have these values, or be absent.
+_FIXED = {
+  'hidden_act': ('silu',),
+  'attention_bias': (False,),  # Would give the output projection one as well.
+  'mlp_bias': (False,),
+  'use_sliding_window': (False,),
+  'pretraining_tp': (1,),
+  'quantization_config': (None,),
+}
+
+
+def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
+  """The model that a config.json describes.
+
+  Raises:
+    ConfigError: naming the architecture or setting that we do not compute.
+  """
+  family = values.get('model_type')
+  named = values.get('architectures') or [_FAMILIES.get(family)]
+  if family not in _FAMILIES or named != [_FAMILIES[family]]:
+    raise config.ConfigError(
+      f'config.json: architectures={named} (model_type={family!r}) is '
+      f'unknown; known are {", ".join(_FAMILIES.values())}.'
+    )
+  for name, allowed in _FIXED.items():
+    if values.get(name, allowed[0]) not in allowed:
+      raise config.ConfigError(
+        f'config.json: {name}={values[name]!r} is not supported; only '
+        f'{allowed[0]!r} is.'
+      )
+  if set(values.get('layer_types') or ()) - {'full_attention'}:
+    raise config.ConfigError(
+      'config.json: layer_types asks for more than full_attention, which is '
+      'all that is supported.'
+    )
+  dtype = values.get('dtype') or values.get('torch_dtype') or 'float32'
+  if dtype not in _DTYPES:
+    raise config.ConfigError(
+      f'config.json: dtype={dtype!r} is not one of {", ".join(_DTYPES)}.'
+    )
+  heads, dim = _needed(values, 'num_attention_heads', 'hidden_size')
+  usual_head = 128 if family == 'qwen3' else dim // heads
+  theta, scaling = _rope(values)
+  vocab, layers, hidden = _needed(
+    values, 'vocab_size', 'num_hidden_layers', 'intermediate_size'
+  )
+  return config.ModelConfig(
+    vocab=vocab,
+    dim=dim,
+    layers=layers,
+    heads=heads,
+    levels=(config.LevelConfig(hidden),),
+    kv_heads=values.get('num_key_value_heads') or heads,
+    head_dim=values.get('head_dim') or usual_head,
+    max_len=values.get('max_position_embeddings', 2048),
+    rope_theta=theta,
+    rope_scaling=scaling,
+    qkv_bias=family == 'qwen2',
+    qk_norm=family == 'qwen3',
+    norm_eps=values.get('rms_norm_eps', 1e-6),
+    tie_embeddings=values.get('tie_word_embeddings', False),
+    dtype=dtype,
+  )
+
+
+def _needed(values: Mapping[str, Any], *names: str) -> list[int]:
+  for name in names:
+    if name not in values:
+      raise config.ConfigError(f'config.json: {name} is missing.')
+  return [values[name] for name in names]
+
+
+def _rope(
+  values: Mapping[str, Any],
+) -> tuple[float, config.RopeScaling | None]:
+  """Theta and stretching; transformers 5 keeps both in `rope_parameters`."""
+  rope = values.get('rope_parameters') or values.get('rope_scaling') or {}
+  theta = rope.get('rope_theta', values.get('rope_theta', 10_000.0))
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind not in ('default', 'llama3') or (
+    rope.get('partial_rotary_factor', 1.0) != 1.0
+  ):
+    raise config.ConfigError(
+      f'config.json: rope_type={kind!r} with {dict(rope)} is not supported; '
+      "'default' and 'llama3' are."
+    )
+  if kind == 'default':
+    return theta, None
+  return theta, config.RopeScaling(
+    *_needed(
+      rope,
+      'factor',
+      'low_freq_factor',
+      'high_freq_factor',
+      'original_max_position_embeddings',
+    )
+  )
+
+
+def to_hf_config(cfg: config.ModelConfig, dtype: str) -> dict[str, Any]:
+  """The config.json of a model's plain backbone, as transformers 4 and 5 read.
+
+  Args:
+    cfg: the model; of its levels the slowest counts.
+    dtype: the type of its tensors.
+
+  Raises:
+    ConfigError: if no known family computes what the model computes.
+  """
+  if cfg.qkv_bias and cfg.qk_norm:
+    raise config.ConfigError(
+      'a model with qkv_bias and qk_norm has no counterpart among '
+      f'{", ".join(_FAMILIES.values())}; turn one off.'
+    )
+  family = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'llama'
+  scaling = cfg.rope_scaling and {
+    'rope_type': 'llama3',
+    'factor': cfg.rope_scaling.factor,
+    'low_freq_factor': cfg.rope_scaling.low_freq_factor,
+    'high_freq_factor': cfg.rope_scaling.high_freq_factor,
+    'original_max_position_embeddings': cfg.rope_scaling.original_max_len,
+  }
+  return {
+    'architectures': [_FAMILIES[family]],
+    'attention_bias': False,
+    'head_dim': cfg.resolved_head_dim,
+    'hidden_act': 'silu',
+    'hidden_size': cfg.dim,
+    'intermediate_size': cfg.levels[-1].hidden,
+    'max_position_embeddings': cfg.max_len,
+    'model_type': family,
+    'num_attention_heads': cfg.heads,
+    'num_hidden_layers': cfg.layers,
+    'num_key_value_heads': cfg.num_kv_heads,
+    'rms_norm_eps': cfg.norm_eps,
+    'rope_scaling': scaling,
+    'rope_theta': cfg.rope_theta,
+    'tie_word_embeddings': cfg.tie_embeddings,
+    'torch_dtype': dtype,
+    'use_sliding_window': False,
+    'vocab_size': cfg.vocab,
+  }
+
+
+def same(cfg: config.ModelConfig, values: Mapping[str, Any]) -> bool:
+  """Whether a config.json describes the plain backbone of `cfg`."""
+  theirs = dataclasses.replace(model_config(values), dtype=cfg.dtype)
+  return to_hf_config(theirs, cfg.dtype) == to_hf_config(cfg, cfg.dtype)

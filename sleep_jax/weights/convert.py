@@ -1,0 +1,200 @@
+"""Converts checkpoints: into a sleeping model's form, and home again.
+
+  python -m sleep_jax.convert IN OUT
+
+What IN is tells the direction:
+
+  Hugging Face folder (Llama, Qwen2.5, Qwen3)  -> our folder, or OUT.npz
+  the same with memory.safetensors             -> our folder, memory included
+  llama2.c checkpoint, .bin                    -> our folder, or OUT.npz
+  our folder, or .npz                          -> Hugging Face folder
+
+A model that has slept goes home folded into a plain checkpoint where that is
+exact, else as the plain backbone with memory.safetensors beside it; the last
+line of output says which, and why.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import sys
+
+from flax import traverse_util
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import transformer
+from sleep_jax.weights import architectures
+from sleep_jax.weights import expert_bank
+from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import huggingface
+from sleep_jax.weights import llama2c
+from sleep_jax.weights import npz
+
+# Travels with the weights, so that what comes home can be used at once.
+_COMPANIONS = (
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer.model',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+  'LICENSE',
+  'LICENSE.txt',
+)
+_SOURCE = 'source'  # Where our folder keeps them.
+
+
+def convert(source: pathlib.Path, out: pathlib.Path) -> str:
+  """Converts `source` to `out`, and tells what was done.
+
+  Raises:
+    ConfigError: naming what cannot be read or does not fit; then there is
+      nothing under the name `out`.
+  """
+  if out.exists():
+    raise config.ConfigError(
+      f'{out} exists already; name another output, or delete it yourself.'
+    )
+  if source.suffix == '.bin' and source.is_file():
+    return _write(out, *llama2c.read(source))
+  if source.suffix == '.npz' and source.is_file():
+    return _export(out, *npz.read(source), None, None)
+  if not (source / 'config.json').is_file():
+    raise config.ConfigError(
+      f'{source} is neither a folder with a config.json nor a .npz or .bin '
+      'file; see python -m sleep_jax.convert --help.'
+    )
+  described = huggingface.read_json(source / 'config.json')
+  if described.get('format') != folder_lib.FORMAT:
+    return _import(source, out)
+  saved = folder_lib.load(source)
+  return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
+
+
+def _import(source: pathlib.Path, out: pathlib.Path) -> str:
+  """A Hugging Face folder, tensor by tensor into files mapped into memory."""
+  values = huggingface.read_json(source / 'config.json')
+  cfg, grown = architectures.model_config(values), None
+  if (source / expert_bank.FILE).exists():
+    grown = expert_bank.load(source / expert_bank.FILE)
+    if not architectures.same(grown.cfg, values):
+      raise config.ConfigError(
+        f'{source / expert_bank.FILE} belongs to another backbone than the '
+        'config.json beside it.'
+      )
+    cfg = grown.cfg
+  if out.suffix == '.npz':
+    if grown:
+      raise config.ConfigError(
+        f'{out}: a .npz holds no memory; give a name without .npz.'
+      )
+    return _write(out, cfg, huggingface.load(source, cfg))
+  with folder_lib.atomic_dir(out) as part:
+    allocate = folder_lib.allocator(part)
+    params = huggingface.load(
+      source, cfg, lambda name, *like: allocate(f'params.{name}', *like)
+    )
+    if grown:
+      flat = traverse_util.flatten_dict(params, sep='.') | grown.params
+      params = traverse_util.unflatten_dict(flat, sep='.')
+    folder_lib.fill(part, cfg, params, grown and grown.memory)
+    _carry(source, part / _SOURCE)
+  return _told(out, cfg, params, grown and grown.memory)
+
+
+def _export(
+  out: pathlib.Path,
+  cfg: config.ModelConfig,
+  params: at.Params,
+  memory: memory_lib.Memory | None,
+  companions: pathlib.Path | None,
+) -> str:
+  """A Hugging Face folder, in one part where that is exact."""
+  why = expert_bank.why_not_mergeable(cfg, params, memory)
+  dtype = str(params['embed']['embedding'].dtype)
+  described = architectures.to_hf_config(cfg, dtype)
+  with folder_lib.atomic_dir(out) as part:
+    if companions and companions.is_dir():
+      _carry(companions, part)
+    if not (
+      (part / 'config.json').exists()
+      and architectures.same(cfg, huggingface.read_json(part / 'config.json'))
+    ):
+      text = json.dumps(described, indent=2) + '\n'
+      (part / 'config.json').write_text(text, encoding='utf-8')
+    if why is None:
+      params = expert_bank.merged(cfg, params, memory)
+    else:
+      expert_bank.save(part / expert_bank.FILE, cfg, params, memory)
+    huggingface.save(part, cfg, params)
+  if memory is None and why is None:
+    return f'{out}: plain checkpoint; there was no memory.'
+  if why is None:
+    return (
+      f'{out}: folded into a plain checkpoint, which computes the same; clocks '
+      'and updates still pending are left behind.'
+    )
+  return (
+    f'{out}: base + expert bank ({expert_bank.FILE}), because {why}. The plain '
+    'checkpoint alone is the backbone that has not slept; convert the folder '
+    'back to have both.'
+  )
+
+
+def _write(
+  out: pathlib.Path, cfg: config.ModelConfig, params: at.Params
+) -> str:
+  if out.suffix == '.npz':
+    npz.save(out, params, cfg)
+  else:
+    folder_lib.save(out, cfg, params)
+  return _told(out, cfg, params, None)
+
+
+def _carry(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies tokenizer, licence and the like."""
+  target.mkdir(exist_ok=True)
+  for name in _COMPANIONS:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, target / name)
+
+
+def _told(
+  out: pathlib.Path,
+  cfg: config.ModelConfig,
+  params: at.Params,
+  memory: memory_lib.Memory | None,
+) -> str:
+  what = 'with' if memory else 'without'
+  return (
+    f'{out}: {transformer.count(params):,} parameters '
+    f'({params["embed"]["embedding"].dtype}), {len(cfg.levels)} level(s), '
+    f'{what} memory.'
+  )
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m sleep_jax.convert',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('source', metavar='IN', type=pathlib.Path)
+  parser.add_argument('out', metavar='OUT', type=pathlib.Path)
+  args = parser.parse_args(argv)
+  try:
+    print(convert(args.source, args.out))
+  except config.ConfigError as e:
+    sys.exit(f'error: {e}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,223 @@
+"""llama2.c `.bin` checkpoints (version 0, float32), in and out.
+
+The file: seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads,
+vocab_size, max_seq_len), then the float32 weights in a fixed order. A negative
+vocab_size means an output matrix of its own at the end. Before it stand two
+tables of the rotary embedding, which nobody reads any more.
+
+llama2.c rotates neighbouring entries of a head against each other where
+`attention.rotate` rotates its halves, so rows of q and k change places.
+"""
+
+import math
+import os
+import pathlib
+import struct
+
+import numpy as np
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+
+_HEADER = struct.Struct('<7i')
+_FIELDS = (
+  'dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads', 'vocab_size',
+  'max_seq_len',
+)  # fmt: skip
+_LATER = b'24ka'  # How versions 1 and 2 begin ("ak42" as an int32).
+# What the format cannot say and its programs take for granted.
+_THETA, _EPS = 10_000.0, 1e-5
+
+
+def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
+  """The model in a file; see `parse`."""
+  return parse(path.read_bytes(), path.name)
+
+
+def parse(content: bytes, where: str) -> tuple[config.ModelConfig, at.Params]:
+  """Model and weights (NumPy, float32) of a file's content.
+
+  Raises:
+    ConfigError: naming `where`, if it is cut short or of another format.
+  """
+  cfg = _config(content, where)
+  shapes = _shapes(cfg)
+  size = _HEADER.size + 4 * sum(math.prod(s) for s in shapes.values())
+  if len(content) != size:
+    raise config.ConfigError(
+      f'{where} has {len(content)} bytes, but a model of its header has '
+      f'{size}; it is cut short, or no float32 checkpoint of llama2.c.'
+    )
+  weights = np.frombuffer(content, '<f4', offset=_HEADER.size)
+  ends = np.cumsum([math.prod(s) for s in shapes.values()])
+  w = {
+    name: part.reshape(shape)
+    for (name, shape), part in zip(shapes.items(), np.split(weights, ends[:-1]))
+  }
+  return cfg, _params(cfg, w)
+
+
+def write(
+  path: pathlib.Path, cfg: config.ModelConfig, params: at.Params
+) -> None:
+  """Writes a plain Transformer; under its final name only when whole.
+
+  Raises:
+    ConfigError: naming the first setting that the format cannot express.
+  """
+  _check_expressible(cfg)
+  hidden = cfg.levels[0].hidden
+  vocab = cfg.vocab if cfg.tie_embeddings else -cfg.vocab
+  header = _HEADER.pack(
+      cfg.dim, hidden, cfg.layers, cfg.heads, cfg.num_kv_heads, vocab,
+      cfg.max_len,
+    )  # fmt: skip
+  weights = _weights(cfg, params)
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  with part.open('wb') as f:
+    f.write(header)
+    for name, shape in _shapes(cfg).items():
+      f.write(np.asarray(weights[name], '<f4').reshape(shape).tobytes())
+  part.replace(path)
+
+
+def _config(content: bytes, where: str) -> config.ModelConfig:
+  if content[:4] == _LATER:
+    raise config.ConfigError(
+      f'{where} is a llama2.c checkpoint of a later version; export it with '
+      '--version 0.'
+    )
+  if len(content) < _HEADER.size:
+    raise config.ConfigError(
+      f'{where} has {len(content)} bytes, less than the header of a llama2.c '
+      'checkpoint; it is cut short.'
+    )
+  header = dict(zip(_FIELDS, _HEADER.unpack_from(content)))
+  for name, value in header.items():
+    if value < 1 and not (name == 'vocab_size' and value < 0):
+      raise config.ConfigError(
+        f'{where}: {name}={value} in its header; it is no llama2.c checkpoint.'
+      )
+  try:
+    return config.ModelConfig(
+      vocab=abs(header['vocab_size']),
+      dim=header['dim'],
+      layers=header['n_layers'],
+      heads=header['n_heads'],
+      kv_heads=header['n_kv_heads'],
+      levels=(config.LevelConfig(hidden=header['hidden_dim']),),
+      max_len=header['max_seq_len'],
+      rope_theta=_THETA,
+      norm_eps=_EPS,
+      tie_embeddings=header['vocab_size'] > 0,
+    )
+  except config.ConfigError as e:
+    raise config.ConfigError(
+      f'{where} is no llama2.c checkpoint: {e}'
+    ) from None
+
+
+def _check_expressible(cfg: config.ModelConfig) -> None:
+  wanted = {
+    'levels': (len(cfg.levels_per_block), 1),
+    'head_dim': (cfg.resolved_head_dim, cfg.dim // cfg.heads),
+    'rope_theta': (cfg.rope_theta, _THETA),
+    'rope_scaling': (cfg.rope_scaling, None),
+    'qkv_bias': (cfg.qkv_bias, False),
+    'qk_norm': (cfg.qk_norm, False),
+    'norm_eps': (cfg.norm_eps, _EPS),
+  }
+  for name, (value, needed) in wanted.items():
+    if value != needed:
+      raise config.ConfigError(
+        f'model.{name} is {value}, and a llama2.c checkpoint can only hold '
+        f'{needed}; save the model as .npz instead.'
+      )
+
+
+def _shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Every array in the file's order."""
+  l, d, f = cfg.layers, cfg.dim, cfg.levels[0].hidden
+  e = cfg.resolved_head_dim
+  q, kv = cfg.heads * e, cfg.num_kv_heads * e
+  shapes = {
+    'embed': (cfg.vocab, d),
+    'attention_norm': (l, d),
+    'q': (l, q, d),
+    'k': (l, kv, d),
+    'v': (l, kv, d),
+    'o': (l, d, q),
+    'level_norm': (l, d),
+    'gate': (l, f, d),
+    'down': (l, d, f),
+    'up': (l, f, d),
+    'norm': (d,),
+    'cos': (cfg.max_len, e // 2),
+    'sin': (cfg.max_len, e // 2),
+  }
+  return shapes if cfg.tie_embeddings else shapes | {'head': (cfg.vocab, d)}
+
+
+def _params(cfg: config.ModelConfig, w: dict[str, np.ndarray]) -> at.Params:
+  e = cfg.resolved_head_dim
+
+  def to_heads(name: str, halves: bool) -> np.ndarray:
+    """`[L, heads * E, D]` -> `[L, D, heads, E]`."""
+    x = w[name].reshape(cfg.layers, -1, e // 2, 2, cfg.dim)
+    x = x.swapaxes(2, 3) if halves else x
+    return x.reshape(cfg.layers, -1, e, cfg.dim).transpose(0, 3, 1, 2)
+
+  def turned(name: str) -> np.ndarray:
+    return w[name].swapaxes(1, 2)
+
+  o = turned('o').reshape(cfg.layers, cfg.heads, e, cfg.dim)
+  params = {
+    'embed': {'embedding': w['embed']},
+    'blocks': {
+      'attention_norm': {'scale': w['attention_norm']},
+      'attention': {
+        'q': {'kernel': to_heads('q', True)},
+        'k': {'kernel': to_heads('k', True)},
+        'v': {'kernel': to_heads('v', False)},
+        'o': {'kernel': o},
+      },
+      'level_1_norm': {'scale': w['level_norm']},
+      'level_1': {name: turned(name) for name in ('gate', 'up', 'down')},
+    },
+    'norm': {'scale': w['norm']},
+  }
+  if not cfg.tie_embeddings:
+    params['head'] = {'kernel': w['head'].T}
+  return params
+
+
+def _weights(cfg: config.ModelConfig, params: at.Params) -> dict:
+  """The inverse of `_params`, with the tables of the rotary embedding."""
+  blocks, e = params['blocks'], cfg.resolved_head_dim
+  attention = {k: np.asarray(v['kernel']) for k, v in
+                 blocks['attention'].items()}  # fmt: skip
+
+  def from_heads(name: str, halves: bool) -> np.ndarray:
+    x = attention[name].transpose(0, 2, 3, 1)
+    x = x.reshape(cfg.layers, -1, *((2, e // 2) if halves else (e,)), cfg.dim)
+    return x.swapaxes(2, 3) if halves else x
+
+  freq = _THETA ** (-np.arange(e // 2, dtype=np.float32) / (e // 2))
+  angle = np.outer(np.arange(cfg.max_len, dtype=np.float32), freq)
+  o = attention['o'].reshape(cfg.layers, -1, cfg.dim)
+  w = {
+    'embed': params['embed']['embedding'],
+    'attention_norm': blocks['attention_norm']['scale'],
+    'q': from_heads('q', True),
+    'k': from_heads('k', True),
+    'v': from_heads('v', False),
+    'o': o.swapaxes(1, 2),
+    'level_norm': blocks['level_1_norm']['scale'],
+    **{k: np.asarray(v).swapaxes(1, 2) for k, v in blocks['level_1'].items()},
+    'norm': params['norm']['scale'],
+    'cos': np.cos(angle),
+    'sin': np.sin(angle),
+  }
+  if not cfg.tie_embeddings:
+    w['head'] = np.asarray(params['head']['kernel']).T
+  return w
