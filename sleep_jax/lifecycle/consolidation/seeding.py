@@ -258,7 +258,7 @@ def seed(
   how, level, slot = lesson.how, lesson.level, lesson.slot
   # From here on the slot is routed as it will be when it is in force, so that
   # what it learns, and what it displaces, is what the next day will find.
-  bank = student.levels[level].bank.mark(slot, memory_lib.ACTIVE)
+  bank = student.levels[level].bank.set_status(slot, memory_lib.ACTIVE)
   student = student.with_level(level, bank=bank)
   expert = sharding.shard_params(jax.tree.map(jnp.copy, bank.expert(slot)))
   opt_state = sharding.shard_params(optimizer(how).init(expert))

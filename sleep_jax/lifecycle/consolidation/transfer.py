@@ -114,7 +114,7 @@ def transfer(
 
   # Consolidate. One new expert learns what the update is about to take away.
   bank = prospective.levels[transfer.receiver].bank
-  slot = memory_lib.free_slot(bank) if how.expand else 0
+  slot = bank.free_slot() if how.expand else 0
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = prospective.with_level(transfer.receiver, bank=bank)
@@ -171,7 +171,7 @@ def free_up_slot(
   what the oldest knows, on dreams of the self that still has both.
   """
   bank = life.memory.levels[level].bank
-  if memory_lib.free_slot(bank) is not None or not how.expand:
+  if bank.free_slot() is not None or not how.expand:
     return life
   oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
   if how.slot_policy == 'merge' and not younger:
@@ -194,7 +194,7 @@ def free_up_slot(
   )
   without = bank.with_expert(
     oldest, jax.tree.map(jnp.zeros_like, bank.expert(oldest))
-  ).mark(oldest, memory_lib.LOCKED)
+  ).set_status(oldest, memory_lib.LOCKED)
   memory = life.memory.with_level(level, bank=without)
   if how.slot_policy == 'merge':
     # The rested self teaches: what today brought is not the heir's business.

@@ -41,7 +41,7 @@ class UpdateTarget:
     if self.slot < 0:
       return memory, learnt
     bank = memory.levels[self.level].bank.with_expert(self.slot, learnt)
-    bank = bank.mark(self.slot, memory_lib.ACTIVE)
+    bank = bank.set_status(self.slot, memory_lib.ACTIVE)
     return memory.with_level(self.level, bank=bank), None
 
 
@@ -134,7 +134,7 @@ def allocate(
     return life, UpdateTarget(), learnt
   for level in reversed(range(len(cfg.levels))):
     bank = life.memory.levels[level].bank
-    slot = None if bank is None else memory_lib.free_slot(bank)
+    slot = None if bank is None else bank.free_slot()
     if slot is not None:
       bank = bank.unlock(slot, life.clock.nights, rng)
       life = life.replace(memory=life.memory.with_level(level, bank=bank))

@@ -9,7 +9,7 @@ learnt beforehand, by back-propagation through windows and passes.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 from flax import struct
 import jax
@@ -19,12 +19,14 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import halting
+from sleep_jax.models import block as block_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base as mixers_base
 
 
 @struct.dataclass
@@ -41,15 +43,6 @@ class WindowState:
   positions: at.Int[jax.Array, 'B C']
 
 
-class WindowMask(NamedTuple):
-  """How the tokens of one window see each other, and those before."""
-
-  turn: tuple[jax.Array, jax.Array]
-  seen: jax.Array  # [B, L, C]
-  start: int | None  # Column of the window's first key.
-  token_mask: jax.Array  # [B, L]
-
-
 def init_window_state(
   cfg: config.ModelConfig,
   how: recurrence_config.RecurrenceConfig,
@@ -58,19 +51,21 @@ def init_window_state(
   states: tuple[jax.Array, ...] = (),
 ) -> WindowState:
   """Before the first window of every row."""
-  states = tuple(s.s for s in cache_lib.init_states(cfg, rows, states))
   columns = window if how.eviction == 'sliding' else 0
   cache = cache_lib.init_cache(cfg, rows, columns)
-  return WindowState(states, tuple(cache.k), tuple(cache.v), cache.positions)
+  layers = cache_lib.with_states(cfg, cache.layers, states)
+  states = cache_lib.recurrent_states(cfg, layers)
+  k, v = tuple(zip(*cache_lib.kv_caches(cfg, layers))) or ((), ())
+  return WindowState(states, k, v, cache.positions)
 
 
-def _window_mask(
+def _mixer_inputs(
   cfg: config.ModelConfig,
   how: recurrence_config.RecurrenceConfig,
   kept: WindowState,
   present_BxL: jax.Array,
   first: jax.Array,
-) -> WindowMask:
+) -> mixers_base.MixerInputs:
   """Positions of a window whose first token is number `first` of its row.
 
   Under hard eviction they begin anew, to the bits of a model that never slept.
@@ -87,29 +82,31 @@ def _window_mask(
   seen = (apart >= 0) & (keys[:, None] != positions_lib.PAD_POSITION)
   if how.eviction == 'sliding':
     seen &= apart < start
-  turn = layers_lib.rope_cos_sin(
+  rope = layers_lib.rope_cos_sin(
     at, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
   )
-  return WindowMask(turn, seen, start, present_BxL)
+  return mixers_base.MixerInputs(rope, seen, start, present_BxL)
 
 
 def _layer_caches(
-  cfg: config.ModelConfig, kept: WindowState, frame: WindowMask, states
-) -> tuple[jax.Array, ...]:
+  cfg: config.ModelConfig,
+  kept: WindowState,
+  inputs: mixers_base.MixerInputs,
+  states: tuple[jax.Array, ...],
+) -> tuple[Any, ...]:
   """What every layer begins a pass with: room for the window's keys, or S."""
-  begun = cache_lib.init_states(cfg, len(frame.token_mask), states)
-  if frame.start is None:
-    attended = [None] * len(cfg.layers_with(attention=True))
-  else:
-    room = frame.token_mask.shape[1]
+  rows, length = inputs.token_mask.shape
+  caches = cache_lib.init_layer_caches(cfg, rows, states)
+  if inputs.cache_index is None:
+    return caches
 
-    def widen(x: jax.Array, axis: int) -> jax.Array:
-      pads = [(0, 0)] * 4
-      pads[axis] = (0, room)
-      return jnp.pad(x, pads)
+  def widen(x: jax.Array, axis: int) -> jax.Array:
+    pads = [(0, 0)] * 4
+    pads[axis] = (0, length)
+    return jnp.pad(x, pads)
 
-    attended = [(widen(k, 3), widen(v, 2)) for k, v in zip(kept.k, kept.v)]
-  return cache_lib.interleave(cfg, attended, begun)
+  kv_caches = [(widen(k, 3), widen(v, 2)) for k, v in zip(kept.k, kept.v)]
+  return cache_lib.with_kv_caches(cfg, caches, kv_caches)
 
 
 def _embed(cfg: config.ModelConfig, params: at.Params, tokens: jax.Array):
@@ -131,20 +128,19 @@ def loop_window(
   Returns:
     What it leaves, and the passes that each row took, `[B]`.
   """
-  frame = _window_mask(cfg, how, kept, present_BxL, first)
+  inputs = _mixer_inputs(cfg, how, kept, present_BxL, first)
   looped = how.looped(cfg.layers)
   stack = functools.partial(
-    layer_stack.Stack(cfg).apply, {'params': params['blocks']}
+    layer_stack.LayerStack(cfg).apply, {'params': params['blocks']}
   )
 
-  def blocks(x, states, span):
+  def blocks(x, states, layer_range):
     """One pass over some of the blocks."""
-    pasts = _layer_caches(cfg, kept, frame, states)
-    x, pasts, _ = stack(
-      x, views, pasts, frame.turn, frame.seen, frame.start, frame.token_mask, span
-    )
-    k, v, begun = cache_lib.split_by_mixer(cfg, pasts)
-    return x, tuple(state.s for state in begun), (k, v)
+    caches = _layer_caches(cfg, kept, inputs, states)
+    layers = block_lib.LayerInputs(views, caches, None)
+    x, caches, _ = stack(x, layers, inputs, layer_range)
+    keys = cache_lib.kv_caches(cfg, caches)
+    return x, cache_lib.recurrent_states(cfg, caches), keys
 
   x = _embed(cfg, params, tokens_BxL)
   found, parts = kept.states, []
@@ -178,7 +174,7 @@ def loop_window(
     parts.append((after_loop, keys))
   k, v = _own_keys(cfg, parts)
   return next_window_state(
-    kept, frame, present_BxL, first, states, k, v
+    kept, inputs, present_BxL, first, states, k, v
   ), passes
 
 
@@ -187,21 +183,28 @@ def _own_keys(cfg: config.ModelConfig, parts) -> tuple[tuple[jax.Array, ...]]:
 
   A part hands the keys of all others on as it found them: without this window.
   """
-  attended = cfg.layers_with(attention=True)
   pairs = [
-    (keys[0][at], keys[1][at])
-    for span, keys in parts
-    for at, layer in enumerate(attended)
-    if layer in span and keys[0]
+    keys[at]
+    for layer_range, keys in parts
+    for at, layer in enumerate(cfg.attention_layers)
+    if layer in layer_range and keys[at] is not None
   ]
   return tuple(zip(*pairs)) or ((), ())
 
 
-def next_window_state(kept, frame, present, first, states, k, v) -> WindowState:
+def next_window_state(
+  kept: WindowState,
+  inputs: mixers_base.MixerInputs,
+  present: jax.Array,
+  first: jax.Array,
+  states: tuple[jax.Array, ...],
+  k: tuple[jax.Array, ...],
+  v: tuple[jax.Array, ...],
+) -> WindowState:
   """The window is over: states stay, and of the keys at most the newest."""
-  if frame.start is None:
+  if inputs.cache_index is None:
     return kept.replace(states=states)  # Nothing else stays.
-  length = frame.start
+  length = inputs.cache_index
   at = first + jnp.arange(present.shape[1])
   at = jnp.where(present, at, positions_lib.PAD_POSITION)
   positions = jnp.concatenate([kept.positions, at], axis=1)
@@ -239,7 +242,7 @@ def read(
 
   if how.remat:
     step = jax.checkpoint(step, prevent_cse=False)
-  xs = (windows.swapaxes(0, 1), present.swapaxes(0, 1))
+  xs = (windows.swapaxes(0, 1), token_mask.swapaxes(0, 1))
   (kept, _), passes = jax.lax.scan(step, (kept, jnp.zeros((), int)), xs)
   return kept, passes.mean(0)
 
@@ -257,19 +260,15 @@ def predict(
   """One pass, from what is kept: logits `[B, P, V]`."""
   if how.eviction == 'hard':
     at = jnp.arange(tokens.shape[1])
-    at = jnp.where(present, at, positions_lib.PAD_POSITION)
+    at = jnp.where(token_mask, at, positions_lib.PAD_POSITION)
     return _forward(cfg, params, views, tokens, at, kept.states)
-  frame = _window_mask(cfg, how, kept, present, first)
-  pasts = _layer_caches(cfg, kept, frame, kept.states)
-  x, *_ = layer_stack.Stack(cfg).apply(
+  inputs = _mixer_inputs(cfg, how, kept, token_mask, first)
+  caches = _layer_caches(cfg, kept, inputs, kept.states)
+  x, *_ = layer_stack.LayerStack(cfg).apply(
     {'params': params['blocks']},
     _embed(cfg, params, tokens),
-    views,
-    pasts,
-    frame.turn,
-    frame.seen,
-    frame.start,
-    frame.token_mask,
+    block_lib.LayerInputs(views, caches, None),
+    inputs,
   )
   hidden = layers_lib.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
   return (

@@ -45,7 +45,7 @@ def check(
   Raises:
     ConfigError: if it has nothing to keep a window in, or no such blocks.
   """
-  if not cfg.layers_with(attention=False):
+  if not cfg.recurrent_layers:
     raise config.ConfigError(
       f'model.mixers={cfg.mixers} has no recurrent layer, so nothing would '
       "stay of an evicted window; add 'gdn' or 'jet'."
