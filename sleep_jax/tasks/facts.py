@@ -9,6 +9,7 @@ base's facts, at the start of a document and after other facts.
 import dataclasses
 
 import numpy as np
+from numpy import typing as npt
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
@@ -47,8 +48,8 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   )
 
 
-class World:
-  """Token arrays of facts; every array is `[facts, 5]`."""
+class FactEncoder:
+  """Entities and facts as tokens; an array of facts is `[facts, 5]`."""
 
   def __init__(self, tokenizer: tokenizers.WordTokenizer):
     self._name = np.array([tokenizer.encode(s)[0] for s in SYLLABLES])
@@ -57,7 +58,9 @@ class World:
     self._stop = tokenizer.separator
     self._bos = tokenizer.bos
 
-  def pairs(self, rng: np.random.Generator, n: int, taken=()) -> np.ndarray:
+  def pairs(
+    self, rng: np.random.Generator, n: int, taken: npt.ArrayLike = ()
+  ) -> np.ndarray:
     """`n` distinct entities that are not `taken`, `[n]` codes."""
     free = np.setdiff1d(np.arange(len(SYLLABLES) ** 2), np.array(taken, int))
     if n > len(free):
@@ -90,34 +93,36 @@ class World:
     return np.concatenate([bos, facts_RxNx5.reshape(rows, -1)], 1)[:, :length]
 
 
-def base_facts(world: World, cfg: FactsConfig) -> tuple[np.ndarray, np.ndarray]:
+def base_facts(
+  encoder: FactEncoder, cfg: FactsConfig
+) -> tuple[np.ndarray, np.ndarray]:
   """Entities and facts that the base model is trained on."""
   rng = np.random.default_rng([cfg.world_seed, 7])
-  pairs = world.pairs(rng, cfg.base_entities)
-  return pairs, world.facts(rng, pairs)
+  pairs = encoder.pairs(rng, cfg.base_entities)
+  return pairs, encoder.facts(rng, pairs)
 
 
 def pretraining_rows(
-  world: World, cfg: FactsConfig, rng: np.random.Generator, rows: int
+  encoder: FactEncoder, cfg: FactsConfig, rng: np.random.Generator, rows: int
 ) -> np.ndarray:
   """Documents for the base, `[rows, length]`: its facts, and new entities.
 
   In every third document three quarters of the facts are one to six facts of
   new entities, repeated, so that the base also learns to read its context.
   """
-  _, known = base_facts(world, cfg)
+  _, known = base_facts(encoder, cfg)
   per_row = -(-(cfg.length - 1) // _FACT)
   pick = known[rng.integers(0, len(known), (rows, per_row))]
   for row in range(0, rows, 3):
-    new_facts = rng.permutation(world.facts(rng, world.pairs(rng, 3)))
+    new_facts = rng.permutation(encoder.facts(rng, encoder.pairs(rng, 3)))
     repeated = new_facts[rng.integers(0, rng.integers(1, 7), per_row)]
     swap = rng.random(per_row) < 0.75
     pick[row, swap] = repeated[swap]
-  return world.rows(pick, cfg.length)
+  return encoder.rows(pick, cfg.length)
 
 
 def pretraining_windows(
-  world: World,
+  encoder: FactEncoder,
   cfg: FactsConfig,
   rng: np.random.Generator,
   rows: int,
@@ -132,14 +137,14 @@ def pretraining_windows(
   targets, so the hybrid also learns to generate, unprompted, what its states
   hold: its replay samples.
   """
-  _, known = base_facts(world, cfg)
+  _, known = base_facts(encoder, cfg)
   whole, per_row = (cfg.length - 1) // _FACT, -(-(cfg.length - 1) // _FACT)
   stream = np.zeros((rows, context, per_row, _FACT), np.int32)
   document = known[rng.integers(0, len(known), (rows, per_row))]
   read = rng.integers(0, context + 1, rows)
   for row in range(rows):
-    pairs = world.pairs(rng, rng.integers(1, new_entities + 1))
-    new_facts = world.facts(rng, pairs)
+    pairs = encoder.pairs(rng, rng.integers(1, new_entities + 1))
+    new_facts = encoder.facts(rng, pairs)
     shape = stream[row].shape
     stream[row] = order_lib.shuffled(
       new_facts, shape[0] * shape[1], rng
@@ -149,10 +154,10 @@ def pretraining_windows(
     swap = rng.random(per_row) < 0.75
     document[row, swap] = new_facts[rng.integers(0, len(new_facts), swap.sum())]
   flat = stream.reshape(-1, per_row, _FACT)
-  tokens = world.rows(flat, cfg.length).reshape(rows, context, cfg.length)
+  tokens = encoder.rows(flat, cfg.length).reshape(rows, context, cfg.length)
   token_mask = np.arange(context) < read[:, None]
   token_mask = np.repeat(token_mask[..., None], cfg.length, axis=2)
-  document = world.rows(document, cfg.length)
+  document = encoder.rows(document, cfg.length)
   inputs, targets = document[:, :-1], document[:, 1:]
   return windows.WindowBatch(
     context=np.where(token_mask, tokens, windows.PAD),
@@ -183,12 +188,12 @@ class Facts(task_lib.Task):
     self.cfg, self.episodes = cfg, cfg.episodes
     self.tokenizer = build_tokenizer()
     self._seed = seed
-    self._world = World(self.tokenizer)
-    taken, self._base = base_facts(self._world, cfg)
+    self._encoder = FactEncoder(self.tokenizer)
+    taken, self._base = base_facts(self._encoder, cfg)
     rng = np.random.default_rng([seed, 1])
-    pairs = self._world.pairs(rng, cfg.episodes * cfg.entities, taken)
+    pairs = self._encoder.pairs(rng, cfg.episodes * cfg.entities, taken)
     self._new = [
-      self._world.facts(rng, p)
+      self._encoder.facts(rng, p)
       for p in pairs.reshape(cfg.episodes, cfg.entities)
     ]
 
@@ -199,7 +204,7 @@ class Facts(task_lib.Task):
     per_row = -(-(cfg.length - 1) // _FACT)
     stream = order_lib.shuffled(facts, cfg.rows * per_row, rng)
     stream = stream.reshape(cfg.rows, per_row, _FACT)
-    tokens = self._world.rows(stream, cfg.length)
+    tokens = self._encoder.rows(stream, cfg.length)
     return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
 
   def evaluate(
