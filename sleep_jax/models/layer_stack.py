@@ -165,9 +165,11 @@ class LayerStack(nn.Module):
     memory, caches = layers.memory, list(layers.cache)
     routes = [[] for _ in c.levels]
     for i in layer_range:
-      layer_memory = memory
-      if memory is not None:
-        layer_memory = memory[i] if self.per_layer else cms.select_layer(memory, i)
+      layer_memory = None
+      if memory is not None and self.per_layer:
+        layer_memory = memory[i]
+      elif memory is not None:
+        layer_memory = cms.select_layer(memory, i)
       levels = c.levels_at(i)
       x, (caches[i], logits) = self._block()(
         c,

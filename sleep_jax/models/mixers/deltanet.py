@@ -10,8 +10,8 @@ corrects towards its value (arXiv 2412.06464; written here as S transposed):
 time: within a chunk it solves one triangular system per head, between chunks
 it carries S. Both start from any S, and both compute in float32.
 
-Letters beside the glossary of `sleep_jax.array_typing`: K and V are here the widths
-of a head's key and value.
+Letters beside those of `sleep_jax.array_typing`: K and V are here the widths of
+a head's key and value.
 """
 
 import functools
@@ -137,7 +137,8 @@ def scan_chunks(
   length, size = q.shape[1], min(chunk, q.shape[1])
   fill = -length % size
 
-  def split(x: jax.Array) -> jax.Array:  # [B, T, H, ...] -> [chunks, B, H, C, ...]
+  def split(x: jax.Array) -> jax.Array:
+    """`[B, T, H, ...]` to `[chunks, B, H, C, ...]`."""
     x = jnp.pad(
       x.astype(jnp.float32), [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)
     )
