@@ -31,6 +31,9 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
 
 
+_Tokens = tuple[jax.Array, ...]  # q, k, v, log alpha and beta of a step.
+
+
 @struct.dataclass
 class State:
   """What a layer carries from token to token.
@@ -55,7 +58,7 @@ def scan_tokens(
   """The recurrence, token by token: outputs `[B, T, H, V]`, and the last S."""
   dot = functools.partial(jnp.einsum, precision=_HIGHEST)
 
-  def step(s, token):
+  def step(s: jax.Array, token: _Tokens) -> tuple[jax.Array, jax.Array]:
     q, k, v, log_alpha, beta = token
     s = s * jnp.exp(log_alpha)[..., None, None]
     error = v - dot('bhkv,bhk->bhv', s, k)
@@ -148,7 +151,7 @@ def scan_chunks(
   lower = jnp.tril(jnp.ones((size, size), bool))
   strict = jnp.tril(lower, -1)
 
-  def step(s, tokens):
+  def step(s: jax.Array, tokens: _Tokens) -> tuple[jax.Array, jax.Array]:
     q, k, v, log_alpha, beta = tokens
     log_g = jnp.cumsum(log_alpha, axis=-1)
     # Above the diagonal the exponent is positive, and could overflow.
