@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax.data import contexts
-from sleep_jax.data import experience as experience_lib
 
 _MULTIPLE = 16  # `prompt_rows` pads to it, so that few shapes are compiled.
 
@@ -26,18 +25,15 @@ def left_pad(
 
 
 def pad_to_batches(
-  experience: experience_lib.Experience, rows: int
+  tokens: np.ndarray, weight: np.ndarray, rows: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The stream in reading order, padded to whole batches of `rows`.
+  """Rows `[N, T]` and their weights, filled up to whole batches of `rows`.
 
   Returns:
     Tokens and weights `[N', T]`; added rows have weight 0.
   """
-  extra = ((0, -len(experience.tokens) % rows), (0, 0))
-  return (
-    jnp.asarray(np.pad(experience.tokens, extra)),
-    jnp.asarray(np.pad(experience.weight, extra)),
-  )
+  extra = ((0, -len(tokens) % rows), (0, 0))
+  return jnp.asarray(np.pad(tokens, extra)), jnp.asarray(np.pad(weight, extra))
 
 
 def prompt_rows(
