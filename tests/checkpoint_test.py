@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(two):
   try:
     with pytest.raises(checkpoint.SaveError, match='cannot save: .*[Tt]oo'):
       saved.save(moment(3, 'wake', life_of(3, big)))
-      saved.finish()
+      saved.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert newest(two).night == 2
@@ -280,7 +280,7 @@ def test_sigterm_ends_a_quickstart_within_ten_seconds(tmp_path, workers):
   asked = time.monotonic()
   _, told = started.communicate(timeout=60)
   assert time.monotonic() - asked < 10
-  assert started.returncode == termination.EXIT
+  assert started.returncode == termination.EXIT_CODE
   assert 'The same command goes on' in told and 'Traceback' not in told
   with files.lock_dir(tmp_path / 'w' / 'lives' / 'sft_1'):  # No worker is left.
     pass

@@ -86,5 +86,5 @@ def score(
       )
       for out, mark in zip((exact, logprob, accuracy), marks, strict=True):
         out[index] = mark[: len(index)]
-      account.forward(_EVAL_BATCH * tokens.shape[1])
+      account.add_forward(_EVAL_BATCH * tokens.shape[1])
   return experience_lib.Response(exact, logprob, accuracy)

@@ -45,7 +45,7 @@ class EWC(finetune.Finetune):
         s.finetune.fisher_rows,
         rng,
       )
-      account.forward(tokens.size)
+      account.add_forward(tokens.size)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     notes = {
       'anchor': jax.tree.map(jnp.array, life.params),
@@ -78,7 +78,7 @@ class EWC(finetune.Finetune):
         s.model, life.params, jnp.asarray(tokens), jnp.asarray(weight)
       )
       fisher = jax.block_until_ready(fisher)
-      account.full(tokens.size, steps=0)
+      account.add_training(tokens.size, steps=0)
     size = sum(f.size for f in jax.tree.leaves(fisher))
     total = sum(f.sum() for f in jax.tree.leaves(fisher))
     return jax.tree.map(lambda f: f * size / total, fisher)

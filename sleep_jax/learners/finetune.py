@@ -64,7 +64,7 @@ class Finetune:
         penalty_state=life.notes,
       )
       loss = jax.block_until_ready(loss)
-      account.full(tokens.size, steps=loss.size)
+      account.add_training(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, params)
     clock = life.clock.replace(
       tokens=life.clock.tokens + tokens.size // s.finetune.batch

@@ -87,7 +87,7 @@ class Recurrence(sleep_lib.WakeOnly):
       memory = jax.block_until_ready(memory)
       looped = len(s.recurrence.looped(s.model.layers)) / s.model.layers
       passes = 1 + (s.recurrence.passes - 1) * looped
-      account.forward(windows[:, 0].size * passes)
+      account.add_forward(windows[:, 0].size * passes)
     finite.check_finite('wake', jnp.zeros((1,)), memory)
     return life.replace(memory=memory)
 

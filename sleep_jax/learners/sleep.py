@@ -44,7 +44,7 @@ class WakeOnly:
         defer_due_update=self.defer_due_update,
       )
       loss = jax.block_until_ready(loss)
-      account.online(tokens.size, steps=loss.size)
+      account.add_online(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, memory)
     tenth = max(1, loss.size // 10)
     life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))

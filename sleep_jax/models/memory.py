@@ -158,7 +158,7 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
     },
     'model.levels[].optimizer',
   )
-  return optax.levels_per_block(
+  return optax.chain(
     optax.clip_by_global_norm(level.clip),
     scale,
     optax.add_decayed_weights(level.weight_decay),

@@ -1,6 +1,6 @@
 """Converts checkpoints: into a sleeping model's form, and home again.
 
-  python -m sleep_jax.convert IN OUT
+  python -m sleep_jax.weights.convert IN OUT
 
 What IN is tells the direction:
 
@@ -70,7 +70,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
   if not (source / 'config.json').is_file():
     raise config.ConfigError(
       f'{source} is neither a folder with a config.json nor a .npz or .bin '
-      'file; see python -m sleep_jax.convert --help.'
+      'file; see python -m sleep_jax.weights.convert --help.'
     )
   described = huggingface.read_json(source / 'config.json')
   if described.get('format') != folder_lib.FORMAT:
@@ -183,7 +183,7 @@ def _told(
 
 def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
-    prog='python -m sleep_jax.convert',
+    prog='python -m sleep_jax.weights.convert',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -274,7 +274,7 @@ def seed(
               jnp.asarray(slot), probed, None,
             )[1]  # fmt: skip
       kl = float(marks.kl)
-      account.forward(probed.tokens.size)
+      account.add_forward(probed.tokens.size)
     return kl
 
   before = probe(expert)
@@ -300,7 +300,7 @@ def seed(
       name = f'sleep, seeding of level {level + 1}'
       finite.check_finite(name, curves[-1].loss, expert, first_step=start)
       per_step = how.batch + (of_groups.shape[1] if lesson.uses_rollouts else 0)
-      account.partial(steps * per_step * how.dream_length, steps=steps)
+      account.add_partial_training(steps * per_step * how.dream_length, steps=steps)
   probes = np.array([before, probe(expert)])
   student = student.with_level(level, bank=bank.with_expert(slot, expert))
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
@@ -320,13 +320,13 @@ def _dream(
     dreamt = replay_lib.sample_replay(
       cfg, how, params, selves, lesson.tokenizer, lesson.nights, rng
     )
-    account.forward(dreamt.tokens.size)
+    account.add_forward(dreamt.tokens.size)
   with lesson.costs.phase('teacher') as account:
     judged = teacher_labels.label_all(cfg, how, params, selves, dreamt)
     # Every device has all dreams, and takes its own rows of a batch.
     judged = jax.block_until_ready(sharding.replicate(judged))
     times = 1 if selves.old is None else 2
-    account.forward(dreamt.tokens.size, times=times)
+    account.add_forward(dreamt.tokens.size, times=times)
   return dreamt, judged
 
 
@@ -347,11 +347,11 @@ def _imitate(
           jnp.asarray(dreamt.tokens[pick]), jnp.asarray(dreamt.lengths[pick]), rng,
         )  # fmt: skip
     jax.block_until_ready(pieces)
-    account.forward(size)
+    account.add_forward(size)
   with lesson.costs.phase('reward') as account:
     rolled, reward = imitation.score_rollouts(
       cfg, how, lesson.tokenizer.separator, params, lesson.selves, *pieces
     )
     reward = float(reward.mean())
-    account.forward(size, times=2 if lesson.selves.old is None else 5)
+    account.add_forward(size, times=2 if lesson.selves.old is None else 5)
   return sharding.replicate(rolled), reward

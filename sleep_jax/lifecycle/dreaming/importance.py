@@ -157,7 +157,7 @@ def importance_scores(
           lab.cfg, lab.params, lab.memory, adapter, *map(jnp.asarray, rows)
         )
       )
-      account.partial(rows[0].size, steps=0)
+      account.add_partial_training(rows[0].size, steps=0)
     return grads
 
   flat = [d for of_one in dreamt for d in of_one]

@@ -53,7 +53,7 @@ def propose(
         random_expert=how.random_expert,
       ),
     )
-    account.forward(sum(map(len, prompts)) + len(said) * reader.max_dream)
+    account.add_forward(sum(map(len, prompts)) + len(said) * reader.max_dream)
 
   def read(context: contexts.Context, tokens: contexts.TokenIds) -> Dream:
     if tokens and tokens[-1] == reader.stop:

@@ -111,7 +111,7 @@ def finetune(
         )  # fmt: skip
     loss = jax.block_until_ready(loss)
     size = loss.size * how.batch * rows.tokens.shape[1]
-    account.partial(size, steps=loss.size)
+    account.add_partial_training(size, steps=loss.size)
   return learnt
 
 

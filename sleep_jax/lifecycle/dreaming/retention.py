@@ -48,5 +48,5 @@ def retention_loss(
       float(_nll(dreamer.cfg, x.merged_params(), x.memory, tokens, weight))
       for x in (before, after)
     )
-    account.forward(tokens.size, times=3)
+    account.add_forward(tokens.size, times=3)
   return new - old

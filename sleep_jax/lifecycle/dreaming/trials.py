@@ -248,10 +248,10 @@ def _run(lab, edits, questions, rng):
             )  # fmt: skip
       steps = plan[0].shape[1]
       size = instances * steps * lab.how.batch * rows[0].shape[2]
-      account.partial(size, steps=steps * instances)
+      account.add_partial_training(size, steps=steps * instances)
   with lab.costs.phase('trials') as account:
     answers, size = _answers(lab, adapters, questions, instances)
-    account.forward(size)
+    account.add_forward(size)
   return answers, sharding.fetch(finite)[: len(edits)]
 
 
