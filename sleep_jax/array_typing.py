@@ -16,9 +16,9 @@ from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 
-Tree = Any  # A pytree whose structure the docstring tells.
-Metrics = dict[str, float]  # Figures by name.
-Params = dict[str, Any]  # The backbone's weights, as Flax lays them out.
+Tree = Any  # A pytree; the docstring states its structure.
+Metrics = dict[str, float]  # Values by name.
+Params = dict[str, Any]  # The backbone's weights, nested as Flax has them.
 Key = jax.Array  # A typed or raw JAX random key.
 
 Scalar = Float[jax.Array, '']
