@@ -172,7 +172,7 @@ class ModelConfig:
     return self.head_dim or self.dim // self.heads
 
   @classmethod
-  def of(cls, values: Mapping[str, Any]) -> 'ModelConfig':
+  def from_mapping(cls, values: Mapping[str, Any]) -> 'ModelConfig':
     """From a nested mapping such as a ConfigDict's `model`."""
     values = dict(values)
     values['levels'] = tuple(
