@@ -169,7 +169,7 @@ def damaged(content: bytes, at: int, value: int) -> bytes:
     (lambda b: b[:20], 'x.bin has 20 bytes, less than the header'),
     (lambda b: damaged(b, 1, 0), 'x.bin: hidden_dim=0'),
     (lambda b: damaged(b, 5, 0), 'x.bin: vocab_size=0'),
-    (lambda b: damaged(b, 3, 3), 'x.bin is no llama2.c checkpoint: model.dim'),
+    (lambda b: damaged(b, 3, 3), 'x.bin is not a llama2.c checkpoint: model.dim'),
     (lambda b: damaged(b, 0, 0x616B3432), 'x.bin is a .* later version'),
   ],
 )

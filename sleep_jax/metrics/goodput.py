@@ -4,7 +4,7 @@ Useful work is every phase of a life except evaluation: wake, rollouts,
 teacher passes, updates, rewards and trials, without their compilation.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 import contextlib
 import time
@@ -15,12 +15,12 @@ import jax
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 # Seconds of compilation in this process. JAX never removes a listener, so there
 # is one for all lives.
-_compile_time: Counter[str] = Counter()
+_compile_time: defaultdict[str, float] = defaultdict(float)
 
 
-def _listen(name: str, seconds: float, **_: Any) -> None:
-  if name == _COMPILE_EVENT:
-    _compile_time['seconds'] += seconds
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
+  if event == _COMPILE_EVENT:
+    _compile_time['seconds'] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
@@ -32,7 +32,7 @@ class Goodput:
   def __init__(self):
     self._start = time.perf_counter()
     self._compile_start = _compile_time['seconds']
-    self._lost: Counter[str] = Counter()
+    self._lost: defaultdict[str, float] = defaultdict(float)
 
   @contextlib.contextmanager
   def lost_to(self, cause: str) -> Iterator[None]:

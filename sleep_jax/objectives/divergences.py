@@ -17,22 +17,22 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 from sleep_jax import config
 
-Divergence = Callable[[jax.Array, jax.Array], jax.Array]
+Divergence = Callable[[at.Array, at.Array], jax.Array]
 
 
-def forward_kl(teacher: jax.Array, student: jax.Array) -> jax.Array:
+def forward_kl(teacher: at.Array, student: at.Array) -> jax.Array:
   """KL(teacher || student) of logits `[..., V]` -> `[...]`; mass-covering."""
   log_t = jax.nn.log_softmax(teacher, axis=-1)
   log_s = jax.nn.log_softmax(student, axis=-1)
   return jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
 
 
-def reverse_kl(teacher: jax.Array, student: jax.Array) -> jax.Array:
+def reverse_kl(teacher: at.Array, student: at.Array) -> jax.Array:
   """KL(student || teacher) of logits `[..., V]` -> `[...]`; mode-seeking."""
   return forward_kl(student, teacher)
 
 
-def jsd(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
+def jsd(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
   """beta KL(T || M) + (1-beta) KL(S || M) with M = beta T + (1-beta) S."""
   log_t = jax.nn.log_softmax(teacher, axis=-1)
   log_s = jax.nn.log_softmax(student, axis=-1)
@@ -78,12 +78,12 @@ def chunked(
   chunk = min(chunk, size)
   num_chunks = -(-size // chunk)
 
-  def split(x: jax.Array) -> jax.Array:
+  def split(x: at.Array) -> jax.Array:
     flat = x.reshape(size, *x.shape[2:])
     padding = [(0, num_chunks * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
     return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
 
-  def join(x: jax.Array) -> jax.Array:
+  def join(x: at.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:size].reshape(*lead, *x.shape[2:])
 
   step = jax.checkpoint(per_token, prevent_cse=False)
@@ -103,7 +103,7 @@ class TopK:
   logprobs: at.Float[jax.Array, '*B K+1']  # The last is of all others.
 
 
-def top_k(logits: jax.Array, k: int) -> TopK:
+def top_k(logits: at.Array, k: int) -> TopK:
   """The top k tokens of a teacher's logits `[..., V]`.
 
   Raises:
@@ -118,7 +118,7 @@ def top_k(logits: jax.Array, k: int) -> TopK:
   return TopK(tokens, jax.nn.log_softmax(lump(logits, tokens), axis=-1))
 
 
-def lump(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def lump(logits: at.Array, tokens: at.Array) -> jax.Array:
   """Logits `[..., V]` as those of `tokens` `[..., K]` and of all others."""
   selected = jnp.take_along_axis(logits, tokens, axis=-1)
   others = jnp.put_along_axis(logits, tokens, -jnp.inf, axis=-1, inplace=False)
@@ -128,8 +128,8 @@ def lump(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 def from_hidden(
   measure: Divergence,
-  teacher: tuple[jax.Array, jax.Array] | TopK,
-  student: tuple[jax.Array, jax.Array],
+  teacher: tuple[at.Array, at.Array] | TopK,
+  student: tuple[at.Array, at.Array],
   *,
   temperature: float = 1.0,
   chunk: int = 128,

@@ -11,7 +11,7 @@ _BITS = 32
 
 
 def levenshtein(
-  a_BxM: jax.Array, a_len: jax.Array, b_BxN: jax.Array, b_len: jax.Array
+  a_BxM: at.Array, a_len: at.Array, b_BxN: at.Array, b_len: at.Array
 ) -> at.Int[jax.Array, 'B']:
   """Edit distances of pairs of token rows; entries past a length do not count.
 
@@ -64,10 +64,10 @@ def levenshtein(
 
 
 def absolute(
-  guess: jax.Array,
-  guess_len: jax.Array,
-  dream: jax.Array,
-  dream_len: jax.Array,
+  guess: at.Array,
+  guess_len: at.Array,
+  dream: at.Array,
+  dream_len: at.Array,
   z0: float,
 ) -> jax.Array:
   """r_abs of Eq. 4 for a batch of pairs `[B, M]`, in [0, 1].
@@ -81,10 +81,10 @@ def absolute(
 
 
 def exact(
-  guess: jax.Array,
-  guess_len: jax.Array,
-  dream: jax.Array,
-  dream_len: jax.Array,
+  guess: at.Array,
+  guess_len: at.Array,
+  dream: at.Array,
+  dream_len: at.Array,
 ) -> jax.Array:
   """r_sem as exact match: 1 where both sequences are equal, `[B]`."""
   inside = jnp.arange(guess.shape[1]) < guess_len[:, None]
@@ -93,14 +93,14 @@ def exact(
 
 
 def pooled_similarity(
-  guess_BxMxD: jax.Array,
-  guess_len: jax.Array,
-  dream_BxMxD: jax.Array,
-  dream_len: jax.Array,
+  guess_BxMxD: at.Array,
+  guess_len: at.Array,
+  dream_BxMxD: at.Array,
+  dream_len: at.Array,
 ) -> jax.Array:
   """Cosine of the mean-pooled hidden states of a frozen model, `[B]`."""
 
-  def pool(h: jax.Array, length: jax.Array) -> jax.Array:
+  def pool(h: at.Array, length: at.Array) -> jax.Array:
     inside = (jnp.arange(h.shape[1]) < length[:, None])[..., None]
     mean = (h * inside).sum(1) / jnp.maximum(length, 1)[:, None]
     return mean / (jnp.linalg.norm(mean, axis=-1, keepdims=True) + 1e-6)
@@ -109,7 +109,7 @@ def pooled_similarity(
 
 
 def imitation(
-  semantic: jax.Array, absolute: jax.Array, gamma: float
-) -> jax.Array:
+  semantic: at.Array | float, absolute: at.Array | float, gamma: float
+) -> jax.Array | float:
   """Eq. 3: gamma r_sem + (1 - gamma) r_abs."""
   return gamma * semantic + (1.0 - gamma) * absolute

@@ -189,7 +189,7 @@ class Checkpoints:
   ) -> tuple[dict[str, Any], at.Tree]:
     """Metadata of one checkpoint, and its life as a state dict."""
     json_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = dict(self._manager.restore(step, args=json_args).meta)
+    meta = dict(self._manager.restore(step, args=json_args)['meta'])
     if meta.pop('digest') != _meta_digest(meta):
       raise ValueError('its metadata differs from what was saved')
     self._check_identity(step, meta)
@@ -202,7 +202,7 @@ class Checkpoints:
     }
     arrays = self._manager.restore(
       step, args=ocp.args.Composite(life=ocp.args.StandardRestore(targets))
-    ).life
+    )['life']
     leaves = unpack(arrays, meta['packed'])
     if meta['leaves'] != _leaves_digest(leaves, meta['not_addressable']):
       raise ValueError('its arrays differ from what was saved')

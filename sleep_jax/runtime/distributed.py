@@ -7,6 +7,7 @@ compare digests of it, and process 0 writes the files.
 import os
 import sys
 import threading
+from typing import Any
 
 from absl import logging
 import jax
@@ -47,7 +48,7 @@ def start(
     PeerError: if JAX cannot connect.
   """
   if coordinator == AUTO:
-    options = {}
+    options: dict[str, Any] = {}
     if (processes, process_id) != (None, None):
       raise config.ConfigError(
         '--coordinator=auto detects the number of processes; leave '

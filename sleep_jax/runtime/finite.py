@@ -31,7 +31,11 @@ def nonfinite_leaf(tree: at.Tree) -> str | None:
 
 
 def check_finite(
-  phase: str, loss: np.ndarray, tree: at.Tree, *, first_step: int = 0
+  phase: str,
+  loss: at.Array,
+  tree: at.Tree,
+  *,
+  first_step: int = 0,
 ) -> None:
   """Checks the losses of consecutive steps, and the weights after the last.
 
@@ -44,8 +48,8 @@ def check_finite(
   Raises:
     NotFinite: if a loss or a weight is not finite.
   """
-  loss = sharding.fetch(loss)
-  finite = np.isfinite(loss.reshape(len(loss), -1)).all(axis=1)
+  loss = np.asarray(sharding.fetch(loss))
+  finite = np.asarray(np.isfinite(loss.reshape(len(loss), -1)).all(axis=1))
   leaf = nonfinite_leaf(tree)
   if finite.all() and leaf is None:
     return

@@ -62,7 +62,7 @@ _LEAVES: tuple[tuple[str, Axes], ...] = (
 
 
 def mesh(
-  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  sizes: Mapping[str, int], devices: Sequence[at.Device] | None = None
 ) -> jax.sharding.Mesh:
   """A mesh of all of `MESH_AXES`; those not in `sizes` have size 1.
 

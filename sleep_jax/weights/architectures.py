@@ -33,8 +33,8 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
   Raises:
     ConfigError: naming the architecture or setting that is not supported.
   """
-  family = values.get('model_type')
-  architectures = values.get('architectures') or [_FAMILIES.get(family, '')]
+  family = str(values.get('model_type'))
+  architectures = values.get('architectures') or [_FAMILIES.get(family)]
   if family not in _FAMILIES or architectures != [_FAMILIES[family]]:
     raise config.ConfigError(
       f'config.json: architectures={architectures} (model_type={family!r}) is '

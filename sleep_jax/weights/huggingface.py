@@ -295,7 +295,7 @@ def save(
     shard_bytes: maximum size of a file that holds several tensors, and of the
       tensors in RAM.
   """
-  leaves = traverse_util.flatten_dict(params, sep='.')
+  leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='.'))
   groups: list[dict[str, TensorSlot]] = [{}]
   group_bytes = total = 0
   for name, slot in tensor_slots(cfg).items():

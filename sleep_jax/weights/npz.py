@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 import zipfile
 
 from flax import traverse_util
@@ -27,7 +28,7 @@ def save(
   Raises:
     ConfigError: for a type that the format does not have, such as bfloat16.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
+  flat: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='/'))
   for name, x in flat.items():
     if x.dtype.kind == 'V':
       raise config.ConfigError(
@@ -38,9 +39,8 @@ def save(
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   path.parent.mkdir(parents=True, exist_ok=True)
   with part.open('wb') as f:
-    np.savez_compressed(
-      f, **{k: np.asarray(v) for k, v in flat.items()}, **{_META: meta}
-    )
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in flat.items()}
+    np.savez_compressed(f, **arrays, **{_META: np.asarray(meta)})
   part.replace(path)
 
 
