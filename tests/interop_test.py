@@ -1,4 +1,4 @@
-"""Conversions are byte-exact in both directions; bad checkpoints are refused."""
+"""Conversions are byte-exact both ways; bad checkpoints are refused."""
 
 import dataclasses
 import functools

@@ -1,13 +1,14 @@
 """Optional receivers of a life's scalars: Weights & Biases and trackio."""
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sleep_jax import config
 
 _KNOWN = ('trackio', 'wandb')
 
 
+@runtime_checkable
 class Sink(Protocol):
   """The methods of a run that both libraries have."""
 
