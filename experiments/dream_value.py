@@ -3,7 +3,7 @@
 Every dream of one night is weighed by every rule and tried, once with a random
 expert mixed in and once without, by lives that have slept one night.
 
-  python -m experiments.worth --config=experiments/configs/bulletins.py \
+  python -m experiments.dream_value --config=experiments/configs/bulletins.py \
       --out=results/dreams_worth
 """
 

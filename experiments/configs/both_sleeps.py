@@ -50,19 +50,23 @@ def sleeping_model(updates: int) -> ml_collections.ConfigDict:
   return model
 
 
-# What the states say is less sure than what a gradient taught.
-SEED_STATES = dict(
-  sleep=dict(teacher_temperature=0.5, steps=600, router_weight=1.0)
+RECURRENCE: dict[str, Any] = dict(
+  learner='sleep', wake=dict(reads='windows'), sleep=dict(consolidate=False)
+)
+RECURRENCE_SEEDING: dict[str, Any] = dict(
+  learner='sleep',
+  wake=dict(reads='windows'),
+  # Answers from states have a higher entropy than those of fast weights.
+  sleep=dict(teacher_temperature=0.5, steps=600, router_weight=1.0),
 )
 
 
-def _brief(**changes: Any) -> dict[str, Any]:
-  """A short day; an update for every row, so that there are some."""
-  return dict(
+def _brief(arm: dict[str, Any]) -> dict[str, Any]:
+  """The arm with a short day, and an update after every row."""
+  return arm | dict(
     task=dict(rows=BRIEF_ROWS),
-    wake=dict(batch=1),
+    wake=arm.get('wake', {}) | dict(batch=1),
     model=dict(sleeping_model(BRIEF_ROWS)),
-    **changes,
   )
 
 
@@ -95,14 +99,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune = common.settings(finetune.FinetuneConfig)
   c.arms = {
     'frozen': {},
-    'recurrence_once': dict(learner='recurrence', recurrence=dict(passes=1)),
-    'recurrence': {},
+    'recurrence_once': RECURRENCE | dict(recurrence=dict(passes=1)),
+    'recurrence': RECURRENCE,
     'sleep': {},
-    'recurrence_seeding': SEED_STATES,
-    'recurrence_brief': _brief(learner='recurrence'),
-    'sleep_brief': _brief(learner='sleep'),
-    'recurrence_seeding_brief': _brief(
-      learner='recurrence_seeding', **SEED_STATES
-    ),
+    'recurrence_seeding': RECURRENCE_SEEDING,
+    'recurrence_brief': _brief(RECURRENCE),
+    'sleep_brief': _brief(dict(learner='sleep')),
+    'recurrence_seeding_brief': _brief(RECURRENCE_SEEDING),
   }
   return c

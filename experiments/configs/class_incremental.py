@@ -7,7 +7,7 @@ re-read, and far behind `joint`.
 
 Settings of sleep were chosen on CLINC150, seed 11, two or three nights, by
 accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among
-0.9, 1, 1.3; emphasis, steps, rank, optimizer and router_weight; ewc's lambda
+0.9, 1, 1.3; disagreement_weight, steps, rank, optimizer and router_weight; ewc's lambda
 among 0.1 and 1. The other data sets use them as they are.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
@@ -18,6 +18,7 @@ import ml_collections
 
 from experiments.configs import base_text
 from experiments.configs import common
+from sleep_jax import config
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
@@ -37,7 +38,7 @@ _VARIANTS = {
 
 def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   """Settings; `variant` names the data set."""
-  v = _VARIANTS[variant]
+  v = config.lookup(variant, _VARIANTS, 'variant')
   c = common.experiment(f'class_incremental_{variant}')
   c.seeds = v['seeds']
   c.reference = 'sleep'
@@ -81,6 +82,11 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=0.1
   )
   c.arms = {
-    name: {} for name in ('icl', 'sft', 'ewc', 'wake_only', 'sleep', 'joint')
+    'icl': {},
+    'sft': {},
+    'ewc': {},
+    'wake_only': common.WAKE_ONLY,
+    'sleep': {},
+    'joint': {},
   }
   return c

@@ -5,8 +5,13 @@ import dataclasses
 import ml_collections
 
 from sleep_jax import config
+from sleep_jax.learners import finetune
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
+from sleep_jax.tasks import corpus as corpus_lib
+
+# Fast weights learn, and no night consolidates them.
+WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
 
 
 def settings(cls: type, **changes) -> ml_collections.ConfigDict:
@@ -15,7 +20,7 @@ def settings(cls: type, **changes) -> ml_collections.ConfigDict:
 
 
 def experiment(name: str) -> ml_collections.ConfigDict:
-  """What every experiment has; none of it changes what a life becomes."""
+  """How lives are run; the result of a life does not depend on it."""
   c = ml_collections.ConfigDict()
   c.name = name
   c.workers = 2  # Lives at a time.
@@ -23,13 +28,21 @@ def experiment(name: str) -> ml_collections.ConfigDict:
   # Devices by mesh axis; all 1 is no mesh.
   c.mesh = ml_collections.ConfigDict(dict.fromkeys(sharding.MESH_AXES, 1))
   c.profile = ml_collections.ConfigDict(dict(steps=''))  # Such as 10:15.
+  c.export = ''  # An .npz for the weights that the one life ends with.
   return c
 
 
-def puzzle(name: str, **changes) -> ml_collections.ConfigDict:
-  """What every experiment with a puzzle has."""
+def window_task(name: str, **changes) -> ml_collections.ConfigDict:
+  """An experiment that trains a fresh hybrid through windows and passes.
+
+  Args:
+    name: of the task, and of the experiment.
+    **changes: settings of the task.
+  """
   c = experiment(name)
-  c.puzzle = ml_collections.ConfigDict(dict(name=name, **changes))
+  c.base = ''
+  c.learner = 'recurrent_training'  # Of every arm.
+  c.task = ml_collections.ConfigDict(dict(name=name, **changes))
   c.recurrence = settings(recurrence_config.RecurrenceConfig, remat=False)
   c.training = settings(recurrence_config.TrainingConfig)
   c.seeds = (1, 2, 3)
@@ -56,3 +69,29 @@ def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
   if variant:
     c.name = f'{c.name}_{variant}'
     config.lookup(variant, variants, 'variant')(c)
+
+
+def corpus(
+  name: str, model: ml_collections.ConfigDict, **changes
+) -> ml_collections.ConfigDict:
+  """An experiment that pretrains one base on a corpus, and exports it.
+
+  Args:
+    name: of the experiment, and of the file under sleep_jax/assets.
+    model: a section.
+    **changes: settings of the task `corpus`.
+  """
+  c = experiment(name)
+  c.seeds = (0,)
+  c.workers = 1
+  c.reference = c.learner = 'sft'
+  c.arms = {'sft': {}}
+  c.base = ''
+  c.export = f'sleep_jax/assets/{name}.npz'
+  c.model = model
+  c.task = settings(corpus_lib.CorpusConfig, **changes)
+  c.task.name = 'corpus'
+  c.finetune = settings(
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=4e-3, weight_decay=0.01
+  )
+  return c

@@ -36,7 +36,7 @@ ROWS, LANES, LENGTH = 960, 8, 64
 def sleeping_model(
   slots: int, rank: int = 32, learning_rate: float = 3e-3
 ) -> ml_collections.ConfigDict:
-  """The base with a clock: level 1 is fast, level 2 grows experts."""
+  """The base with clocks: level 1 is fast, level 2 grows experts."""
   model = base_facts.model()
   fast, slow = model.levels
   fast.update(
@@ -72,7 +72,10 @@ LEARNERS = {
   'icl': {},
   'sft': SFT,
   'ewc': {},
-  'wake_only': dict(model=dict(sleeping_model(NIGHTS, learning_rate=1e-3))),
+  'wake_only': dict(
+    common.WAKE_ONLY,
+    model=dict(sleeping_model(NIGHTS, learning_rate=1e-3)),
+  ),
   'sleep': {},
   'joint': {},
 }

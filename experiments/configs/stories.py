@@ -91,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     'sft_gentle': dict(learner='sft', finetune=dict(learning_rate=1e-4)),
     'ewc': {},
     'ewc_strong': dict(learner='ewc', finetune=dict(ewc_lambda=100.0)),
-    'wake_only': {},
+    'wake_only': common.WAKE_ONLY,
     'sleep': {},
   }
   return c

@@ -24,7 +24,16 @@ Settings = dict[str, Any]
 
 # Settings of how lives are run; the result of a life does not depend on them.
 _RUN_SETTINGS = ('workers', 'writers', 'profile', 'mesh', 'export')
-_REQUIRED = ('name', 'seeds', 'arms', 'task', 'reference', 'base', 'model')
+_REQUIRED = (
+  'name',
+  'seeds',
+  'arms',
+  'reference',
+  'task',
+  'base',
+  'model',
+  'workers',
+)
 
 
 def check_sections(c: Settings) -> None:

@@ -51,7 +51,8 @@ def _columns(lives: Sequence[Life]) -> list[str]:
   columns = common_columns(by_arm(lives), lives[0]['columns'])
   metric = lives[0]['headline'][0]
   names = {k for life in lives for k in life['final']}
-  columns += sorted(k for k in names if k.split('@')[0] == metric != k)
+  extra = {k for k in names if k.split('@')[0] == metric} - {metric, *columns}
+  columns += sorted(extra)
   return columns + ['backward_transfer'] * ('backward_transfer' in names)
 
 
