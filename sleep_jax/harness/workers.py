@@ -58,8 +58,8 @@ def check(c: build_lib.Settings) -> None:
   mesh = c.get('mesh', {})
   if sharding.is_distributed(mesh) and c['workers'] > 1:
     raise config.ConfigError(
-      f'workers={c["workers"]}: on a mesh lives run one after the other; set '
-      '--config.workers=1.'
+      f'workers={c["workers"]}: on a mesh one life is lived after the other; '
+      'set --config.workers=1.'
     )
   if c.get('export'):
     _check_export(c)
