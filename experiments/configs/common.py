@@ -72,9 +72,40 @@ def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
 
 
 def corpus(
-  name: str, model: ml_collections.ConfigDict, **changes
+  name: str,
+  model: ml_collections.ConfigDict,
+  *,
+  steps: int,
+  batch: int = 32,
+  learning_rate: float = 4e-3,
+  **changes,
 ) -> ml_collections.ConfigDict:
   """An experiment that pretrains one base on a corpus, and exports it.
+
+  Args:
+    name: of the experiment, and of the file under sleep_jax/assets.
+    model: a section.
+    steps: of AdamW.
+    batch: rows of a step.
+    learning_rate: the highest, after a warm-up; then it decays to zero.
+    **changes: settings of the task `corpus`.
+  """
+  c = pretraining(name, model, rows=steps * batch, **changes)
+  c.learner = 'sft'
+  c.finetune = settings(
+    finetune.FinetuneConfig,
+    batch=batch,
+    learning_rate=learning_rate,
+    weight_decay=0.01,
+    warmup_cosine_steps=steps,
+  )
+  return c
+
+
+def pretraining(
+  name: str, model: ml_collections.ConfigDict, **changes
+) -> ml_collections.ConfigDict:
+  """What `corpus` and the recipe of a hybrid base share.
 
   Args:
     name: of the experiment, and of the file under sleep_jax/assets.
@@ -84,14 +115,11 @@ def corpus(
   c = experiment(name)
   c.seeds = (0,)
   c.workers = 1
-  c.reference = c.learner = 'sft'
-  c.arms = {'sft': {}}
+  c.reference = 'base'
+  c.arms = {'base': {}}
   c.base = ''
   c.export = f'sleep_jax/assets/{name}.npz'
   c.model = model
   c.task = settings(corpus_lib.CorpusConfig, **changes)
   c.task.name = 'corpus'
-  c.finetune = settings(
-    finetune.FinetuneConfig, batch=BATCH, learning_rate=4e-3, weight_decay=0.01
-  )
   return c

@@ -1,14 +1,14 @@
 """Depo: walk k edges of a cycle whose edges went by in random order.
 
-A question may begin at any node and ask for any k, so a sleep cannot prepare
-one answer: it must put the whole cycle in order. Variants: none, eight seeds at
+A question may begin at any node and ask for any k, so the passes cannot prepare
+a single answer: they must put the whole cycle in order. Variants: none, eight seeds at
 a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles of up to
 75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
 
 `long` has the FLOPs of `passes_4` with one pass, in more steps. `exact_k4`,
 say, is the share of answers right among questions of four edges. The paper
-finds one pass stuck from k = 4 on, two from 8, and that four passes begin to
-learn 16.
+finds that one pass does not learn k = 4, two do not learn 8, and that four
+begin to learn 16.
 
   python -m experiments.run --config=experiments/configs/depo.py \
       --workdir=runs/depo

@@ -30,7 +30,7 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import facts
 
 NIGHTS = 8
-ROWS, LANES, LENGTH = 960, 8, 64
+ROWS, BATCH, LENGTH = 960, 8, 64
 
 
 def sleeping_model(
@@ -41,7 +41,7 @@ def sleeping_model(
   fast, slow = model.levels
   fast.update(
     chunk=LENGTH,
-    sleep_every=ROWS // LANES,  # Once a day.
+    sleep_every=ROWS // BATCH,  # Once a day.
     optimizer='adam',
     learning_rate=learning_rate,
   )
@@ -98,7 +98,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.task.name = 'facts'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=1024,
@@ -108,7 +108,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     learning_rate=0.02,
   )
   c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=1.0
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=2e-3, ewc_lambda=1.0
   )
   c.arms = LEARNERS | ablations(rank=32)
   if variant:

@@ -1,7 +1,7 @@
 """Rule 110: does a sleep of N passes compute what one pass cannot?
 
-Strings of an automaton go by; asked for is each one's first bit after `t`
-steps. Variants: none, accuracy against depth, three seeds at a size for two
+The context is strings of an automaton; the target is each one's first bit after
+`t` steps. Variants: none, accuracy against depth, three seeds at a size for two
 cores; `:controls`, what the passes owe to what, at t = 4; `:eviction`, the same
 depth with a sliding window, and with the middle of four layers looped alone;
 `:gentle`, half the learning rate at t = 5; `:paper`, the sizes of arXiv
@@ -10,9 +10,9 @@ depth with a sliding window, and with the middle of four layers looped alone;
 The arms see the same tokens, so N passes cost more FLOPs. `long` and `deep`
 have the FLOPs of `passes_4` with one pass, in four times the steps or the
 layers, at the depth that one pass is furthest from. Controls: `no_features` and
-`no_states` withhold from a pass what the one before has made of either; `drawn`
-trains with N drawn anew at each call and is examined with more than it ever
-saw; `halting` learns when to stop. The paper finds, with N = 1, 2, 3, 4 at
+`no_states` do not hand either from one pass to the next; `drawn` trains with N
+drawn anew at each call and is also evaluated with a larger N; `halting` learns
+when to stop. The paper finds, with N = 1, 2, 3, 4 at
 t = 32: about 10, 20, 30 and 30 % of the sequences right, chance being 10 %.
 
   python -m experiments.run --config=experiments/configs/rule110.py \

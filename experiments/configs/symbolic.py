@@ -1,7 +1,7 @@
 """Symbolic arithmetic: the answer after so many operations, in one pass.
 
 Problems in the manner of GSM-Infinite's symbolic form, by a generator of our
-own. The question stands before the statements, so a sleep may work on its
+own. The question stands before the statements, so the passes may work on its
 answer. Variants: none, three seeds at a size for two cores; `:paper`, problems
 of up to 8 operations in contexts of 2,000 to 3,300 tokens and windows of 2,000
 on a Qwen2.5-1.5B-shaped hybrid, 14 of 28 blocks looped, checked by shape alone.

@@ -10,7 +10,6 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
-
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib

@@ -10,6 +10,7 @@ from sleep_jax.metrics import statistics
 
 Life = dict[str, Any]
 
+
 def cell(values: Sequence[float], sign: str = '') -> str:
   """Mean and half-width of the interval as text."""
   mean, half = statistics.interval(values)
@@ -44,15 +45,19 @@ def common_columns(
 def _columns(lives: Sequence[Life]) -> list[str]:
   """Columns of the first table.
 
-  The task's, as far as every life has them; where some life was evaluated with
-  N passes, `metric@N` of the first headline metric; transfer, if episodes have
-  scores of their own.
+  The task's, as far as every life has them; after its headline, where some life
+  was evaluated with N passes, `metric@N` of the first headline metric; at the
+  end transfer, if episodes have scores of their own.
   """
   columns = common_columns(by_arm(lives), lives[0]['columns'])
-  metric = lives[0]['headline'][0]
+  headline = lives[0]['headline']
+  metric = headline[0]
   names = {k for life in lives for k in life['final']}
   extra = {k for k in names if k.split('@')[0] == metric} - {metric, *columns}
-  columns += sorted(extra)
+  after = max(
+    (columns.index(c) + 1 for c in headline if c in columns), default=0
+  )
+  columns[after:after] = sorted(extra)
   return columns + ['backward_transfer'] * ('backward_transfer' in names)
 
 
@@ -187,8 +192,8 @@ def report(lives: Sequence[Life], reference: str, by_depth: str = '') -> str:
   """
   arms = by_arm(lives)
   counts = sorted({len(of_arm) for of_arm in arms.values()})
-  nights = len(lives[0]['curve'])
-  text = f'{lives[0]["task"]}, {nights} night{"s" * (nights != 1)}, '
+  nights = len(lives[0]['matrix'])
+  text = f'{lives[0]["task"]}, ' + (f'{nights} nights, ' if nights else '')
   text += f'{"-".join(map(str, counts))} seed(s)'
   text += (
     '.\n\n' if counts == [1] else '; ± is a 95% t interval over seeds.\n\n'
