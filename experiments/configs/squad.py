@@ -4,9 +4,9 @@ Variants: `:small` (default), a handful of passages and the base of
 `base_text.py`, to see it run end to end (a model of this size knows and learns
 next to nothing of them); `:paper`, Qwen2.5-7B with SEAL's settings (v1): LoRA
 of rank 32 and alpha 64 on q and v, 10 epochs of single rows at 1e-3, five
-dreams of a passage, the best of them learnt for two epochs at 3e-4 by a separate
-LoRA, 200 test passages with 974 questions. For that, convert the checkpoint
-first (see `backbones.py`), and bring an accelerator that holds it.
+dreams of a passage, the best of them learnt for two epochs at 3e-4 by a
+separate LoRA, 200 test passages with 974 questions. For that, convert the
+checkpoint first (see `backbones.py`), and bring an accelerator that holds it.
 
 SEAL learns its dreams by LoRA 64/128 on all linear layers, 10 rows a step, and
 its 200 passages together by five dreams each in 3 epochs of 8 rows, each dream

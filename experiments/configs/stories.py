@@ -4,11 +4,11 @@
 gains a fast level before its feed-forward blocks, whose output is zero at
 first, and expert slots in these blocks. Every day it reads a stretch of *Pride
 and Prejudice*, once. The evaluation is perplexity per token of the base's 512
-pieces: on held-out rows of the stretches (`held_out_ppl`), on the text after the
-last day (`ahead_ppl`), on rows it has read (`read_ppl`), and on TinyStories, its
-pretraining data (`known_ppl`). `frozen` is the base; `wake_only` keeps its fast
-level, `sleep` is evaluated with its fast level reset. The seed draws where in
-the book a life begins.
+pieces: on held-out rows of the stretches (`held_out_ppl`), on the text after
+the last day (`ahead_ppl`), on rows it has read (`read_ppl`), and on
+TinyStories, its pretraining data (`known_ppl`). `frozen` is the base;
+`wake_only` keeps its fast level, `sleep` is evaluated with its fast level
+reset. The seed draws where in the book a life begins.
 
 Chosen on another book (*Wuthering Heights*), seed 100, one day, by
 `held_out_ppl`: the learning rate of sft among 2e-3, 1e-3, 3e-4, 1e-4; of
