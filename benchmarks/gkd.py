@@ -86,7 +86,7 @@ class Ours:
     self._small, self._large = small, large
     self._student = jax.tree.map(jnp.array, student)
     self._teacher = jax.tree.map(jnp.array, teacher)
-    self._rule = optax.levels_per_block(
+    self._rule = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )

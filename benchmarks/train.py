@@ -74,7 +74,7 @@ class Ours:
   def __init__(self, cfg, params, tokens):
     self._tokens = jnp.array(tokens, jnp.int32)[None]
     self._weight = jnp.ones(self._tokens.shape)
-    optimizer = optax.levels_per_block(
+    optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )

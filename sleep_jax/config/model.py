@@ -143,6 +143,11 @@ class ModelConfig:
     )
 
   @property
+  def recurrent_layers(self) -> tuple[int, ...]:
+    """The layers whose mixer is recurrent."""
+    return self.layers_with(attention=False)
+
+  @property
   def levels_per_block(self) -> tuple[LevelConfig, ...]:
     """The levels whose dense weights every block holds."""
     return self.levels[:1] if self.partition else self.levels

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from sleep_jax import config
 from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import windows
+
+_BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,34 @@ class WindowStream:
 
 
 AnyExperience = Experience | LazyExperience | WindowStream
+
+
+def in_memory(experience: AnyExperience, learner: str) -> Experience:
+  """All rows of a stream, for a learner that needs them at once.
+
+  Raises:
+    ConfigError: if it is an endless stream of windows.
+  """
+  if isinstance(experience, Experience):
+    return experience
+  check_rows(experience, learner)
+  tokens, weight = zip(*experience.blocks(_BLOCK))
+  return Experience(
+    np.concatenate(tokens), np.concatenate(weight), experience.contexts
+  )
+
+
+def check_rows(experience: AnyExperience, learner: str) -> None:
+  """Refuses windows where a learner reads rows.
+
+  Raises:
+    ConfigError: if the stream is one of windows.
+  """
+  if isinstance(experience, WindowStream):
+    raise config.ConfigError(
+      f'learner {learner} reads rows, but this task has windows to train on; '
+      'use learner recurrent_training.'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

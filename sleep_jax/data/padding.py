@@ -1,29 +1,24 @@
-"""sleep_jax.data.padding."""
+"""Rows of one length from texts of many, and whole batches from rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax.data import contexts
-from sleep_jax.data import experience as experience_lib
+
+_MULTIPLE = 16  # Rows of prompt and dream are padded to it: few shapes.
 
 
 def pad_to_batches(
-  experience: experience_lib.Experience, rows: int
+  tokens: np.ndarray, weight: np.ndarray, rows: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The stream in reading order, filled up to whole batches of `rows`.
+  """Rows `[N, T]` and their weights, filled up to whole batches of `rows`.
 
   Returns:
     Tokens and weights `[N', T]`; rows that were added weigh nothing.
   """
-  extra = ((0, -len(experience.tokens) % rows), (0, 0))
-  return (
-    jnp.asarray(np.pad(experience.tokens, extra)),
-    jnp.asarray(np.pad(experience.weight, extra)),
-  )
-
-
-_MULTIPLE = 16  # Rows of prompt and dream are padded to it: few shapes.
+  extra = ((0, -len(tokens) % rows), (0, 0))
+  return jnp.asarray(np.pad(tokens, extra)), jnp.asarray(np.pad(weight, extra))
 
 
 def prompt_rows(

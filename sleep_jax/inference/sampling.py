@@ -1,5 +1,6 @@
 """Rollouts: prefill and cached decode in one compiled loop."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -12,8 +13,10 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import padding
 from sleep_jax.inference import decoding
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.runtime import sharding
 
@@ -56,22 +59,26 @@ class Completions:
   lengths: at.Int[jax.Array, 'B']
 
 
-def filter_logits(logits_BxV: jax.Array, how: SamplerConfig) -> jax.Array:
+def filter_logits(logits_BxV: jax.Array, sampler: SamplerConfig) -> jax.Array:
   """Logits after temperature, min-p, top-k and top-p; the dropped are -inf."""
-  logits = logits_BxV / how.temperature
-  if how.min_p:
-    bar = jnp.max(logits, axis=-1, keepdims=True) + math.log(how.min_p)
-    logits = jnp.where(logits >= bar, logits, -jnp.inf)
-  if how.top_k:
-    bar = jax.lax.top_k(logits, how.top_k)[0][:, -1:]
-    logits = jnp.where(logits >= bar, logits, -jnp.inf)
-  if how.top_p < 1.0:
+  logits = logits_BxV / sampler.temperature
+  if sampler.min_p:
+    threshold = jnp.max(logits, axis=-1, keepdims=True) + math.log(
+      sampler.min_p
+    )
+    logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+  if sampler.top_k:
+    threshold = jax.lax.top_k(logits, sampler.top_k)[0][:, -1:]
+    logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+  if sampler.top_p < 1.0:
     ordered = jnp.sort(logits, axis=-1)[:, ::-1]
     p = jax.nn.softmax(ordered, axis=-1)
     # Keep the smallest set whose mass reaches top_p, the top token always.
-    keep = jnp.cumsum(p, axis=-1) - p < how.top_p
-    bar = jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits >= bar, logits, -jnp.inf)
+    keep = jnp.cumsum(p, axis=-1) - p < sampler.top_p
+    threshold = jnp.min(
+      jnp.where(keep, ordered, jnp.inf), axis=-1, keepdims=True
+    )
+    logits = jnp.where(logits >= threshold, logits, -jnp.inf)
   return logits
 
 
@@ -105,10 +112,10 @@ def _categorical(rng: at.Key, logits_BxV: jax.Array) -> jax.Array:
 
 
 def _sample(
-  logits: jax.Array, rng: at.Key, how: SamplerConfig
+  logits: jax.Array, rng: at.Key, sampler: SamplerConfig
 ) -> tuple[jax.Array, jax.Array]:
   """One token per row, and its log-probability under the sampler."""
-  if how.temperature == 0.0:
+  if sampler.temperature == 0.0:
     token = _argmax(logits)
   else:
     logits = filter_logits(logits, how)
@@ -118,23 +125,21 @@ def _sample(
 
 
 def _check_fit(
-  cfg: config.ModelConfig, longest: int, how: SamplerConfig
+  cfg: config.ModelConfig, longest: int, sampler: SamplerConfig
 ) -> None:
-  if longest + how.max_new > cfg.max_len:
+  if longest + sampler.max_new > cfg.max_len:
     raise config.ConfigError(
-      f'A prompt of {longest} tokens and max_new={how.max_new} need a cache of '
-      f'{longest + how.max_new}, but model.max_len={cfg.max_len}; shorten the '
-      'prompt, lower max_new or raise model.max_len.'
+      f'A prompt of {longest} tokens and max_new={sampler.max_new} need a '
+      f'cache of {longest + sampler.max_new}, but model.max_len={cfg.max_len}; '
+      'shorten the prompt, lower max_new or raise model.max_len.'
     )
 
 
 def complete(
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memory: memory_lib.Memory | None,
+  model: model_lib.Model,
   prompts: list[list[int]],
   rng: at.Key,
-  how: SamplerConfig,
+  sampler: SamplerConfig,
 ) -> list[list[int]]:
   """What follows each prompt, the stop token included.
 
@@ -146,138 +151,172 @@ def complete(
   """
   if not prompts or not all(prompts):
     raise config.ConfigError('A prompt is empty; give at least the BOS token.')
-  longest = max(map(len, prompts))
-  _check_fit(cfg, longest, how)
+  _check_fit(model.cfg, max(map(len, prompts)), sampler)
   rows = 1 << (len(prompts) - 1).bit_length()
-  tokens, lengths = padding.left_pad(
-    [*prompts, *[[]] * (rows - len(prompts))], how.pad
-  )
-  room = cfg.max_len - how.max_new
-  asked = sharding.shard_batch((tokens[:, -room:], lengths), 'batch')
-  out = sharding.fetch(generate(cfg, params, memory, *asked, rng, how))
-  pairs = zip(out.tokens, out.lengths)
-  return [row[:n].tolist() for row, n in list(pairs)[: len(prompts)]]
+  filled = [*prompts, *[[]] * (rows - len(prompts))]
+  tokens, lengths = padding.left_pad(filled, sampler.pad)
+  max_prompt_len = model.cfg.max_len - sampler.max_new
+  batch = sharding.shard_batch((tokens[:, -max_prompt_len:], lengths), 'batch')
+  out = sharding.fetch(generate(model, *batch, rng, sampler))
+  pairs = list(zip(out.tokens, out.lengths))[: len(prompts)]
+  return [row[:length].tolist() for row, length in pairs]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@functools.partial(jax.jit, static_argnums=4)
 def generate(
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memory: memory_lib.Memory | None,
+  model: model_lib.Model,
   prompts: at.Int[jax.Array, 'B P'],
   lengths: at.Int[jax.Array, 'B'],
   rng: at.Key,
-  how: SamplerConfig,
+  sampler: SamplerConfig,
 ) -> Completions:
   """Continues every prompt; leaves the loop once all rows have ended.
 
   Args:
-    cfg: the model (static).
-    params: backbone weights.
-    memory: fast weights and experts, shared by the rows; see `generate_each`.
+    model: its memory is shared by the rows; see `generate_per_row`.
     prompts: right-aligned prompts, see `left_pad`.
     lengths: how many tokens of each row are real; a row of 0 yields nothing.
     rng: random key.
-    how: the sampler (static).
+    sampler: static.
 
   Raises:
-    config.ConfigError: prompt and continuation exceed `cfg.max_len`.
+    config.ConfigError: prompt and continuation exceed `cfg.max_len`, or the
+      model has an adapter, which must be merged first.
   """
-  views = None
-  if memory is not None:
-    views = _layer_memories(cfg, memory, prompts.shape[0], rng, how)
-  model = decoding.unstack_layers(cfg, params, views)
-  read = functools.partial(decoding.decode, cfg, model)
+  _check_merged(model)
+  cfg, layer_memories = model.cfg, None
+  if model.memory is not None:
+    layer_memories = _layer_memories(
+      model.memory, prompts.shape[0], rng, sampler
+    )
+  unstacked = decoding.unstack_layers(cfg, model.params, layer_memories)
+  decode_fn = functools.partial(decoding.decode, cfg, unstacked)
 
-  def draw(logits, step):
-    return _sample(logits, jax.random.fold_in(rng, step), how)
+  def sample_fn(logits, step):
+    return _sample(logits, jax.random.fold_in(rng, step), sampler)
 
-  return _decode_loop(cfg, read, draw, prompts, lengths, how, memory)
+  cache = decoding.init_decode_cache(
+    cfg, len(prompts), _cache_size(cfg, prompts, sampler), model.memory
+  )
+  return _decode_loop(decode_fn, sample_fn, cache, prompts, lengths, sampler)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@functools.partial(jax.jit, static_argnums=4)
 def generate_per_row(
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memories: memory_lib.Memory,
+  model: model_lib.Model,
   prompts: at.Int[jax.Array, 'B P'],
   lengths: at.Int[jax.Array, 'B'],
   rngs: at.Key,
-  how: SamplerConfig,
+  sampler: SamplerConfig,
 ) -> Completions:
-  """`generate` with a memory and a random key per row: leaves `[B, ...]`.
+  """`generate` with a memory and a random key per row.
 
   Each row is what `generate` makes of it alone. Weights that memory does not
   change are shared by the rows.
 
+  Args:
+    model: leaves of its memory are `[B, ...]`; its weights are shared.
+    prompts, lengths, sampler: see `generate`.
+    rngs: `[B]`.
+
   Raises:
     config.ConfigError: the model is a hybrid, see `generate`.
   """
+  _check_merged(model)
+  cfg = model.cfg
   if cfg.mixers:
     raise config.ConfigError(
-      f'model.mixers={cfg.mixers}: generate_each is for models of attention '
+      f'model.mixers={cfg.mixers}: generate_per_row is for models of attention '
       'alone; `generate` takes states of each row in memory.states.'
     )
-  views = jax.vmap(lambda m, key: _layer_memories(cfg, m, 1, key, how))(
-    memories, rngs
+  layer_memories = jax.vmap(lambda m, key: _layer_memories(m, 1, key, sampler))(
+    model.memory, rngs
   )
-  model, axes = decoding.unstack_per_row(cfg, params, views)
-  read = functools.partial(decoding.decode_per_row, cfg, model, axes)
+  unstacked, axes = decoding.unstack_per_row(cfg, model.params, layer_memories)
+  decode_fn = functools.partial(decoding.decode_per_row, cfg, unstacked, axes)
 
-  def draw(logits, step):
-    def one(logits, rng):
+  def sample_fn(logits, step):
+    def sample_row(logits, rng):
       key = jax.random.fold_in(rng, step)
-      return jax.tree.map(lambda x: x[0], _sample(logits[None], key, how))
+      return jax.tree.map(lambda x: x[0], _sample(logits[None], key, sampler))
 
-    return jax.vmap(one)(logits, rngs)
+    return jax.vmap(sample_row)(logits, rngs)
 
-  return _decode_loop(cfg, read, draw, prompts, lengths, how)
+  cache = decoding.init_decode_cache(
+    cfg, len(prompts), _cache_size(cfg, prompts, sampler)
+  )
+  return _decode_loop(decode_fn, sample_fn, cache, prompts, lengths, sampler)
 
 
-def _layer_memories(cfg, memory, rows, rng, how) -> decoding.LayerMemories:
-  """What the layers see of the memory while sampling."""
-  views = cms.per_layer_memory(memory)
-  if not how.random_expert:
-    return views
-  key = jax.random.fold_in(rng, how.max_new)  # Steps use those below.
-  return cms.with_random_experts(views, rows, how.random_expert, key)
+def _check_merged(model: model_lib.Model) -> None:
+  if model.adapter is not None:
+    raise config.ConfigError(
+      'The model has an adapter beside its weights; sample from model.merged().'
+    )
+
+
+def _cache_size(
+  cfg: config.ModelConfig, prompts: jax.Array, sampler: SamplerConfig
+) -> int:
+  """Columns of the cache: the prompts, and what follows them."""
+  _check_fit(cfg, prompts.shape[1], sampler)
+  return prompts.shape[1] + sampler.max_new
+
+
+def _layer_memories(
+  memory: memory_lib.Memory, rows: int, rng: at.Key, sampler: SamplerConfig
+) -> decoding.LayerMemories:
+  """Each layer's part of the memory, with random experts if asked for."""
+  layer_memories = cms.per_layer_memory(memory)
+  if not sampler.random_expert:
+    return layer_memories
+  key = jax.random.fold_in(rng, sampler.max_new)  # Steps use those below.
+  return cms.with_random_experts(
+    layer_memories, rows, sampler.random_expert, key
+  )
 
 
 def _decode_loop(
-  cfg, read, draw, prompts, lengths, how, memory=None
+  decode_fn: Callable[..., tuple[jax.Array, cache_lib.Cache]],
+  sample_fn: Callable[..., tuple[jax.Array, jax.Array]],
+  cache: cache_lib.Cache,
+  prompts: jax.Array,
+  lengths: jax.Array,
+  sampler: SamplerConfig,
 ) -> Completions:
-  """Prefill and decode; `read` advances the model, `draw` picks the tokens."""
+  """Prefill and decode.
+
+  `decode_fn` advances the model and yields the last column's logits,
+  `sample_fn` draws a token of each row, and its log-probability.
+  """
   rows, width = prompts.shape
-  _check_fit(cfg, width, how)
-  cache = decoding.init_decode_cache(cfg, rows, width + how.max_new, memory)
-  positions = jnp.arange(width) - (width - lengths[:, None])
-  positions = jnp.where(positions < 0, positions_lib.PAD_POSITION, positions)
-  logits, cache = read(prompts, positions, cache)
+  positions = positions_lib.left_padded_positions(lengths, width)
+  logits, cache = decode_fn(prompts, positions, cache)
 
-  def say(step, logits, done, tokens, logprobs, taken):
-    token, logp = draw(logits, step)
-    tokens = tokens.at[:, step].set(jnp.where(done, how.pad, token))
+  def emit(step, logits, done, tokens, logprobs, counts):
+    token, logp = sample_fn(logits, step)
+    tokens = tokens.at[:, step].set(jnp.where(done, sampler.pad, token))
     logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logp))
-    taken = taken + ~done
-    return token, done | (token == how.stop), tokens, logprobs, taken
+    counts = counts + ~done
+    return token, done | (token == sampler.stop), tokens, logprobs, counts
 
-  def proceed(state):
+  def unfinished(state):
     step, _, _, done, *_ = state
-    return (step < how.max_new) & ~done.all()
+    return (step < sampler.max_new) & ~done.all()
 
   def decode(state):
-    step, cache, token, *said = state
-    at = (lengths + step - 1)[:, None]
-    logits, cache = read(token[:, None], at, cache)
-    return step + 1, cache, *say(step, logits, *said)
+    step, cache, token, *emitted = state
+    positions = (lengths + step - 1)[:, None]
+    logits, cache = decode_fn(token[:, None], positions, cache)
+    return step + 1, cache, *emit(step, logits, *emitted)
 
-  shape = (rows, how.max_new)
-  nothing = (
+  shape = (rows, sampler.max_new)
+  empty = (
     lengths == 0,
-    jnp.full(shape, how.pad, jnp.int32),
+    jnp.full(shape, sampler.pad, jnp.int32),
     jnp.zeros(shape),
     jnp.zeros((rows,), jnp.int32),
   )
-  state = (jnp.ones((), jnp.int32), cache, *say(0, logits, *nothing))
-  *_, tokens, logprobs, taken = jax.lax.while_loop(proceed, decode, state)
-  return Completions(tokens, logprobs, taken)
+  state = (jnp.ones((), jnp.int32), cache, *emit(0, logits, *empty))
+  *_, tokens, logprobs, counts = jax.lax.while_loop(unfinished, decode, state)
+  return Completions(tokens, logprobs, counts)

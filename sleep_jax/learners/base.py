@@ -17,8 +17,12 @@ from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
 from sleep_jax.inference import scoring
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.dreaming import study as study_lib
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import training as recurrent_training
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,19 @@ class Setup:
 
   def __post_init__(self):
     tokenizers.check_fits(self.tokenizer, self.model.cfg.vocab)
+
+  def required_format(self, learner: str) -> contexts.SelfEditFormat:
+    """The task's format.
+
+    Raises:
+      ConfigError: if the task has no contexts.
+    """
+    if self.format is None:
+      raise config.ConfigError(
+        f'learner {learner} needs a task with contexts to dream about, such as '
+        'bulletins or arc_few_shot.'
+      )
+    return self.format
 
 
 class Learner:
@@ -80,9 +97,12 @@ class Learner:
     return life_lib.end_night(life), {}
 
   def respond(
-    self, life: life_lib.Life, prompts: list[list[int]], answers: list[list[int]]
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    answers: list[list[int]],
   ) -> experience_lib.Response:
-    """Closed-book answers."""
+    """Closed-book answers, scored against `answers`."""
     return scoring.score(
       life.model.merged(),
       prompts,
@@ -90,3 +110,72 @@ class Learner:
       pad=self.setup.tokenizer.pad,
       costs=self.setup.costs,
     )
+
+  def study(
+    self, life: life_lib.Life, requests: list[contexts.StudyRequest]
+  ) -> experience_lib.Answers:
+    """Answers of copies of the life that wake on the contexts, and sleep.
+
+    A copy reads the contexts' rows as a stream without contexts, so it does not
+    dream about what it is going to be asked.
+    """
+    form, answers = self.setup.required_format(self.name), []
+    for i, request in enumerate(requests):
+      rows = study_lib.context_rows(form, request)
+      copy = life.replace(rng=jax.random.fold_in(life.rng, 1 + i))
+      copy, _ = self.wake(
+        copy, experience_lib.Experience(rows.tokens, rows.weight)
+      )
+      copy, _ = self.sleep(copy)
+      answers.append([self._answer(copy.model, request)] * request.attempts)
+    return answers
+
+  def _answer(
+    self, model: model_lib.Model, request: contexts.StudyRequest
+  ) -> list[contexts.TokenIds]:
+    """Greedy answers to a request's questions."""
+    return study_lib.answer(
+      model,
+      self.setup.required_format(self.name),
+      request.questions,
+      pad=self.setup.tokenizer.pad,
+      costs=self.setup.costs,
+    )
+
+  def predict(
+    self,
+    life: life_lib.Life,
+    batch: windows.WindowBatch,
+    passes: int | None = None,
+  ) -> experience_lib.WindowPredictions:
+    """Reads windows, then predicts; by one pass, if `passes` is not given."""
+    recurrence = recurrence_config.RecurrenceConfig(passes=passes or 1)
+    return predict_windows(recurrence, life.model, batch, self.setup.costs)
+
+
+def predict_windows(
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
+  batch: windows.WindowBatch,
+  costs: costs_lib.CostTracker,
+) -> experience_lib.WindowPredictions:
+  """What a hybrid predicts after it has read a batch's windows.
+
+  Raises:
+    ConfigError: if the model has no recurrent layer.
+  """
+  recurrent_training.check(model.cfg, cfg)
+  with costs.phase('eval') as cost:
+    predictions = sharding.fetch(
+      recurrent_training.evaluate_batch(cfg, model, batch)
+    )
+    rows = len(batch.inputs)
+    flops = recurrent_training.forward_flops(model.cfg, cfg, batch)
+    size = rows * (batch.context[0].size + batch.inputs.shape[1])
+    cost.add(tokens=size, flops=rows * flops)
+  return experience_lib.WindowPredictions(
+    argmax=predictions.argmax,
+    nll=predictions.nll,
+    passes=predictions.passes,
+    loss=float(predictions.loss),
+  )

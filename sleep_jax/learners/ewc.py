@@ -1,4 +1,12 @@
-"""sleep_jax.learners.ewc."""
+"""ewc: sft whose weights are held where the past depends on them.
+
+Online EWC, one anchor, the empirical diagonal Fisher scaled to mean 1. The
+base's own training data is not here; its Fisher is taken on documents that the
+base generates.
+"""
+
+import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,77 +16,82 @@ from sleep_jax import array_typing as at
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.training import fisher as fisher_lib
 
 
-def ewc_penalty(params: at.Params, notes: at.Tree) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class EWCConfig(finetune.FinetunerConfig):
+  """`sleep` says how the base's documents are sampled."""
+
+  sleep: consolidation_config.SeedingConfig = (
+    consolidation_config.SeedingConfig()
+  )
+
+
+def ewc_penalty(params: at.Params, state: at.Tree) -> jax.Array:
   """lambda / 2 sum_j F_j (theta_j - theta*_j)^2 (Kirkpatrick et al. 2017)."""
   pulls = jax.tree.map(
     lambda p, a, f: (f * (p - a) ** 2).sum(),
     params,
-    notes['anchor'],
-    notes['fisher'],
+    state['anchor'],
+    state['fisher'],
   )
-  return 0.5 * notes['lambda'] * sum(jax.tree.leaves(pulls))
+  return 0.5 * state['lambda'] * sum(jax.tree.leaves(pulls))
 
 
 class EWC(finetune.Finetune):
-  """ewc: sft that pulls each weight back by how much the past depends on it.
+  """Elastic weight consolidation; `learner_state`: anchor, Fisher, lambda."""
 
-  Online EWC, one anchor, the empirical diagonal Fisher scaled to mean 1. The
-  base's own past has no data here; its Fisher is taken on documents that the
-  base samples from itself.
-  """
-
+  name: ClassVar[str] = 'ewc'
+  Config: ClassVar[type] = EWCConfig
   penalty = staticmethod(ewc_penalty)
 
   def init(self, rng: at.Key) -> life_lib.Life:
-    s, life = self.setup, super().init(rng)
-    with s.costs.phase('rollout') as account:
+    setup, cfg, life = self.setup, self.cfg, super().init(rng)
+    with setup.costs.phase('rollout') as cost:
       tokens, lengths = replay_lib.sample(
-        s.model,
-        s.sleep,
-        life.params,
-        life.memory,
-        s.tokenizer,
-        s.finetune.fisher_rows,
-        rng,
+        cfg.sleep, life.model, setup.tokenizer, cfg.finetune.fisher_rows, rng
       )
-      account.forward(tokens.size)
+      cost.forward(tokens.size)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    notes = {
-      'anchor': jax.tree.map(jnp.array, life.params),
+    state = {
+      'anchor': jax.tree.map(jnp.array, life.model.params),
       'fisher': self._fisher(life, tokens, inside.astype(np.float32)),
-      'lambda': jnp.float32(s.finetune.ewc_lambda),
+      'lambda': jnp.float32(cfg.finetune.ewc_lambda),
     }
-    return life.replace(notes=notes)
+    return life.replace(learner_state=state)
 
   def wake(
-    self, life: life_lib.Life, experience: experience_lib.Experience
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
+    experience = experience_lib.in_memory(experience, self.name)
     life, metrics = super().wake(life, experience)
-    rows = np.linspace(
-      0, len(experience.tokens) - 1, self.setup.finetune.fisher_rows
-    ).astype(int)
+    cfg = self.cfg.finetune
+    rows = np.linspace(0, len(experience.tokens) - 1, cfg.fisher_rows)
+    rows = rows.astype(int)
     new = self._fisher(life, experience.tokens[rows], experience.weight[rows])
-    decay = self.setup.finetune.ewc_decay
-    notes = life.notes | {
-      'anchor': jax.tree.map(jnp.array, life.params),
+    state = life.learner_state | {
+      'anchor': jax.tree.map(jnp.array, life.model.params),
       'fisher': jax.tree.map(
-        lambda old, new: decay * old + new, life.notes['fisher'], new
+        lambda old, new: cfg.ewc_decay * old + new,
+        life.learner_state['fisher'],
+        new,
       ),
     }
-    return life.replace(notes=notes), metrics
+    return life.replace(learner_state=state), metrics
 
-  def _fisher(self, life, tokens, weight) -> at.Params:
-    s = self.setup
-    with s.costs.phase('wake') as account:
+  def _fisher(
+    self, life: life_lib.Life, tokens: np.ndarray, weight: np.ndarray
+  ) -> at.Params:
+    """The Fisher of these rows, scaled to mean 1."""
+    with self.setup.costs.phase('wake') as cost:
       fisher = fisher_lib.diagonal_fisher(
-        s.model, life.params, jnp.asarray(tokens), jnp.asarray(weight)
+        life.model.with_memory(None), jnp.asarray(tokens), jnp.asarray(weight)
       )
       fisher = jax.block_until_ready(fisher)
-      account.full(tokens.size, steps=0)
+      cost.full(tokens.size, steps=0)
     size = sum(f.size for f in jax.tree.leaves(fisher))
     total = sum(f.sum() for f in jax.tree.leaves(fisher))
     return jax.tree.map(lambda f: f * size / total, fisher)

@@ -1,42 +1,77 @@
-"""sleep_jax.learners.in_context."""
+"""icl: nothing learns; what was read stands before every question.
+
+Of a stream, that is its end. Where a task has contexts, a study puts each
+question's own context before it (open book).
+"""
+
+import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
+from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
-from sleep_jax.inference import scoring
-from sleep_jax.learners import sleep as sleep_lib
+from sleep_jax.learners import base
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.dreaming import study as study_lib
 
 
-class InContext(sleep_lib.WakeOnly):
-  """icl: nothing learns; the end of the stream stands before every question."""
+@dataclasses.dataclass(frozen=True)
+class InContextConfig:
+  """There is nothing to set: the model's `max_len` bounds what is kept."""
+
+
+class InContext(base.Learner):
+  """In-context learning; `learner_state['context']` is what was read."""
+
+  name: ClassVar[str] = 'icl'
+  Config: ClassVar[type] = InContextConfig
 
   def init(self, rng: at.Key) -> life_lib.Life:
-    notes = {'context': jnp.zeros((0,), jnp.int32)}
-    return life_lib.init_life(
-      self.setup.model, self.setup.params, rng, notes=notes
-    )
+    state = {'context': jnp.zeros((0,), jnp.int32)}
+    return life_lib.init_life(self.setup.model, rng, learner_state=state)
 
   def wake(
-    self, life: life_lib.Life, experience: experience_lib.Experience
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
+    if experience.contexts:
+      return life, {}
+    experience = experience_lib.in_memory(experience, self.name)
     # The latest tokens that still leave half the window for the question.
-    room = self.setup.model.max_len // 2
-    read = experience.tokens[experience.weight > 0]
-    read = read[read != self.setup.tokenizer.bos]
-    kept = jnp.concatenate([life.notes['context'], jnp.asarray(read)])[-room:]
+    capacity = self.setup.model.cfg.max_len // 2
+    tokens = experience.tokens[experience.weight > 0]
+    tokens = jnp.asarray(tokens[tokens != self.setup.tokenizer.bos])
+    context = jnp.concatenate([life.learner_state['context'], tokens])
     clock = life.clock.replace(
       tokens=life.clock.tokens + experience.tokens.size
     )
-    return life.replace(notes={'context': kept}, clock=clock), {}
+    state = {'context': context[-capacity:]}
+    return life.replace(learner_state=state, clock=clock), {}
 
-  def respond(self, life, prompts, answers) -> experience_lib.Response:
-    context = life.notes['context'].tolist()
-    return scoring.score(
-      self.setup,
-      life.params,
-      life.memory,
-      [[p[0], *context, *p[1:]] for p in prompts],
-      answers,
-    )
+  def respond(
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+  ) -> experience_lib.Response:
+    context = life.learner_state['context'].tolist()
+    prompts = [[p[0], *context, *p[1:]] for p in prompts]
+    return super().respond(life, prompts, answers)
+
+  def study(
+    self, life: life_lib.Life, requests: list[contexts.StudyRequest]
+  ) -> experience_lib.Answers:
+    form, setup = self.setup.required_format(self.name), self.setup
+    answers = []
+    for request in requests:
+      prompts = [
+        form.open_book(context, question)
+        for context in request.contexts
+        for question in context.questions
+      ]
+      completions = study_lib.answer(
+        life.model, form, prompts, pad=setup.tokenizer.pad, costs=setup.costs
+      )
+      answers.append([completions] * request.attempts)
+    return answers

@@ -1,4 +1,6 @@
-"""sleep_jax.learners.joint."""
+"""joint: the upper bound, which may read the whole past again every day."""
+
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -11,27 +13,33 @@ from sleep_jax.lifecycle import life as life_lib
 
 
 class Joint(finetune.Finetune):
-  """joint: the upper bound, which may read the whole past again every day.
+  """Each day trains on as many rows as it brings, drawn evenly from all days.
 
-  Each day trains on as many tokens as the day brings, drawn evenly from all
-  that the life has read so far.
+  `learner_state` holds the tokens and weights of all that was read.
   """
 
+  name: ClassVar[str] = 'joint'
+
   def init(self, rng: at.Key) -> life_lib.Life:
-    nothing = {'tokens': np.zeros((0, 0), np.int32), 'weight': np.zeros((0, 0))}
-    return super().init(rng).replace(notes=nothing)
+    empty = {'tokens': np.zeros((0, 0), np.int32), 'weight': np.zeros((0, 0))}
+    return super().init(rng).replace(learner_state=empty)
 
   def wake(
-    self, life: life_lib.Life, experience: experience_lib.Experience
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
-    tokens, weight = experience.tokens, experience.weight
-    if np.size(life.notes['tokens']):
-      tokens = np.concatenate([np.asarray(life.notes['tokens']), tokens])
-      weight = np.concatenate([np.asarray(life.notes['weight']), weight])
-    rng = order_lib.numpy_rng(jax.random.fold_in(life.rng, life.clock.nights))
-    rows = rng.permutation(len(tokens))[: len(experience.tokens)]
+    experience = experience_lib.in_memory(experience, self.name)
+    tokens, weight, past = (
+      experience.tokens, experience.weight, life.learner_state
+    )  # fmt: skip
+    if np.size(past['tokens']):
+      tokens = np.concatenate([np.asarray(past['tokens']), tokens])
+      weight = np.concatenate([np.asarray(past['weight']), weight])
+    key = jax.random.fold_in(life.rng, life.clock.nights)
+    rows = order_lib.numpy_rng(key).permutation(len(tokens))
+    rows = rows[: len(experience.tokens)]
     life, metrics = super().wake(
-      life.replace(notes=None),
+      life.replace(learner_state=None),
       experience_lib.Experience(tokens[rows], weight[rows]),
     )
-    return life.replace(notes={'tokens': tokens, 'weight': weight}), metrics
+    state = {'tokens': tokens, 'weight': weight}
+    return life.replace(learner_state=state), metrics

@@ -80,7 +80,7 @@ def init_life(
 
 
 def end_night(life: Life) -> Life:
-  """The night is over: what fast weights hold now is what the day began with."""
+  """Ends the night: the next day begins with the fast weights as they are."""
   return life.replace(
     fast_at_wake=jax.tree.map(jnp.copy, life.memory.fast_state()),
     clock=life.clock.replace(

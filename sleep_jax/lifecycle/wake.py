@@ -1,7 +1,10 @@
-"""Awake: Eq. 2's online updates, prequential and chunk-parallel.
+"""Awake: how a day is read.
 
-Every chunk is scored by weights that saw only earlier chunks, and its gradient
-is taken at those same weights. Within a chunk nothing is sequential.
+`read_day` makes Eq. 2's online updates, prequential and chunk-parallel: every
+chunk is scored by weights that saw only earlier chunks, and its gradient is
+taken at those same weights; within a chunk nothing is sequential.
+`read_windows` trains nothing: the recurrent states of a hybrid are what stays
+of every window (arXiv 2605.26099).
 """
 
 import dataclasses
@@ -14,9 +17,12 @@ import optax
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.lifecycle import schedule
+from sleep_jax.lifecycle.recurrence import config as recurrence_config
+from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 
@@ -24,27 +30,142 @@ from sleep_jax.runtime import sharding
 class WakeConfig:
   """How a life reads its day."""
 
+  # updates: Eq. 2 changes the levels that have a clock. windows: a hybrid's
+  # states are all that changes, by `recurrence.passes` over every row.
+  reads: str = 'updates'
   batch: int = 8  # Rows read side by side; one update averages over them.
   carry_memory: bool = True  # False: fast memory is per row, and ends with it.
 
+  def __post_init__(self):
+    config.lookup(self.reads, {'updates': 0, 'windows': 0}, 'wake.reads')
+
+
+@functools.partial(
+  jax.jit, static_argnums=0, static_argnames=('defer_due_update',)
+)
+def read_day(
+  cfg: WakeConfig,
+  model: model_lib.Model,
+  clock: at.Int[jax.Array, ''],
+  tokens: at.Int[jax.Array, 'N T'],
+  weight: at.Float[jax.Array, 'N T'],
+  *,
+  defer_due_update: bool,
+) -> tuple[memory_lib.Memory, jax.Array, at.Float[jax.Array, 'M']]:
+  """Reads a day with Eq. 2's updates.
+
+  Args:
+    cfg: rows side by side, and whether memory is carried over (static).
+    model: as the day begins; its weights are never changed.
+    clock: tokens read so far, per row of a batch.
+    tokens: the day's rows; N must be a multiple of `cfg.batch`.
+    weight: of every token as a target.
+    defer_due_update: leave an update that coincides with its level's
+      consolidation pending.
+
+  Returns:
+    Memory and clock after the day, and the prequential loss of every chunk in
+    nats per token, `[N / batch * T / c]`. With memory per row (`carry_memory`
+    false) each row starts from the model's memory and its changes end with it:
+    the memory that comes back is the one that went in.
+  """
+  rows, length = tokens.shape
+  if rows % cfg.batch:
+    raise config.ConfigError(
+      f'wake.batch={cfg.batch} does not divide the {rows} rows of a day.'
+    )
+  shape = (rows // cfg.batch, cfg.batch, length)
+
+  def carried(carry, group):
+    memory, clock = carry
+    memory, loss = read_rows(
+      model.with_memory(memory),
+      clock,
+      *group,
+      defer_due_update=defer_due_update,
+    )
+    return (memory, clock + length), loss
+
+  def per_row(carry, group):
+    memory, clock = carry
+
+    def read_row(tokens, weight):
+      return read_rows(
+        model.with_memory(memory),
+        clock,
+        tokens[None],
+        weight[None],
+        defer_due_update=False,
+      )[1]
+
+    return (memory, clock + length), jax.vmap(read_row)(*group).mean(0)
+
+  groups = sharding.shard_batch(
+    (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
+  )
+  (memory, clock), loss = jax.lax.scan(
+    carried if cfg.carry_memory else per_row, (model.memory, clock), groups
+  )
+  return sharding.shard_params(memory), clock, loss.reshape(-1)
+
+
+def read_rows(
+  model: model_lib.Model,
+  clock: jax.Array,
+  tokens_BxT: jax.Array,
+  weight_BxT: jax.Array,
+  *,
+  defer_due_update: bool,
+) -> tuple[memory_lib.Memory, jax.Array]:
+  """Reads B rows side by side, chunk by chunk.
+
+  Attention reaches back through the row; the gradient stops at the chunk.
+
+  Returns:
+    The memory after the rows, and the loss of every chunk `[T / c]`.
+  """
+  rows, length = tokens_BxT.shape
+  c = schedule.base_chunk(model.cfg, length)
+
+  def chunks(x_BxT: jax.Array) -> jax.Array:
+    return x_BxT.reshape(rows, length // c, c).swapaxes(0, 1)
+
+  def shift_left(x_BxT: jax.Array) -> jax.Array:
+    return jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1)))
+
+  def step(carry, chunk):
+    memory, cache, clock = carry
+    (loss, cache), grads = jax.value_and_grad(chunk_loss, has_aux=True)(
+      memory.deltas(), model.with_memory(memory), cache, chunk
+    )
+    clock += c
+    memory = update_levels(
+      model.cfg, memory, grads, clock, defer_due_update=defer_due_update
+    )
+    return (memory, cache, clock), loss
+
+  targets, target_weight = shift_left(tokens_BxT), shift_left(weight_BxT)
+  xs = tuple(map(chunks, (tokens_BxT, targets, target_weight)))
+  cache = cache_lib.init_cache(model.cfg, rows, length)
+  (memory, _, _), loss = jax.lax.scan(step, (model.memory, cache, clock), xs)
+  return memory, loss
+
 
 def chunk_loss(
-  cfg: config.ModelConfig,
   deltas: tuple[at.Tree | None, ...],
-  params: at.Params,
-  memory: memory_lib.Memory,
+  model: model_lib.Model,
   cache: cache_lib.Cache,
   chunk: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, cache_lib.Cache]:
   """Mean loss of one chunk given what the cache holds of its rows.
 
   `chunk` is (tokens, targets, weights of the targets), each `[B, c]`; the
-  target of the last column is the first token of the next chunk.
+  target of the last column is the first token of the next chunk. `deltas`
+  replace the fast changes of the model's memory.
   """
   tokens, targets, weight = chunk
-  out = transformer.forward(
-    cfg, params, tokens, memory.with_deltas(deltas), cache=cache
-  )
+  model = model.with_memory(model.memory.with_deltas(deltas))
+  out = model.forward(tokens, cache=cache)
   logp = jax.nn.log_softmax(out.logits, axis=-1)
   logp = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
   loss = -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)
@@ -86,7 +207,7 @@ def update_levels(
       chunks=fast.chunks + 1,
     )
     fast = jax.lax.cond(
-      schedule.updates_now(level, tokens, defer_due_update=hold),
+      schedule.updates_now(level, tokens, defer_due_update=defer_due_update),
       functools.partial(apply_update, level),
       lambda f: f,
       fast,
@@ -95,103 +216,38 @@ def update_levels(
   return memory
 
 
-def read_rows(
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memory: memory_lib.Memory,
-  clock: jax.Array,
-  tokens_BxT: jax.Array,
-  weight_BxT: jax.Array,
-  *,
-  defer_due_update: bool,
-) -> tuple[memory_lib.Memory, jax.Array]:
-  """Reads B rows side by side, chunk by chunk.
-
-  Attention reaches back through the row; the gradient stops at the chunk.
-
-  Returns:
-    The memory after the rows, and the loss of every chunk `[T / c]`.
-  """
-  rows, length = tokens_BxT.shape
-  c = schedule.base_chunk(cfg, length)
-
-  def chunks(x_BxT: jax.Array) -> jax.Array:
-    return x_BxT.reshape(rows, length // c, c).swapaxes(0, 1)
-
-  def after(x_BxT: jax.Array) -> jax.Array:
-    return jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1)))
-
-  def step(carry, chunk):
-    memory, cache, clock = carry
-    (loss, cache), grads = jax.value_and_grad(
-      chunk_loss, argnums=1, has_aux=True
-    )(cfg, memory.deltas(), params, memory, cache, chunk)
-    clock += c
-    memory = update_levels(cfg, memory, grads, clock, defer_due_update=hold)
-    return (memory, cache, clock), loss
-
-  xs = tuple(map(chunks, (tokens_BxT, after(tokens_BxT), after(weight_BxT))))
-  cache = cache_lib.init_cache(cfg, rows, length)
-  (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
-  return memory, loss
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=('hold',))
-def wake(
-  cfg: config.ModelConfig,
-  how: WakeConfig,
-  params: at.Params,
-  memory: memory_lib.Memory,
-  clock: at.Int[jax.Array, ''],
-  tokens: at.Int[jax.Array, 'N T'],
-  weight: at.Float[jax.Array, 'N T'],
-  *,
-  defer_due_update: bool,
-) -> tuple[memory_lib.Memory, jax.Array, jax.Array]:
-  """Reads a day.
+@functools.partial(jax.jit, static_argnums=0)
+def read_windows(
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
+  tokens: at.Int[jax.Array, 'J L'],
+  token_mask: at.Bool[jax.Array, 'J L'],
+) -> memory_lib.Memory:
+  """Passes over every window (Algorithm 1 of arXiv 2605.26099).
 
   Args:
-    cfg: the model (static).
-    how: lanes, and whether memory persists (static).
-    params: backbone weights, never changed.
-    memory: what the life knows when the day begins.
-    clock: tokens read so far, per lane.
-    tokens: the day's rows; N must be a multiple of `how.lanes`.
-    weight: weight of every token as a target.
-    hold: leave an update that coincides with its consolidation pending.
+    cfg: the passes, under hard eviction (static).
+    model: a hybrid as the windows begin.
+    tokens: windows in reading order, one life's.
+    token_mask: False on padding.
 
   Returns:
-    Memory and clock after the day, and the prequential loss of every chunk in
-    nats per token, `[N / lanes * T / c]`. With per-row memory (`persistent`
-    false) each row starts from `memory`, learns as it is read, and takes what
-    it learned with it: the memory that comes back is the one that went in.
+    The memory, with the recurrent states that the last window leaves.
   """
-  rows, length = tokens.shape
-  if rows % how.batch:
-    raise config.ConfigError(
-      f'wake.lanes={how.lanes} does not divide the {rows} rows of a day.'
-    )
-  shape = (rows // how.batch, how.batch, length)
-
-  def carry_memory(carry, group):
-    memory, clock = carry
-    memory, loss = read_rows(cfg, params, memory, clock, *group, defer_due_update=hold)
-    return (memory, clock + length), loss
-
-  def per_row(carry, group):
-    memory, clock = carry
-
-    def one(tokens, weight):
-      return read_rows(
-        cfg, params, memory, clock, tokens[None], weight[None], defer_due_update=False
-      )[1]
-
-    return (memory, clock + length), jax.vmap(one)(*group).mean(0)
-
-  groups = sharding.shard_batch(
-    (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
+  state = passes_lib.init_window_state(
+    model.cfg,
+    cfg,
+    1,
+    tokens.shape[1],
+    cache_lib.broadcast_states(model.memory, 1),
   )
-  (memory, clock), loss = jax.lax.scan(
-    persistent if how.carry_memory else per_row, (memory, clock), groups
+  state, _ = passes_lib.read(
+    model.cfg,
+    cfg,
+    model.params,
+    cms.per_layer_memory(model.memory),
+    state,
+    tokens[None],
+    token_mask[None],
   )
-  return sharding.shard_params(memory), clock, loss.reshape(-1)
+  return model.memory.replace(states=tuple(s[0] for s in state.states))

@@ -22,6 +22,12 @@ class PhaseCost:
   seconds: float = 0.0
   steps: int = 0
 
+  def add(self, *, tokens: float, flops: float, steps: int = 0) -> None:
+    """What was counted elsewhere."""
+    self.tokens += tokens
+    self.flops += flops
+    self.steps += steps
+
   def forward(self, tokens: float, times: int = 1) -> None:
     """Forward passes over `tokens`, `times` over."""
     self.tokens += tokens * times

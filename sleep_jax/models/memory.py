@@ -60,6 +60,11 @@ class Bank:
       )
     )
 
+  def free_slot(self) -> int | None:
+    """The first locked slot, or None if the bank is full."""
+    locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
+    return int(locked[0]) if len(locked) else None
+
   def unlock(self, slot: int, night: jax.Array, rng: at.Key) -> 'Bank':
     """Draws a fresh expert into `slot` and marks it as under seeding.
 
@@ -77,7 +82,7 @@ class Bank:
       created_night=self.created_night.at[slot].set(night),
     )
 
-  def mark(self, slot: int, status: int) -> 'Bank':
+  def set_status(self, slot: int, status: int) -> 'Bank':
     """This bank with the status of one slot changed."""
     return self.replace(status=self.status.at[slot].set(status))
 
@@ -158,7 +163,7 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
     },
     'model.levels[].optimizer',
   )
-  return optax.levels_per_block(
+  return optax.chain(
     optax.clip_by_global_norm(level.clip),
     scale,
     optax.add_decayed_weights(level.weight_decay),
@@ -222,9 +227,3 @@ def init_memory(cfg: config.ModelConfig) -> Memory:
       for i, level in enumerate(cfg.levels)
     ),
   )
-
-
-def free_slot(bank: Bank) -> int | None:
-  """The first locked slot, or None if the bank is full."""
-  locked = np.flatnonzero(np.asarray(bank.status) == LOCKED)
-  return int(locked[0]) if len(locked) else None

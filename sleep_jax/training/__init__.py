@@ -1,0 +1,1 @@
+"""Gradient training: one loop, its optimizers, Fisher information."""

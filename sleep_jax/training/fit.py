@@ -1,4 +1,9 @@
-"""Plain next-token training of a backbone: pretraining, sft, ewc and joint."""
+"""The one training loop: optimizer steps on part of a model, in one program.
+
+Pretraining and fine-tuning train all weights, knowledge seeding one expert,
+trials and ReST^EM an adapter, offline recurrence a hybrid through its windows.
+They differ in what is trained and in the loss; the loop is the same.
+"""
 
 from collections.abc import Callable
 import functools
@@ -8,56 +13,101 @@ import jax
 import optax
 
 from sleep_jax import array_typing as at
-from sleep_jax import config
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 
+# (trainable, batch) -> (loss, whatever else a step measures).
+LossFn = Callable[[Any, Any], tuple[jax.Array, Any]]
 Penalty = Callable[[at.Params, Any], jax.Array]
+
+
+def fit(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  trainable: at.Tree,
+  opt_state: Any,
+  batches: at.Tree,
+  *,
+  rates: jax.Array | None = None,
+) -> tuple[at.Tree, Any, Any]:
+  """One optimizer step per leading row of `batches`, as one scan.
+
+  Not compiled by itself: whoever calls it compiles it with its loss.
+
+  Args:
+    loss_fn: its first value is differentiated with respect to `trainable`
+      alone; everything else it uses is a constant.
+    optimizer: of `trainable`.
+    trainable: what the steps change.
+    opt_state: `optimizer.init(trainable)`, or what earlier steps left.
+    batches: leaves `[K, ...]`, one row a step.
+    rates: `[K]`, learning rates of steps whose optimizer has none.
+
+  Returns:
+    The trainable after K steps, its optimizer state, and what `loss_fn`
+    measured in each step, before its update, `[K, ...]`.
+  """
+
+  def step(carry, inputs):
+    trainable, opt_state = carry
+    batch, rate = inputs
+    grads, aux = jax.grad(loss_fn, has_aux=True)(trainable, batch)
+    updates, opt_state = optimizer.update(grads, opt_state, trainable)
+    if rate is not None:
+      updates = jax.tree.map(lambda u: -rate * u, updates)
+    trainable = optax.apply_updates(trainable, updates)
+    return sharding.shard_params((trainable, opt_state)), aux
+
+  (trainable, opt_state), aux = jax.lax.scan(
+    step, (trainable, opt_state), (batches, rates)
+  )
+  return trainable, opt_state, aux
 
 
 @functools.partial(
   jax.jit,
-  static_argnums=(0, 1),
+  static_argnums=0,
   static_argnames=('penalty',),
-  donate_argnums=(2, 3),
+  donate_argnums=(1, 2),
 )
 def train_steps(
-  cfg: config.ModelConfig,
   optimizer: optax.GradientTransformation,
-  params: at.Params,
+  model: model_lib.Model,
   opt_state: Any,
   tokens: at.Int[jax.Array, 'K B T'],
   weight: at.Float[jax.Array, 'K B T'],
   *,
   penalty: Penalty | None = None,
   penalty_state: Any = None,
-) -> tuple[at.Params, Any, jax.Array]:
-  """K optimizer steps in one program, one per leading row of `tokens`.
+) -> tuple[model_lib.Model, Any, at.Float[jax.Array, 'K']]:
+  """K steps of next-token training of all weights, in one program.
 
-  `penalty(params, penalty_state)` is added to the loss (EWC's pull, say).
+  Args:
+    optimizer: of the weights (static).
+    model: without memory; its weights are donated.
+    opt_state: donated.
+    tokens: one batch a step.
+    weight: of every token as a target.
+    penalty: `penalty(params, penalty_state)` is added to the loss (EWC, say).
+    penalty_state: what the penalty needs.
 
   Returns:
-    Weights, optimizer state, and the loss of each step in nats per token,
+    Model, optimizer state, and the loss of each step in nats per token,
     without the penalty, taken before that step's update.
   """
 
-  def step(carry, batch):
-    params, opt_state = carry
+  def loss_fn(params, batch):
+    logits = model.replace(params=params).forward(batch[0]).logits
+    loss = losses.next_token_loss(logits, *batch)
+    extra = penalty(params, penalty_state) if penalty else 0.0
+    return loss + extra, loss
 
-    def objective(params):
-      logits = transformer.forward(cfg, params, batch[0]).logits
-      loss = losses.next_token_loss(logits, *batch)
-      extra = penalty(params, penalty_state) if penalty else 0.0
-      return loss + extra, loss
-
-    grads, loss = jax.grad(objective, has_aux=True)(params)
-    update, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, update), opt_state), loss
-
-  (params, opt_state), loss = jax.lax.scan(
-    step,
-    (params, opt_state),
+  params, opt_state, loss = fit(
+    loss_fn,
+    optimizer,
+    model.params,
+    opt_state,
     sharding.shard_batch((tokens, weight), None, 'batch'),
   )
-  return *sharding.shard_params((params, opt_state)), loss
+  return model.replace(params=params), opt_state, loss

@@ -1,0 +1,1 @@
+"""Consolidation: knowledge moves from fast levels into slower ones at night."""

@@ -1,4 +1,4 @@
-"""sleep_jax.lifecycle.consolidation.config."""
+"""Settings of a night of consolidation."""
 
 import dataclasses
 
@@ -13,19 +13,20 @@ class SeedingConfig:
   amount of dreams; these are ours, and the ablations show what they do.
   """
 
+  consolidate: bool = True  # False: nothing moves at night.
   teachers: str = 'current+previous'  # or 'current', the paper's letter.
-  sender_reset: str = 'restart'  # or 'carry': see consolidation.Compute.
+  sender_reset: str = 'restart'  # or 'carry': see `transfer.compute`.
   slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
   # Dreams: the data set D, sampled from the teachers.
-  dreams: int = 1024  # Rows, half of them from each self.
+  dreams: int = 1024  # Rows, half of them from each teacher.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
-  # Tokens below this share of the likeliest one's probability are not dreamt:
-  # what a small self says in its tail is noise that nobody will ask about.
+  # Tokens below this share of the likeliest one's probability are not sampled.
   min_p: float = 0.0
-  # Least and largest share of the old self; n / (n + 1) of n nights between.
+  # Least and largest fraction of tokens from the previous model; after n
+  # nights it is n / (n + 1) between them.
   previous_fraction: tuple[float, float] = (0.5, 1.0)
-  splice: bool = True  # Interleave segments of both selves in one row.
+  splice: bool = True  # Interleave segments of both teachers in one row.
   # Distillation.
   optimizer: str = 'adam'  # or muon.
   teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
@@ -33,15 +34,15 @@ class SeedingConfig:
   # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
   teacher_top_k: int = 0
   tokens_in_flight: int = 512
-  # Extra weight of a token per nat that the selves disagree on it: of tokens
-  # that the awake, and that the old self owns.
+  # Extra weight of a token per nat that the teachers disagree on it: of tokens
+  # from the current model, and of those from the previous one.
   disagreement_weight: tuple[float, float] = (0.0, 0.0)
   steps: int = 200
   batch: int = 32
   learning_rate: float = 3e-3
   divergence: str = 'forward_kl'  # or reverse_kl | jsd.
   beta: float = 0.5  # Of jsd; must stay away from 0 and 1.
-  lam: float = 0.25  # lambda: share of the student's own rollouts.
+  lam: float = 0.25  # lambda: fraction of the student's own rollouts.
   alpha: float = 0.9  # 1 = imitation (LTI) off.
   # Routing of the new expert.
   router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
@@ -56,10 +57,10 @@ class SeedingConfig:
   rollout_every: int = 20  # Steps between rollout rounds.
   continuation: int = 24  # Tokens.
   gamma: float = 0.5  # Weight of r_sem in Eq. 3.
-  z0: float = 0.5  # Eq. 4's cut, as a share of the longer sequence.
+  z0: float = 0.5  # Eq. 4's cut, as a fraction of the longer sequence.
   semantic: str = 'teacher_embedding'  # or exact.
   semantic_threshold: float = 0.9
-  # A sleep whose final KL is above this share of the first has failed.
+  # A transfer whose final KL is above this fraction of the first has failed.
   max_kl_share: float = 0.8
 
   def __post_init__(self):
@@ -76,19 +77,26 @@ class SeedingConfig:
       {'error': 0, 'merge': 0, 'recycle': 0},
       'sleep.slot_policy',
     )
-    object.__setattr__(self, 'old_share', tuple(self.previous_fraction))
-    object.__setattr__(self, 'emphasis', tuple(self.disagreement_weight))
-    if not 0.0 <= self.previous_fraction[0] <= self.previous_fraction[1] <= 1.0:
+    for name in ('previous_fraction', 'disagreement_weight'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    least, most = self.previous_fraction
+    if not 0.0 <= least <= most <= 1.0:
       raise base.ConfigError(
-        f'sleep.old_share={self.old_share} must be (least, largest) in [0, 1].'
+        f'sleep.previous_fraction={self.previous_fraction} must be (least, '
+        'largest) in [0, 1].'
       )
     for name in ('lam', 'alpha', 'gamma'):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise base.ConfigError(
-          f'sleep.{name}={getattr(self, name)} is a share; choose 0 to 1.'
+          f'sleep.{name}={getattr(self, name)} is a fraction; choose 0 to 1.'
         )
     if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
       raise base.ConfigError(
         f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
         ' use divergence=forward_kl or reverse_kl there.'
       )
+
+  @property
+  def uses_rollouts(self) -> bool:
+    """Whether the student's own rollouts are of any use."""
+    return self.alpha < 1.0 or self.lam > 0.0

@@ -1,9 +1,9 @@
-"""D of Sleep section 4: the data that a night samples from its own selves.
+"""D of Sleep section 4: generative replay, sampled from the teachers.
 
-No outside data enters. The *awake* self tells what this day taught; the *old
-self*, the same life before this day, tells what must not be lost. Splicing
-interleaves segments of both, so that new and old are rehearsed in one context,
-and every token is judged by the self that owns it.
+No outside data enters. The *current* model generates what this day taught; the
+*previous* model, the same life before this day, what must not be lost. Splicing
+interleaves segments of both in one row, so that new and old are rehearsed in
+one context; every token is labelled by the teacher that generated it.
 """
 
 import functools
@@ -15,46 +15,65 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
-from sleep_jax import config
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 
 @struct.dataclass
 class Teachers:
-  """The teachers S_1..S_k of Knowledge Seeding."""
+  """The teachers S_1..S_k of Knowledge Seeding; they share their weights.
 
-  awake: memory_lib.Memory
-  old: memory_lib.Memory | None  # None: `teachers = awake`.
+  previous_memory: None where the current model alone teaches.
+  """
+
+  current: model_lib.Model
+  previous_memory: memory_lib.Memory | None
+
+  @property
+  def previous(self) -> model_lib.Model | None:
+    """The model as it was before this day, if it teaches."""
+    if self.previous_memory is None:
+      return None
+    return self.current.with_memory(self.previous_memory)
+
+
+class Replay(NamedTuple):
+  """D: rows that the teachers generated."""
+
+  tokens: np.ndarray  # [N, T]
+  lengths: np.ndarray  # [N]
+  source: np.ndarray  # [N, T], the current model's share in each token.
+  row_prob: np.ndarray | None  # [N], probability of a row; None = uniform.
+
+  def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Row numbers `[*shape]`, drawn by `row_prob`."""
+    if self.row_prob is None:
+      return rng.integers(0, len(self.tokens), shape)
+    return rng.choice(len(self.tokens), shape, p=self.row_prob)
 
 
 def sample(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  params: at.Params,
-  memory: memory_lib.Memory,
+  cfg: consolidation_config.SeedingConfig,
+  model: model_lib.Model,
   tokenizer: tokenizers.Tokenizer,
   rows: int,
   rng: at.Key,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Documents a self makes up from BOS alone: tokens `[rows, T]`, lengths."""
+  """Documents generated from BOS: tokens `[rows, T]` and lengths `[rows]`."""
+  prompts = jnp.full((rows, 1), tokenizer.bos), jnp.ones((rows,), jnp.int32)
   out = sampling.generate(
-    cfg,
-    params,
-    memory,
-    *sharding.shard_batch(
-      (jnp.full((rows, 1), tokenizer.bos), jnp.ones((rows,), jnp.int32)),
-      'batch',
-    ),
+    model,
+    *sharding.shard_batch(prompts, 'batch'),
     rng,
     sampling.SamplerConfig(
-      max_new=how.dream_length - 1,
-      temperature=how.temperature,
-      min_p=how.min_p,
+      max_new=cfg.dream_length - 1,
+      temperature=cfg.temperature,
+      min_p=cfg.min_p,
       stop=tokenizer.stop,
       pad=tokenizer.pad,
     ),
@@ -64,108 +83,98 @@ def sample(
   return np.concatenate([bos, out.tokens], 1), out.lengths + 1
 
 
-def segments(
-  tokens: np.ndarray, lengths: np.ndarray, separator: int
-) -> list[np.ndarray]:
-  """The whole segments of all rows, each ending with `separator`, BOS cut."""
-  found = []
-  for row, length in zip(tokens, lengths, strict=True):
-    ends = np.flatnonzero(row[:length] == separator) + 1
-    found += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
-  return found
-
-
-def splice(
-  awake: list[np.ndarray],
-  old: list[np.ndarray],
-  rows: int,
-  length: int,
-  previous_fraction: float,
-  bos: int,
-  rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Rows that interleave segments of two selves.
-
-  Returns:
-    Tokens `[rows, length]` and, per token, how much of it the awake self owns:
-    1 or 0 within a segment; its first token is a toss between both.
-  """
-  pools = [[s for s in pool] for pool in (old, awake)]
-  for pool in pools:
-    rng.shuffle(pool)
-  taken = [0, 0]
-  tokens = np.zeros((rows, length), np.int32)
-  owner = np.zeros((rows, length), np.float32)
-  for row in range(rows):
-    tokens[row, 0], end = bos, 1
-    while end < length:
-      who = int(rng.random() >= old_share)
-      segment = pools[who][taken[who] % len(pools[who])][: length - end]
-      taken[who] += 1
-      tokens[row, end : end + len(segment)] = segment
-      owner[row, end : end + len(segment)] = who
-      owner[row, end] = 1.0 - old_share
-      end += len(segment)
-  return tokens, owner
-
-
-class Replay(NamedTuple):
-  """D: what the selves made up."""
-
-  tokens: np.ndarray  # [N, T]
-  lengths: np.ndarray  # [N]
-  source: np.ndarray  # [N, T], the awake self's share in each token.
-  row_prob: np.ndarray | None  # [N], probability of a row; None = evenly.
-
-  def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Row numbers drawn by share, `[*shape]`."""
-    if self.row_prob is None:
-      return rng.integers(0, len(self.tokens), shape)
-    return rng.choice(len(self.tokens), shape, p=self.row_prob)
-
-
 def sample_replay(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  params: at.Params,
-  selves: Teachers,
+  cfg: consolidation_config.SeedingConfig,
+  teachers: Teachers,
   tokenizer: tokenizers.Tokenizer,
   nights: int,
   rng: at.Key,
 ) -> Replay:
-  """Samples D: `how.dreams` rows, half of them from each self.
+  """Samples D: `cfg.dreams` rows, half of them from each teacher.
 
-  The old self speaks for all nights so far, the awake self for one, so the
-  share of the old self in what is rehearsed grows with the nights: otherwise
-  each night would halve how often the first is dreamt of. How many different
-  dreams each self has does not follow that share: coverage needs them.
+  The previous model stands for all `nights` so far, the current one for one
+  day, so the previous model's fraction of what is rehearsed grows with the
+  nights; at a constant fraction each night would halve how often the first is
+  rehearsed. How many different rows each teacher has does not follow that
+  fraction: coverage needs them.
   """
-  awake_key, old_key, mix_key = jax.random.split(rng, 3)
-  draw = functools.partial(sample, cfg, how, params, tokenizer=tokenizer)
-  if selves.old is None:
-    tokens, lengths = draw(selves.awake, rows=how.dreams, rng=awake_key)
+  current_key, previous_key, splice_key = jax.random.split(rng, 3)
+  draw = functools.partial(sample, cfg, tokenizer=tokenizer)
+  if teachers.previous is None:
+    tokens, lengths = draw(teachers.current, rows=cfg.dreams, rng=current_key)
     return Replay(tokens, lengths, np.ones(tokens.shape, np.float32), None)
-  least, most = how.previous_fraction
-  old_share = min(max(least, nights / (nights + 1)), most)
-  half = how.dreams // 2
-  awake = draw(selves.awake, rows=half, rng=awake_key)
-  old = draw(selves.old, rows=half, rng=old_key)
-  if how.splice:
-    pools = [segments(*x, tokenizer.separator) for x in (awake, old)]
+  least, most = cfg.previous_fraction
+  previous_fraction = min(max(least, nights / (nights + 1)), most)
+  half = cfg.dreams // 2
+  current = draw(teachers.current, rows=half, rng=current_key)
+  previous = draw(teachers.previous, rows=half, rng=previous_key)
+  if cfg.splice:
+    pools = [segments(*x, tokenizer.separator) for x in (current, previous)]
     if all(pools):
-      rows, length = how.dreams, how.dream_length
-      tokens, owner = splice(
+      return splice(
         *pools,
-        rows,
-        length,
-        old_share,
+        (cfg.dreams, cfg.dream_length),
+        previous_fraction,
         tokenizer.bos,
-        order_lib.numpy_rng(mix_key),
+        order_lib.numpy_rng(splice_key),
       )
-      return Replay(tokens, np.full(rows, length), owner, None)
-  tokens, lengths = (np.concatenate(x) for x in zip(awake, old))
-  is_awake = np.arange(2 * half) < half
-  owner = np.repeat(is_awake[:, None], tokens.shape[1], 1).astype(np.float32)
-  owner[:, 1] = 1.0 - old_share
-  share = np.where(is_awake, 1.0 - old_share, old_share)
-  return Replay(tokens, lengths, owner, share / share.sum())
+  tokens, lengths = (np.concatenate(x) for x in zip(current, previous))
+  is_current = np.arange(2 * half) < half
+  source = np.repeat(is_current[:, None], tokens.shape[1], 1)
+  source = source.astype(np.float32)
+  source[:, 1] = 1.0 - previous_fraction
+  row_prob = np.where(is_current, 1.0 - previous_fraction, previous_fraction)
+  return Replay(tokens, lengths, source, row_prob / row_prob.sum())
+
+
+def segments(
+  tokens: np.ndarray, lengths: np.ndarray, separator: int
+) -> list[np.ndarray]:
+  """The whole segments of all rows, each ending with `separator`, BOS cut."""
+  parts = []
+  for row, length in zip(tokens, lengths, strict=True):
+    ends = np.flatnonzero(row[:length] == separator) + 1
+    parts += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
+  return parts
+
+
+def splice(
+  current: list[np.ndarray],
+  previous: list[np.ndarray],
+  shape: tuple[int, int],
+  previous_fraction: float,
+  bos: int,
+  rng: np.random.Generator,
+) -> Replay:
+  """Rows that interleave segments of two teachers.
+
+  Args:
+    current, previous: segments of each.
+    shape: rows, and tokens of a row.
+    previous_fraction: probability that a segment is from the previous model.
+    bos: the token that begins a row.
+    rng: draws segments and their order.
+
+  Returns:
+    Full rows. `source` is 1 or 0 within a segment; a segment's first token has
+    the share of both, since either could have been next.
+  """
+  rows, length = shape
+  pools = [list(pool) for pool in (previous, current)]
+  for pool in pools:
+    rng.shuffle(pool)
+  num_used = [0, 0]
+  tokens = np.zeros((rows, length), np.int32)
+  source = np.zeros((rows, length), np.float32)
+  for row in range(rows):
+    tokens[row, 0], end = bos, 1
+    while end < length:
+      teacher = int(rng.random() >= previous_fraction)
+      pool = pools[teacher]
+      segment = pool[num_used[teacher] % len(pool)][: length - end]
+      num_used[teacher] += 1
+      tokens[row, end : end + len(segment)] = segment
+      source[row, end : end + len(segment)] = teacher
+      source[row, end] = 1.0 - previous_fraction
+      end += len(segment)
+  return Replay(tokens, np.full(rows, length), source, None)

@@ -4,9 +4,9 @@ The objective, maximised in the paper and minimised here:
 
   J_KS = E_x[(1 - alpha) E_y~student[r(y)] - alpha E_y D(teacher || student)]
 
-with GKD's mixture of dreams (1 - lambda) and the student's own rollouts
+with GKD's mixture of replayed rows (1 - lambda) and the student's own rollouts
 (lambda) for the divergence, and Learning to Imitate for the reward. Only the
-new expert trains; everything else is an argument that nobody differentiates.
+new expert trains; nothing else is differentiated.
 """
 
 import dataclasses
@@ -30,12 +30,16 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
 from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
 from sleep_jax.runtime import finite
 from sleep_jax.runtime import sharding
+from sleep_jax.training import fit
+
+_PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 
 
 @struct.dataclass
@@ -43,34 +47,210 @@ class StepMetrics:
   """What one seeding step measures, before its update; nats per token."""
 
   loss: jax.Array
-  kl: jax.Array  # KL(teacher || student) on dreams, whatever F is.
-  divergence: jax.Array  # F on dreams.
+  kl: jax.Array  # KL(teacher || student) on replayed rows, whatever F is.
+  divergence: jax.Array  # F on replayed rows.
   on_policy: jax.Array  # F on the student's own rollouts.
   imitation: jax.Array  # The policy-gradient loss.
   router: jax.Array  # Provenance cross-entropy.
 
 
+@struct.dataclass
+class SlotId:
+  """Where an expert is: a level (0 = fastest, static), a slot of its bank."""
+
+  level: int = struct.field(pytree_node=False)
+  slot: int | jax.Array
+
+  def put(
+    self, model: model_lib.Model, expert: memory_lib.Expert
+  ) -> model_lib.Model:
+    """The model with `expert` there."""
+    memory = model.memory
+    bank = memory.levels[self.level].bank.with_expert(self.slot, expert)
+    return model.with_memory(memory.with_level(self.level, bank=bank))
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedingJob:
+  """Who teaches, by what settings, and which expert learns.
+
+  cfg: the settings.
+  teachers: never changed.
+  target: the expert to train.
+  nights: how many nights the previous model stands for.
+  tokenizer: tells where rows, and their segments, begin and end.
+  costs: where tokens, FLOPs and seconds are written down.
+  """
+
+  cfg: consolidation_config.SeedingConfig
+  teachers: replay_lib.Teachers
+  target: SlotId
+  nights: int
+  tokenizer: tokenizers.Tokenizer
+  costs: costs_lib.CostTracker
+
+
+def seed(
+  job: SeedingJob, student: model_lib.Model, rng: at.Key
+) -> tuple[model_lib.Model, dict[str, np.ndarray]]:
+  """Trains one expert of the student by distillation from the teachers.
+
+  Args:
+    job: everything that stays as it is.
+    student: the prospective model, the job's slot already unlocked.
+    rng: random key.
+
+  Returns:
+    The student after seeding, and the curves of `StepMetrics` (`[steps]`)
+    together with `reward` (`[rounds]`) and `probe`: KL(teacher || student)
+    before and after, on the same rows.
+  """
+  replay_key, order_key, roll_key = jax.random.split(rng, 3)
+  replay, labels = _replay(job, replay_key)
+  cfg, target = job.cfg, job.target
+  student = _activate(student, target)
+  bank = student.memory.levels[target.level].bank
+  expert = sharding.shard_params(
+    jax.tree.map(jnp.copy, bank.expert(target.slot))
+  )
+  state = expert, sharding.shard_params(optimizer(cfg).init(expert))
+  probe_rng = order_lib.numpy_rng(jax.random.fold_in(rng, 1))
+  probe = labels.rows(replay.sample_rows(probe_rng, _PROBE_ROWS))
+  probe = sharding.shard_batch(probe, 'batch')
+  kl_before = _probe_kl(job, state[0], student, probe)
+  order = order_lib.numpy_rng(order_key)
+  curves, rewards, rollouts = [], [], None
+  for start in range(0, cfg.steps, cfg.rollout_every):
+    steps = min(cfg.rollout_every, cfg.steps - start)
+    if cfg.uses_rollouts:
+      rollouts, reward = _imitate(
+        job, target.put(student, state[0]), replay, order,
+        jax.random.fold_in(roll_key, start),
+      )  # fmt: skip
+      rewards.append(reward)
+    rows = _rows_of_steps(cfg, replay, order, steps)
+    with job.costs.phase('update') as cost:
+      state, metrics = seed_steps(
+        cfg, state, student, target, (labels, rollouts),
+        sharding.shard_batch(rows, None, 'batch'),
+      )  # fmt: skip
+      curves.append(sharding.fetch(metrics))
+      name = f'sleep, seeding of level {target.level + 1}'
+      finite.check_finite(name, curves[-1].loss, state[0], first_step=start)
+      per_step = cfg.batch + (rows[1].shape[1] if cfg.uses_rollouts else 0)
+      cost.partial(steps * per_step * cfg.dream_length, steps=steps)
+  kl_after = _probe_kl(job, state[0], student, probe)
+  curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
+  curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
+  return target.put(student, state[0]), curves | {
+    'reward': np.array(rewards or [0.0]),
+    'probe': np.array([kl_before, kl_after]),
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def seed_steps(
+  cfg: consolidation_config.SeedingConfig,
+  state: tuple[memory_lib.Expert, Any],
+  student: model_lib.Model,
+  target: SlotId,
+  data: tuple[teacher_labels.LabeledBatch, imitation.Rollouts | None],
+  rows: tuple[jax.Array, jax.Array],
+) -> tuple[tuple[memory_lib.Expert, Any], StepMetrics]:
+  """K steps of seeding in one program; gradients exist for the expert alone.
+
+  Args:
+    cfg: static.
+    state: expert and optimizer state; donated.
+    student: what the expert is put into.
+    target: where.
+    data: labelled rows of D, and the student's rollouts.
+    rows: the rows of each that a step takes, `[K, B]` and `[K, R]`.
+
+  Returns:
+    Expert and optimizer state, and what each step measured, `[K]`.
+  """
+  labels, rollouts = data
+
+  def loss_fn(expert, index):
+    batch = None if rollouts is None else rollouts.rows(index[1])
+    return objective(expert, cfg, target, student, labels.rows(index[0]), batch)
+
+  expert, opt_state, metrics = fit.fit(loss_fn, optimizer(cfg), *state, rows)
+  return (expert, opt_state), metrics
+
+
+def objective(
+  expert: memory_lib.Expert,
+  cfg: consolidation_config.SeedingConfig,
+  target: SlotId,
+  student: model_lib.Model,
+  labels: teacher_labels.LabeledBatch,
+  rollouts: imitation.Rollouts | None,
+) -> tuple[jax.Array, StepMetrics]:
+  """-J_KS of one batch, with the router's provenance loss beside it."""
+  student = target.put(student, expert)
+  parts = [labels] if rollouts is None else [labels, rollouts.labels]
+  batch = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+  batch = sharding.shard_batch(batch, 'batch')
+  out = student.forward(batch.tokens, positions=batch.positions)
+  size = labels.tokens.shape[0]
+  measure = divergences.divergence(cfg.divergence, cfg.beta)
+  divergence_of = functools.partial(_masked_divergence, cfg, student, out)
+  off_policy = divergence_of(measure, labels, slice(size))
+  kl = off_policy
+  if cfg.divergence != 'forward_kl':
+    kl = divergence_of(divergences.forward_kl, labels, slice(size))
+  distill_loss = off_policy
+  on_policy, imitation_loss = jnp.zeros(()), jnp.zeros(())
+  if rollouts is not None:
+    on_policy = divergence_of(measure, rollouts.labels, slice(size, None))
+    distill_loss = (1 - cfg.lam) * off_policy + cfg.lam * on_policy
+    imitation_loss = policy_gradient.clipped_loss(
+      _token_logprobs(cfg, student, out, size, rollouts.labels.tokens),
+      rollouts.old_logp[:, 1:],
+      rollouts.advantage,
+      rollouts.labels.weight[:, :-1],
+    )
+  gate_loss = optax.sigmoid_binary_cross_entropy(
+    jnp.take(out.routes[target.level], target.slot, axis=-1), batch.gate
+  )
+  router = masked_mean(gate_loss.mean(0), batch.gate_weight)
+  loss = cfg.alpha * distill_loss + (1 - cfg.alpha) * imitation_loss
+  loss += cfg.router_weight * router
+  return loss, StepMetrics(
+    loss, kl, off_policy, on_policy, imitation_loss, router
+  )
+
+
 def optimizer(
-  how: consolidation_config.SeedingConfig,
+  cfg: consolidation_config.SeedingConfig,
 ) -> optax.GradientTransformation:
-  """Adam, or Muon on A and B; a short warm-up, then a cosine descent."""
-  warm = min(10, how.steps // 10)
+  """Adam, or Muon on A and B; a short warm-up, then a cosine descent.
+
+  With `train_expert` false, a control, everything is computed and the updates
+  are zero.
+  """
+  warmup = min(10, cfg.steps // 10)
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, how.learning_rate, warm, how.steps, 0.05 * how.learning_rate
+    0.0, cfg.learning_rate, warmup, cfg.steps, 0.05 * cfg.learning_rate
   )
   rules = {
     'adam': lambda: optax.adam(schedule),
     'muon': lambda: optax.contrib.muon(
       schedule,
-      # The router turns slower than the matrices: a gate that falls below the
+      # The router learns slower than the matrices: a gate that falls below the
       # null choice gets no gradient, and never comes back.
       adam_learning_rate=lambda step: 0.25 * schedule(step),
       muon_weight_dimension_numbers=_muon_dimensions,
       consistent_rms=0.2,  # Steps of Adam's size: one learning rate for both.
     ),
   }
-  rule = config.lookup(how.optimizer, rules, 'sleep.optimizer')
-  return optax.chain(optax.clip_by_global_norm(1.0), rule())
+  rule = config.lookup(cfg.optimizer, rules, 'sleep.optimizer')
+  parts = [optax.clip_by_global_norm(1.0), rule()]
+  if not cfg.train_expert:
+    parts.append(optax.set_to_zero())
+  return optax.chain(*parts)
 
 
 def _muon_dimensions(expert: memory_lib.Expert) -> memory_lib.Expert:
@@ -80,278 +260,133 @@ def _muon_dimensions(expert: memory_lib.Expert) -> memory_lib.Expert:
 
 
 def masked_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
+  """Mean of `x` by `weight`, 0 where all weights are 0."""
   return (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
+def _masked_divergence(
+  cfg: consolidation_config.SeedingConfig,
+  student: model_lib.Model,
+  out: transformer.Output,
+  measure: divergences.Divergence,
+  labels: teacher_labels.LabeledBatch,
+  rows: slice,
+) -> jax.Array:
+  """Mean divergence, in nats per token, of `rows` of the student's output."""
+  if cfg.teacher_top_k:
+    hidden = (out.hidden[rows], student.unembedding())
+    per_token = divergences.from_hidden(
+      measure, labels.teacher, hidden, chunk=cfg.tokens_in_flight
+    )
+  else:
+    per_token = measure(labels.teacher, out.logits[rows])
+  return masked_mean(per_token, labels.weight)
+
+
 def _token_logprobs(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  params: at.Params,
+  cfg: consolidation_config.SeedingConfig,
+  student: model_lib.Model,
   out: transformer.Output,
   first: int,
   tokens_RxT: jax.Array,
 ) -> at.Float[jax.Array, 'R T-1']:
   """Log-probabilities of all but the first token, in rows from `first` on."""
-  if not how.teacher_top_k:
+  if not cfg.teacher_top_k:
     return losses.token_logprobs(out.logits[first:], tokens_RxT)
-  matrix = transformer.unembedding(cfg, params)
+  matrix = student.unembedding()
   return divergences.chunked(
     lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
     (out.hidden[first:, :-1], tokens_RxT[:, 1:]),
-    how.tokens_in_flight,
+    cfg.tokens_in_flight,
   )
 
 
-def objective(
-  expert: memory_lib.Expert,
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  level: int,
-  params: at.Params,
-  student: memory_lib.Memory,
-  slot: jax.Array,
-  dreamt: teacher_labels.LabeledBatch,
-  rolled: imitation.Rollouts | None,
-) -> tuple[jax.Array, StepMetrics]:
-  """-J_KS of one batch, with the router's provenance loss beside it."""
-  bank = student.levels[level].bank.with_expert(slot, expert)
-  memory = student.with_level(level, bank=bank)
-  parts = [dreamt] if rolled is None else [dreamt, rolled.judged]
-  both = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-  both = sharding.shard_batch(both, 'batch')
-  out = transformer.forward(
-    cfg, params, both.tokens, memory, positions=both.positions
-  )
-  n = dreamt.tokens.shape[0]
-  measure = divergences.divergence(how.divergence, how.beta)
+def _activate(student: model_lib.Model, target: SlotId) -> model_lib.Model:
+  """The student with the target slot routed as it will be when in force.
 
-  def apart(
-    measure: divergences.Divergence,
-    judged: teacher_labels.LabeledBatch,
-    own: slice,
-  ):
-    if how.teacher_top_k:
-      student = (out.hidden[own], transformer.unembedding(cfg, params))
-      per_token = divergences.from_hidden(
-        measure, judged.teacher, student, chunk=how.tokens_in_flight
-      )
-    else:
-      per_token = measure(judged.teacher, out.logits[own])
-    return masked_mean(per_token, judged.weight)
-
-  off_policy = apart(measure, dreamt, slice(n))
-  kl = off_policy
-  if how.divergence != 'forward_kl':
-    kl = apart(divergences.forward_kl, dreamt, slice(n))
-  distil, on_policy, unlike = off_policy, jnp.zeros(()), jnp.zeros(())
-  if rolled is not None:
-    mine = rolled.judged
-    on_policy = apart(measure, mine, slice(n, None))
-    distil = (1 - how.lam) * off_policy + how.lam * on_policy
-    unlike = policy_gradient.clipped_loss(
-      _token_logprobs(cfg, how, params, out, n, mine.tokens),
-      rolled.old_logp[:, 1:],
-      rolled.advantage,
-      mine.weight[:, :-1],
-    )
-  gate = optax.sigmoid_binary_cross_entropy(
-    jnp.take(out.routes[level], slot, axis=-1), both.gate
-  )
-  router = masked_mean(gate.mean(0), both.gate_weight)
-  loss = how.alpha * distil + (1 - how.alpha) * unlike
-  loss += how.router_weight * router
-  return loss, StepMetrics(loss, kl, off_policy, on_policy, unlike, router)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def seed_steps(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  level: int,
-  expert: memory_lib.Expert,
-  opt_state: Any,
-  params: at.Params,
-  student: memory_lib.Memory,
-  slot: jax.Array,
-  dreamt: teacher_labels.LabeledBatch,
-  rolled: imitation.Rollouts | None,
-  dream_rows: at.Int[jax.Array, 'K B'],
-  rollout_rows: at.Int[jax.Array, 'K R'],
-) -> tuple[memory_lib.Expert, Any, StepMetrics]:
-  """K steps of seeding in one program; gradients exist for `expert` alone."""
-
-  def step(carry, index):
-    expert, opt_state = carry
-    some = None if rolled is None else rolled.rows(index[1])
-    grads, marks = jax.grad(objective, has_aux=True)(
-      expert,
-      cfg,
-      how,
-      level,
-      params,
-      student,
-      slot,
-      dreamt.rows(index[0]),
-      some,
-    )
-    update, opt_state = optimizer(how).update(grads, opt_state, expert)
-    if how.train_expert:
-      expert = optax.apply_updates(expert, update)
-    return sharding.shard_params((expert, opt_state)), marks
-
-  (expert, opt_state), marks = jax.lax.scan(
-    step, (expert, opt_state), (dream_rows, rollout_rows)
-  )
-  return expert, opt_state, marks
-
-
-_PROBE_ROWS = 64  # Dreams on which a lesson is judged, before and after.
-_measure = jax.jit(objective, static_argnums=(1, 2, 3))
-
-
-@dataclasses.dataclass(frozen=True)
-class SeedingJob:
-  """Who teaches, by what settings, and which expert learns.
-
-  cfg: the model; params: its backbone weights.
-  how: the seeding's settings.
-  selves: the teachers; never changed.
-  tokenizer: tells where dreams, and their segments, begin and end.
-  nights: how many nights the old self speaks for.
-  level, slot: the expert to train.
-  ledger: where tokens, FLOPs and seconds are written down.
+  So that what the expert learns, and what it displaces, is what the next day
+  finds.
   """
-
-  cfg: config.ModelConfig
-  how: consolidation_config.SeedingConfig
-  params: at.Params
-  selves: replay_lib.Teachers
-  tokenizer: tokenizers.Tokenizer
-  nights: int
-  level: int
-  slot: int
-  costs: costs_lib.CostTracker
-
-  @property
-  def uses_rollouts(self) -> bool:
-    """Whether the student's own rollouts are of any use."""
-    return self.how.alpha < 1.0 or self.how.lam > 0.0
+  memory = student.memory
+  bank = memory.levels[target.level].bank
+  bank = bank.set_status(target.slot, memory_lib.ACTIVE)
+  return student.with_memory(memory.with_level(target.level, bank=bank))
 
 
-def seed(
-  lesson: SeedingJob, student: memory_lib.Memory, rng: at.Key
-) -> tuple[memory_lib.Memory, dict[str, np.ndarray]]:
-  """Trains one expert of the student until the student is its teachers' equal.
-
-  Args:
-    lesson: everything that stays as it is.
-    student: the prospective self, the lesson's slot already unlocked.
-    rng: random key.
-
-  Returns:
-    The student after seeding, and the curves of `Marks` (`[steps]`) together
-    with `reward` (`[rounds]`) and `probe`: KL(teacher || student) before and
-    after, on the same dreams.
-  """
-  dream_key, order_key, roll_key = jax.random.split(rng, 3)
-  dreamt, judged = _dream(lesson, dream_key)
-  how, level, slot = lesson.how, lesson.level, lesson.slot
-  # From here on the slot is routed as it will be when it is in force, so that
-  # what it learns, and what it displaces, is what the next day will find.
-  bank = student.levels[level].bank.mark(slot, memory_lib.ACTIVE)
-  student = student.with_level(level, bank=bank)
-  expert = sharding.shard_params(jax.tree.map(jnp.copy, bank.expert(slot)))
-  opt_state = sharding.shard_params(optimizer(how).init(expert))
-  probed = judged.rows(
-    dreamt.sample_rows(order_lib.numpy_rng(jax.random.fold_in(rng, 1)), _PROBE_ROWS)
-  )
-  probed = sharding.shard_batch(probed, 'batch')
-
-  def probe(expert: memory_lib.Expert) -> float:
-    with lesson.costs.phase('update') as account:
-      marks = _measure(
-              expert, lesson.cfg, how, level, lesson.params, student,
-              jnp.asarray(slot), probed, None,
-            )[1]  # fmt: skip
-      kl = float(marks.kl)
-      account.forward(probed.tokens.size)
-    return kl
-
-  before = probe(expert)
-  order = order_lib.numpy_rng(order_key)
-  curves, rewards, rolled = [], [], None
-  for start in range(0, how.steps, how.rollout_every):
-    steps = min(how.rollout_every, how.steps - start)
-    if lesson.uses_rollouts:
-      now = student.with_level(level, bank=bank.with_expert(slot, expert))
-      key = jax.random.fold_in(roll_key, start)
-      rolled, reward = _imitate(lesson, now, dreamt, order, key)
-      rewards.append(reward)
-    rows = dreamt.sample_rows(order, steps, how.batch)
-    groups = order.integers(0, how.prefixes, (steps, how.rollout_groups, 1))
-    of_groups = (groups * how.group + np.arange(how.group)).reshape(steps, -1)
-    with lesson.costs.phase('update') as account:
-      expert, opt_state, marks = seed_steps(
-              lesson.cfg, how, level, expert, opt_state, lesson.params, student,
-              jnp.asarray(slot), judged, rolled,
-              *sharding.shard_batch((rows, of_groups), None, 'batch'),
-            )  # fmt: skip
-      curves.append(sharding.fetch(marks))
-      name = f'sleep, seeding of level {level + 1}'
-      finite.check_finite(name, curves[-1].loss, expert, first_step=start)
-      per_step = how.batch + (of_groups.shape[1] if lesson.uses_rollouts else 0)
-      account.partial(steps * per_step * how.dream_length, steps=steps)
-  probes = np.array([before, probe(expert)])
-  student = student.with_level(level, bank=bank.with_expert(slot, expert))
-  curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
-  curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
-  reward = np.array(rewards or [0.0])
-  return student, curves | {'reward': reward, 'probe': probes}
+_measure = jax.jit(objective, static_argnums=1)
 
 
-def _dream(
-  lesson: SeedingJob, rng: at.Key
+def _probe_kl(
+  job: SeedingJob,
+  expert: memory_lib.Expert,
+  student: model_lib.Model,
+  probe: teacher_labels.LabeledBatch,
+) -> float:
+  """KL(teacher || student) on the probe's rows, nats per token."""
+  with job.costs.phase('update') as cost:
+    _, metrics = _measure(expert, job.cfg, job.target, student, probe, None)
+    kl = float(metrics.kl)
+    cost.forward(probe.tokens.size)
+  return kl
+
+
+def _replay(
+  job: SeedingJob, rng: at.Key
 ) -> tuple[replay_lib.Replay, teacher_labels.LabeledBatch]:
-  """The lesson's data: dreams, and what their owners make of every token."""
-  cfg, how, params, selves = (
-      lesson.cfg, lesson.how, lesson.params, lesson.selves
-    )  # fmt: skip
-  with lesson.costs.phase('rollout') as account:
-    dreamt = replay_lib.sample_replay(
-      cfg, how, params, selves, lesson.tokenizer, lesson.nights, rng
+  """The job's data: D, and the teachers' labels of every token."""
+  with job.costs.phase('rollout') as cost:
+    replay = replay_lib.sample_replay(
+      job.cfg, job.teachers, job.tokenizer, job.nights, rng
     )
-    account.forward(dreamt.tokens.size)
-  with lesson.costs.phase('teacher') as account:
-    judged = teacher_labels.label_all(cfg, how, params, selves, dreamt)
-    # Every device has all dreams, and takes its own rows of a batch.
-    judged = jax.block_until_ready(sharding.replicate(judged))
-    times = 1 if selves.old is None else 2
-    account.forward(dreamt.tokens.size, times=times)
-  return dreamt, judged
+    cost.forward(replay.tokens.size)
+  with job.costs.phase('teacher') as cost:
+    labels = teacher_labels.label_all(job.cfg, job.teachers, replay)
+    # Every device has all rows, and takes its own rows of a batch.
+    labels = jax.block_until_ready(sharding.replicate(labels))
+    times = 1 if job.teachers.previous is None else 2
+    cost.forward(replay.tokens.size, times=times)
+  return replay, labels
 
 
 def _imitate(
-  lesson: SeedingJob,
-  student: memory_lib.Memory,
-  dreamt: replay_lib.Replay,
+  job: SeedingJob,
+  student: model_lib.Model,
+  replay: replay_lib.Replay,
   order: np.random.Generator,
   rng: at.Key,
 ) -> tuple[imitation.Rollouts, float]:
-  """One round of on-policy rollouts, judged and marked; and their reward."""
-  cfg, how, params = lesson.cfg, lesson.how, lesson.params
-  size = how.prefixes * how.group * how.dream_length
-  with lesson.costs.phase('rollout') as account:
-    pick = dreamt.sample_rows(order, how.prefixes)
-    pieces = imitation.roll_out(
-          cfg, how, lesson.tokenizer, params, student,
-          jnp.asarray(dreamt.tokens[pick]), jnp.asarray(dreamt.lengths[pick]), rng,
-        )  # fmt: skip
-    jax.block_until_ready(pieces)
-    account.forward(size)
-  with lesson.costs.phase('reward') as account:
-    rolled, reward = imitation.score_rollouts(
-      cfg, how, lesson.tokenizer.separator, params, lesson.selves, *pieces
+  """One round of on-policy rollouts, labelled, and their mean reward."""
+  cfg = job.cfg
+  size = cfg.prefixes * cfg.group * cfg.dream_length
+  with job.costs.phase('rollout') as cost:
+    rows = replay.sample_rows(order, cfg.prefixes)
+    continuations = imitation.roll_out(
+      cfg,
+      job.tokenizer,
+      student,
+      jnp.asarray(replay.tokens[rows]),
+      jnp.asarray(replay.lengths[rows]),
+      rng,
     )
-    reward = float(reward.mean())
-    account.forward(size, times=2 if lesson.selves.old is None else 5)
-  return sharding.replicate(rolled), reward
+    jax.block_until_ready(continuations)
+    cost.forward(size)
+  with job.costs.phase('reward') as cost:
+    rollouts, reward = imitation.score_rollouts(
+      cfg, job.tokenizer.separator, job.teachers, continuations
+    )
+    mean = float(reward.mean())
+    cost.forward(size, times=2 if job.teachers.previous is None else 5)
+  return sharding.replicate(rollouts), mean
+
+
+def _rows_of_steps(
+  cfg: consolidation_config.SeedingConfig,
+  replay: replay_lib.Replay,
+  order: np.random.Generator,
+  steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of D and of the rollouts that each step takes: `[K, B]`, `[K, R]`."""
+  rows = replay.sample_rows(order, steps, cfg.batch)
+  groups = order.integers(0, cfg.prefixes, (steps, cfg.rollout_groups, 1))
+  of_groups = (groups * cfg.group + np.arange(cfg.group)).reshape(steps, -1)
+  return rows, of_groups

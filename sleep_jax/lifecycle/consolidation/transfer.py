@@ -1,8 +1,8 @@
-"""Memory consolidation: Compute, Consolidate, Update (Sleep section 4).
+"""One transfer: Compute, Consolidate, Update (Sleep section 4).
 
 Knowledge moves from a fast level (the sender) into one new low-rank expert of
 the next slower level (the receiver), with no outside data, just before the
-sender would be updated.
+sender is updated.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,9 @@ class TransferReport:
   """What one transfer did.
 
   kl_first, kl_last: KL(teacher || student) before and after, in nats per token,
-    on the same dreams: a comparison of two batches would be mostly noise.
-  transferred: whether it counted; if not, the old life was kept.
-  curves: every step's measurements, see `seeding.Marks`.
+    on the same rows: a comparison of two batches would be mostly noise.
+  transferred: whether it counted; if not, the life was left as it was.
+  curves: every step's measurements, see `seeding.StepMetrics`.
   """
 
   transfer: schedule.Transfer
@@ -43,32 +44,100 @@ class TransferReport:
   transferred: bool
   curves: dict[str, np.ndarray]
 
+  def metrics(self) -> at.Metrics:
+    """Figures by name; level 0 is the states of recurrent mixers."""
+    sender, receiver = self.transfer
+    name = f'{sender + 1}to{receiver + 1}'
+    tenth = max(1, len(self.curves['loss']) // 10)
+    return {
+      f'{name}/kl_first': self.kl_first,
+      f'{name}/kl_last': self.kl_last,
+      f'{name}/transferred': float(self.transferred),
+      f'{name}/slot': float(self.slot),
+      f'{name}/router': float(self.curves['router'][-tenth:].mean()),
+      f'{name}/on_policy': float(self.curves['on_policy'][-tenth:].mean()),
+      f'{name}/reward_first': float(self.curves['reward'][0]),
+      f'{name}/reward_last': float(self.curves['reward'][-1]),
+    }
+
+
+def transfer(
+  cfg: consolidation_config.SeedingConfig,
+  life: life_lib.Life,
+  pair: schedule.Transfer,
+  tokenizer: tokenizers.Tokenizer,
+  costs: costs_lib.CostTracker,
+  rng: at.Key,
+) -> tuple[life_lib.Life, TransferReport]:
+  """Consolidates sender into receiver; one that fails changes nothing.
+
+  Raises:
+    ConfigError: if the receiver's bank is full and the policy is `error`.
+  """
+  slot_key, seed_key, free_key = jax.random.split(rng, 3)
+  original = life
+  life = free_up_slot(cfg, life, pair.receiver, tokenizer, costs, free_key)
+  model = life.model.merged()
+
+  # Compute. The teacher is the model as it runs, the sender's weights and
+  # experts included; the student is what the sender's update makes of it.
+  teachers = replay_lib.Teachers(
+    current=model,
+    previous_memory=(
+      life.previous_memory() if cfg.teachers == 'current+previous' else None
+    ),
+  )
+  student = compute(cfg, model, pair.sender)
+
+  # Consolidate. One new expert learns what the update is about to take away.
+  bank = student.memory.levels[pair.receiver].bank
+  slot = bank.free_slot() if cfg.expand else 0
+  if int(bank.status[slot]) == memory_lib.LOCKED:
+    bank = bank.unlock(slot, life.clock.nights, slot_key)
+  student = student.with_memory(
+    student.memory.with_level(pair.receiver, bank=bank)
+  )
+  job = seeding.SeedingJob(
+    cfg,
+    teachers,
+    seeding.SlotId(pair.receiver, slot),
+    int(life.clock.nights),
+    tokenizer,
+    costs,
+  )
+  student, curves = seeding.seed(job, student, seed_key)
+  report = _report(cfg, pair, slot, curves)
+  if not report.transferred:
+    _warn_of_failure(cfg, report, int(life.clock.nights))
+    return original, report
+
+  # Update. The sender's new weights and the new expert come into force.
+  return life.with_memory(student.memory), report
+
 
 def compute(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  memory: memory_lib.Memory,
-  sender: int,
-) -> memory_lib.Memory:
-  """Compute: the prospective self, theta_new of the sender, not yet applied.
+  cfg: consolidation_config.SeedingConfig, model: model_lib.Model, sender: int
+) -> model_lib.Model:
+  """Compute: the prospective model, theta_new of the sender, not yet applied.
 
   The sender's pending update (Eq. 2) goes on top of its old weights (`carry`,
-  the paper's letter) or of the weights it was born with (`restart`: a faster
-  level begins anew whenever the next slower one has ticked, NL Eq. 72). Its
+  the paper's letter) or of its initial weights (`restart`: a faster level
+  begins anew whenever the next slower one has been updated, NL Eq. 72). Its
   old experts are reset either way: synaptic pruning. Recurrent states hold
-  nothing but what was read, so they begin empty.
+  nothing but what was read, so they become zero.
   """
+  memory = model.memory
   if sender == schedule.STATES:
     states = jax.tree.map(jnp.zeros_like, memory.states)
-    return memory.replace(states=states)
+    return model.with_memory(memory.replace(states=states))
   level = memory.levels[sender]
   fast = level.fast
-  if how.sender_reset == 'restart':
-    fresh = memory_lib.init_fast(cfg, sender)
-    fast = fresh.replace(grads=fast.grads, chunks=fast.chunks)
-  fast = _update_if_pending(cfg.levels[sender], fast)
+  if cfg.sender_reset == 'restart':
+    initial = memory_lib.init_fast(model.cfg, sender)
+    fast = initial.replace(grads=fast.grads, chunks=fast.chunks)
+  fast = _update_if_pending(model.cfg.levels[sender], fast)
   bank = level.bank.prune() if level.bank else None
-  return memory.with_level(sender, fast=fast, bank=bank)
+  return model.with_memory(memory.with_level(sender, fast=fast, bank=bank))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,125 +153,82 @@ def _update_if_pending(
   )
 
 
-def transfer(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
-  life: life_lib.Life,
-  transfer: schedule.Transfer,
-  tokenizer: tokenizers.Tokenizer,
-  rng: at.Key,
-  costs: costs_lib.CostTracker,
-) -> tuple[life_lib.Life, TransferReport]:
-  """One transfer. A sleep that fails leaves the life as it was, and says so.
-
-  Raises:
-    ConfigError: if the receiver's bank is full and the policy is `error`.
-  """
-  slot_key, seed_key, room_key = jax.random.split(rng, 3)
-  untouched = life
-  life = free_up_slot(
-    cfg, how, life, transfer.receiver, tokenizer, room_key, ledger
-  )
-
-  # Compute. The teacher is the running self, the sender's old weights and
-  # experts included; the student is the self that the sender's update leaves.
-  selves = replay_lib.Teachers(
-    awake=life.memory,
-    old=life.previous_memory() if how.teachers == 'current+previous' else None,
-  )
-  prospective = compute(cfg, how, life.memory, transfer.sender)
-
-  # Consolidate. One new expert learns what the update is about to take away.
-  bank = prospective.levels[transfer.receiver].bank
-  slot = memory_lib.free_slot(bank) if how.expand else 0
-  if int(bank.status[slot]) == memory_lib.LOCKED:
-    bank = bank.unlock(slot, life.clock.nights, slot_key)
-  student = prospective.with_level(transfer.receiver, bank=bank)
-  lesson = seeding.SeedingJob(
-      cfg, how, life.params, selves, tokenizer, int(life.clock.nights),
-      transfer.receiver, slot, ledger,
-    )  # fmt: skip
-  student, curves = seeding.seed(lesson, student, seed_key)
-  report = _report(how, transfer, slot, curves)
-  if not report.transferred:
-    logging.warning(
-      'Night %d: sleep could not transfer level %d to %d: KL went from %.4f '
-      'to %.4f, above %.0f%% of the first; the old life is kept. Raise '
-      'sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
-      int(life.clock.nights),
-      transfer.sender + 1,
-      transfer.receiver + 1,
-      report.kl_first,
-      report.kl_last,
-      100 * how.max_kl_share,
-      transfer.receiver,
-    )
-    return untouched, report
-
-  # Update. The sender's new weights and the new expert come into force.
-  return life.replace(memory=student), report
-
-
-def _report(
-  how: consolidation_config.SeedingConfig,
-  transfer: schedule.Transfer,
-  slot: int,
-  curves: dict[str, np.ndarray],
-) -> TransferReport:
-  first, last = map(float, curves['probe'])
-  done = np.isfinite(last) and last <= how.max_kl_share * first
-  return TransferReport(
-    transfer, slot, first, last, bool(done or not how.train_expert), curves
-  )
-
-
 def free_up_slot(
-  cfg: config.ModelConfig,
-  how: consolidation_config.SeedingConfig,
+  cfg: consolidation_config.SeedingConfig,
   life: life_lib.Life,
   level: int,
   tokenizer: tokenizers.Tokenizer,
-  rng: at.Key,
   costs: costs_lib.CostTracker,
+  rng: at.Key,
 ) -> life_lib.Life:
   """Frees a slot of a full bank as the policy says; never silently.
 
-  `recycle` forgets the oldest expert. `merge` first teaches the next oldest
-  what the oldest knows, on dreams of the self that still has both.
+  `recycle` drops the oldest expert. `merge` first distils it into the next
+  oldest, on rows of the model that still has both.
   """
   bank = life.memory.levels[level].bank
-  if memory_lib.free_slot(bank) is not None or not how.expand:
+  if bank.free_slot() is not None or not cfg.expand:
     return life
   oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
-  if how.slot_policy == 'merge' and not younger:
+  night = int(life.clock.nights)
+  if cfg.slot_policy == 'merge' and not younger:
     raise config.ConfigError(
       f'sleep.slot_policy=merge needs two slots, but model.levels[{level}].'
       'slots=1; raise it, or set sleep.slot_policy=recycle.'
     )
-  if how.slot_policy == 'error':
+  if cfg.slot_policy == 'error':
     raise config.ConfigError(
-      f'night {int(life.clock.nights)}: all {len(bank.status)} slots of '
-      f'level {level + 1} are in use; raise model.levels[{level}].slots, or '
-      'set sleep.slot_policy=merge or recycle.'
+      f'night {night}: all {len(bank.status)} slots of level {level + 1} are '
+      f'in use; raise model.levels[{level}].slots, or set sleep.slot_policy='
+      'merge or recycle.'
     )
   logging.warning(
     'Night %d: level %d is full; slot %d is %sd.',
-    int(life.clock.nights),
-    level + 1,
-    oldest,
-    how.slot_policy,
-  )
-  without = bank.with_expert(
-    oldest, jax.tree.map(jnp.zeros_like, bank.expert(oldest))
-  ).mark(oldest, memory_lib.LOCKED)
-  memory = life.memory.with_level(level, bank=without)
-  if how.slot_policy == 'merge':
-    # The rested self teaches: what today brought is not the heir's business.
-    rested = replay_lib.Teachers(awake=life.previous_memory(), old=None)
-    gently = dataclasses.replace(how, alpha=1.0, lam=0.0, router_weight=0.0)
-    lesson = seeding.SeedingJob(
-      cfg, gently, life.params, rested, tokenizer, 0, level, younger[0], ledger
+    night, level + 1, oldest, cfg.slot_policy,
+  )  # fmt: skip
+  empty = jax.tree.map(jnp.zeros_like, bank.expert(oldest))
+  bank = bank.with_expert(oldest, empty).set_status(oldest, memory_lib.LOCKED)
+  memory = life.memory.with_level(level, bank=bank)
+  if cfg.slot_policy == 'merge':
+    # The model before this day teaches: today's news belongs to the new slot.
+    merge_cfg = dataclasses.replace(cfg, alpha=1.0, lam=0.0, router_weight=0.0)
+    model = life.model.merged()
+    teachers = replay_lib.Teachers(
+      model.with_memory(life.previous_memory()), None
     )
-    student, _ = seeding.seed(lesson, memory.with_fast_state(life.rested), rng)
-    memory = memory.with_level(level, bank=student.levels[level].bank)
-  return life.replace(memory=memory)
+    target = seeding.SlotId(level, younger[0])
+    job = seeding.SeedingJob(merge_cfg, teachers, target, 0, tokenizer, costs)
+    student = model.with_memory(memory.with_fast_state(life.fast_at_wake))
+    student, _ = seeding.seed(job, student, rng)
+    memory = memory.with_level(level, bank=student.memory.levels[level].bank)
+  return life.with_memory(memory)
+
+
+def _report(
+  cfg: consolidation_config.SeedingConfig,
+  pair: schedule.Transfer,
+  slot: int,
+  curves: dict[str, np.ndarray],
+) -> TransferReport:
+  first, last = map(float, curves['probe'])
+  done = np.isfinite(last) and last <= cfg.max_kl_share * first
+  return TransferReport(
+    pair, slot, first, last, bool(done or not cfg.train_expert), curves
+  )
+
+
+def _warn_of_failure(
+  cfg: consolidation_config.SeedingConfig, report: TransferReport, night: int
+) -> None:
+  logging.warning(
+    'Night %d: level %d could not be transferred to level %d: KL went from '
+    '%.4f to %.4f, above %.0f%% of the first; the life is left as it was. '
+    'Raise sleep.steps, model.levels[%d].rank or sleep.learning_rate.',
+    night,
+    report.transfer.sender + 1,
+    report.transfer.receiver + 1,
+    report.kl_first,
+    report.kl_last,
+    100 * cfg.max_kl_share,
+    report.transfer.receiver,
+  )

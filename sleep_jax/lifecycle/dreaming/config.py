@@ -1,4 +1,4 @@
-"""sleep_jax.lifecycle.dreaming.config."""
+"""Settings of a night of dreaming, and of the trials of its dreams."""
 
 import dataclasses
 
@@ -18,12 +18,12 @@ class TrialConfig:
   # Of many contexts studied together, as SEAL trains 200 otherwise than one.
   joint_epochs: int = 0  # 0: as above.
   joint_learning_rate: float = 0.0
-  repeats: int = 1  # A trial's mark is the mean over so many fine-tunings.
+  repeats: int = 1  # A trial's score is the mean over so many fine-tunings.
   max_steps: int = 400  # A dream that asks for more is rejected: `too long`.
   max_parallel: int = 64  # Instances in one program; bounds its memory.
 
   def __post_init__(self):
-    for name in ('epochs', 'batch', 'repeats', 'max_steps', 'at_once'):
+    for name in ('epochs', 'batch', 'repeats', 'max_steps', 'max_parallel'):
       if getattr(self, name) < 1:
         raise base.ConfigError(
           f'trial.{name}={getattr(self, name)} must be at least 1.'
@@ -63,12 +63,12 @@ class DreamingConfig:
   epochs: int = 4
   batch: int = 8
   learning_rate: float = 1e-3
-  # If documents of the self before dreaming lose more than so many nats per
+  # If documents of the model before dreaming lose more than so many nats per
   # token, the night's dreaming is rolled back.
   retention_margin: float = 0.2
   retention_rows: int = 64
   retention_length: int = 32  # Tokens of such a row.
-  # At an exam: dreams of each context that are trained on; and whether `sleep`
+  # In a study: dreams of each context that are trained on; and whether `sleep`
   # first spends a day on the contexts, in so many rows, and a night.
   study_dreams: int = 1
   study_night: bool = False
@@ -91,6 +91,6 @@ class DreamingConfig:
       )
     if self.restart and self.target == 'fold':
       raise base.ConfigError(
-        'dreaming.restart needs the self before dreaming, which target=fold '
+        'dreaming.restart needs the model before dreaming, which target=fold '
         'overwrites; use target=lora or slot.'
       )

@@ -14,54 +14,126 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax.data import contexts
+from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
-from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 
-_AT_ONCE = 32  # Gradients in memory at a time.
+_BATCH = 32  # Gradients in memory at a time.
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def importance_scores(
+  dreamer: dreamer_lib.Dreamer,
+  model: model_lib.Model,
+  dreams: list[list[propose_lib.Dream]],
+  rng: at.Key,
+  rules: tuple[str, ...],
+) -> dict[str, list[np.ndarray]]:
+  """Omega of every dream by each rule, `{rule: [context][m]}`.
+
+  What cannot be used has omega -inf. Tau's gradient is that of its questions
+  and answers.
+  """
+  model = model.merged()
+  lora_cfg = dataclasses.replace(
+    dreamer.lora, targets=dreamer.cfg.importance_targets
+  )
+  adapter = lora.init_adapter(model.cfg, lora_cfg, model.params, rng)
+  model = model.replace(adapter=adapter)
+  sketch = functools.partial(_sketch, dreamer, model)
+  flat = [d for dreams_of_context in dreams for d in dreams_of_context]
+  length = next((d.update.tokens.shape[1] for d in flat if d.usable), 1)
+  empty = contexts_lib.TrainingRows(
+    np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
+  )
+  max_rows = dreamer.cfg.importance_rows
+  grads, surprise = sketch(
+    [_subsample(d.update, max_rows) if d.usable else empty for d in flat]
+  )
+  pad = dreamer.tokenizer.pad
+  references, _ = sketch([_eval_rows(d[0].context, pad) for d in dreams])
+  omega, start = {rule: [] for rule in rules}, 0
+  for i, dreams_of_context in enumerate(dreams):
+    part = slice(start, start + len(dreams_of_context))
+    start += len(dreams_of_context)
+    usable = np.array([d.usable for d in dreams_of_context])
+    for rule in rules:
+      scores = score_gradients(
+        rule,
+        grads[part],
+        surprise[part],
+        references[i],
+        dreamer.cfg.keep,
+        order_lib.numpy_rng(jax.random.fold_in(rng, i)),
+      )
+      omega[rule].append(np.where(usable, scores, -np.inf))
+  return omega
+
+
+def _sketch(
+  dreamer: dreamer_lib.Dreamer,
+  model: model_lib.Model,
+  sets: list[contexts_lib.TrainingRows],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Gradient sketch and loss of each set of rows."""
+  tokens, weight = trials.stack_rows(sets, len(sets), dreamer.tokenizer.pad)
+  with dreamer.costs.phase('teacher') as cost:
+    grads = sharding.fetch(
+      gradients(model, jnp.asarray(tokens), jnp.asarray(weight))
+    )
+    cost.partial(tokens.size, steps=0)
+  return grads
+
+
+def _subsample(
+  rows: contexts_lib.TrainingRows, max_rows: int
+) -> contexts_lib.TrainingRows:
+  """At most so many rows, evenly spaced."""
+  n = len(rows.tokens)
+  index = np.linspace(0, n - 1, min(n, max_rows)).astype(int)
+  return contexts_lib.TrainingRows(rows.tokens[index], rows.weight[index])
+
+
+def _eval_rows(
+  context: contexts_lib.Context, pad: int
+) -> contexts_lib.TrainingRows:
+  """The evaluation as rows: the questions, with the answers as targets."""
+  pairs = zip(context.questions, context.answers, strict=True)
+  return padding.prompt_rows(list(pairs), pad)
+
+
+@jax.jit
 def gradients(
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memory: memory_lib.Memory,
-  adapter: lora.Adapter,
+  model: model_lib.Model,
   tokens: at.Int[jax.Array, 'N R T'],
   weight: at.Float[jax.Array, 'N R T'],
 ) -> tuple[at.Float[jax.Array, 'N G'], at.Float[jax.Array, 'N']]:
   """Gradient sketch and loss of each of N sets of R rows, in one program.
 
   Args:
-    cfg: the model (static).
-    params: backbone weights.
-    memory: fast weights and experts.
-    adapter: a fresh one; its targets name the leaves that are looked at.
+    model: with a fresh adapter; its targets name the leaves looked at.
     tokens: rows of every set, filled up with rows that weigh nothing.
     weight: weight of every token as a target.
   """
 
-  def one(rows):
-    def objective(adapter: lora.Adapter) -> jax.Array:
-      out = transformer.forward(cfg, params, rows[0], memory, adapter=adapter)
+  def of_set(rows):
+    def loss_fn(adapter: lora.Adapter) -> jax.Array:
+      out = model.replace(adapter=adapter).forward(rows[0])
       return losses.next_token_loss(out.logits, *rows)
 
-    loss, grads = jax.value_and_grad(objective)(adapter)
+    loss, grads = jax.value_and_grad(loss_fn)(model.adapter)
     pairs = jax.tree.leaves(
       grads, is_leaf=lambda x: isinstance(x, lora.LowRankPair)
     )
     return jnp.concatenate([pair.b.ravel() for pair in pairs]), loss
 
-  return jax.lax.map(one, (tokens, weight), batch_size=_AT_ONCE)
+  return jax.lax.map(of_set, (tokens, weight), batch_size=_BATCH)
 
 
 def score_gradients(
@@ -127,77 +199,3 @@ def select(
   index = index[np.argsort(-omega[index], kind='stable')]
   rest = index[k:]
   return np.concatenate([index[:k], rng.permutation(rest)[:b]])
-
-
-def importance_scores(
-  dreamer: dreamer_lib.Dreamer,
-  life: life_lib.Life,
-  dreamt: list[list[propose_lib.Dream]],
-  rng: at.Key,
-  rules: tuple[str, ...],
-) -> dict[str, list[np.ndarray]]:
-  """Step 2: omega of every dream by each rule, `{rule: [context][m]}`.
-
-  What cannot be used has omega -inf. Tau's gradient is that of its questions
-  and answers.
-  """
-  lab = dreamer.lab(life)
-  leaves = dataclasses.replace(
-    dreamer.lora, targets=dreamer.how.importance_targets
-  )
-  adapter = lora.init_adapter(lab.cfg, leaves, lab.params, rng)
-
-  def sketch(
-    sets: list[contexts.TrainingRows],
-  ) -> tuple[np.ndarray, np.ndarray]:
-    rows = trials.stack_rows(sets, len(sets), lab.pad)
-    with dreamer.costs.phase('teacher') as account:
-      grads = sharding.fetch(
-        gradients(
-          lab.cfg, lab.params, lab.memory, adapter, *map(jnp.asarray, rows)
-        )
-      )
-      account.partial(rows[0].size, steps=0)
-    return grads
-
-  flat = [d for of_one in dreamt for d in of_one]
-  length = next((d.edit.tokens.shape[1] for d in flat if d.usable), 1)
-  none = contexts.TrainingRows(
-    np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
-  )
-  most = dreamer.how.importance_rows
-  grads, surprise = sketch(
-    [_subsample(d.edit, most) if d.usable else none for d in flat]
-  )
-  references, _ = sketch(
-    [_eval_rows(of_one[0].context, lab.pad) for of_one in dreamt]
-  )
-  omega, start = {rule: [] for rule in rules}, 0
-  for i, of_one in enumerate(dreamt):
-    own = slice(start, start + len(of_one))
-    start += len(of_one)
-    usable = np.array([d.usable for d in of_one])
-    for rule in rules:
-      found = score_gradients(
-        rule,
-        grads[own],
-        surprise[own],
-        references[i],
-        dreamer.how.keep,
-        order_lib.numpy_rng(jax.random.fold_in(rng, i)),
-      )
-      omega[rule].append(np.where(usable, found, -np.inf))
-  return omega
-
-
-def _subsample(edit: contexts.TrainingRows, most: int) -> contexts.TrainingRows:
-  """At most so many of an edit's rows, evenly spaced."""
-  n = len(edit.tokens)
-  rows = np.linspace(0, n - 1, min(n, most)).astype(int)
-  return contexts.TrainingRows(edit.tokens[rows], edit.weight[rows])
-
-
-def _eval_rows(context: contexts.Context, pad: int) -> contexts.TrainingRows:
-  """The evaluation as rows: the questions, with the answers as targets."""
-  pairs = zip(context.questions, context.answers, strict=True)
-  return padding.prompt_rows(list(pairs), pad)

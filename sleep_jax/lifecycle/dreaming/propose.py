@@ -1,13 +1,13 @@
-"""sleep_jax.lifecycle.dreaming.propose."""
+"""Step 1 of dreaming: sample dreams ~ LM(. | C), one random expert mixed in."""
 
 import dataclasses
 
 from sleep_jax import array_typing as at
-from sleep_jax.data import contexts
+from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.inference import sampling
-from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.lifecycle.dreaming import trials
+from sleep_jax.models import model as model_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,59 +15,66 @@ class Dream:
   """One dream about one context.
 
   tokens: as it was sampled, without a stop token.
-  edit: what it asks for, or why it was rejected.
+  update: the rows it asks to be trained on, or why it was rejected.
   """
 
-  context: contexts.Context
-  tokens: contexts.TokenIds
-  edit: contexts.TrainingRows | contexts.Rejected
+  context: contexts_lib.Context
+  tokens: contexts_lib.TokenIds
+  update: contexts_lib.TrainingRows | contexts_lib.Rejected
 
   @property
   def usable(self) -> bool:
-    return isinstance(self.edit, contexts.TrainingRows)
+    return isinstance(self.update, contexts_lib.TrainingRows)
 
 
 def propose(
   dreamer: dreamer_lib.Dreamer,
-  life: life_lib.Life,
-  about: tuple[contexts.Context, ...],
-  each: int,
+  model: model_lib.Model,
+  contexts: tuple[contexts_lib.Context, ...],
+  num_dreams: int,
   rng: at.Key,
 ) -> list[list[Dream]]:
-  """Step 1: `each` dreams about every context, in one batched rollout."""
-  how, reader = dreamer.how, dreamer.format
-  prompts = [c.prompt for c in about for _ in range(each)]
-  with dreamer.costs.phase('rollout') as account:
-    said = sampling.complete(
-      dreamer.cfg,
-      life.merged_params(),
-      life.memory,
+  """`num_dreams` dreams about every context, in one batched rollout."""
+  cfg, form = dreamer.cfg, dreamer.format
+  prompts = [c.prompt for c in contexts for _ in range(num_dreams)]
+  with dreamer.costs.phase('rollout') as cost:
+    completions = sampling.complete(
+      model.merged(),
       prompts,
       rng,
       sampling.SamplerConfig(
-        max_new=reader.max_dream,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        stop=reader.stop,
+        max_new=form.max_dream,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        stop=form.stop,
         pad=dreamer.tokenizer.pad,
-        random_expert=how.random_expert,
+        random_expert=cfg.random_expert,
       ),
     )
-    account.forward(sum(map(len, prompts)) + len(said) * reader.max_dream)
-
-  def read(context: contexts.Context, tokens: contexts.TokenIds) -> Dream:
-    if tokens and tokens[-1] == reader.stop:
-      tokens = tokens[:-1]
-    edit = contexts.Rejected('empty')
-    if tokens:
-      edit = reader.parse(context, tokens)
-    if isinstance(edit, contexts.TrainingRows) and (
-      trials.num_steps(dreamer.trial, edit) > dreamer.trial.max_steps
-    ):
-      edit = contexts.Rejected('too long')
-    return Dream(context, tokens, edit)
-
+    size = sum(map(len, prompts)) + len(completions) * form.max_dream
+    cost.forward(size)
   return [
-    [read(c, tokens) for tokens in said[i * each : (i + 1) * each]]
-    for i, c in enumerate(about)
+    [
+      _parse(dreamer, context, tokens)
+      for tokens in completions[i * num_dreams : (i + 1) * num_dreams]
+    ]
+    for i, context in enumerate(contexts)
   ]
+
+
+def _parse(
+  dreamer: dreamer_lib.Dreamer,
+  context: contexts_lib.Context,
+  tokens: contexts_lib.TokenIds,
+) -> Dream:
+  """What a completion asks for."""
+  if tokens and tokens[-1] == dreamer.format.stop:
+    tokens = tokens[:-1]
+  update = contexts_lib.Rejected('empty')
+  if tokens:
+    update = dreamer.format.parse(context, tokens)
+  if isinstance(update, contexts_lib.TrainingRows) and (
+    trials.num_steps(dreamer.trial, update) > dreamer.trial.max_steps
+  ):
+    update = contexts_lib.Rejected('too long')
+  return Dream(context, tokens, update)

@@ -1,81 +1,96 @@
-"""sleep_jax.lifecycle.dreaming.reward."""
+"""Steps 3 and 4 of dreaming: try every dream that was kept, and reward it."""
 
 import dataclasses
 
 import numpy as np
 
 from sleep_jax import array_typing as at
-from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import trials
+from sleep_jax.models import model as model_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-  """A dream that was tried: its importance, marks under tau, and reward."""
+  """A dream that was tried.
+
+  omega: its importance.
+  score: under tau; mean over the repeats, and over tau's questions.
+  baseline_score: the same of the untuned model.
+  rejected: `diverged` if its instance did not stay finite.
+  """
 
   dream: propose_lib.Dream
   omega: float
-  mark: float  # Mean over the repeats, and over tau's questions.
-  untuned: float
-  rejected: str = ''  # `diverged`: its instance did not stay finite.
+  score: float
+  baseline_score: float
+  rejected: str = ''
 
   @property
   def reward(self) -> bool:
     """Eq. 5, strictly better."""
-    return not self.rejected and self.mark > self.untuned
+    return not self.rejected and self.score > self.baseline_score
 
 
 def run_trials(
   dreamer: dreamer_lib.Dreamer,
-  life: life_lib.Life,
-  chosen: list[tuple[propose_lib.Dream, float]],
+  model: model_lib.Model,
+  selected: list[tuple[propose_lib.Dream, float]],
   rng: at.Key,
 ) -> list[TrialResult]:
-  """Steps 3 and 4: every (dream, omega) is tried, and marked against tau."""
-  if not chosen:
+  """Tries every (dream, omega), and scores it against tau.
+
+  The untuned model is one more instance per context, with no rows: it is asked
+  in the same rollout.
+  """
+  if not selected:
     return []
-  about = list({id(d.context): d.context for d, _ in chosen}.values())
-  lab, repeats = dreamer.lab(life), dreamer.trial.repeats
-  jobs = [(d.edit, d.context) for d, _ in chosen for _ in range(repeats)]
-  jobs += [(None, context) for context in about]
-  said, finite = trials.run(
-    lab, [edit for edit, _ in jobs], [c.questions for _, c in jobs], rng
+  contexts = list({id(d.context): d.context for d, _ in selected}.values())
+  repeats = dreamer.trial.repeats
+  jobs = [(d.update, d.context) for d, _ in selected for _ in range(repeats)]
+  jobs += [(None, context) for context in contexts]
+  completions, finite = trials.run(
+    dreamer,
+    model,
+    [update for update, _ in jobs],
+    [context.questions for _, context in jobs],
+    rng,
   )
-  marks = np.array(
+  scores = np.array(
     [
-      np.mean(dreamer.format.grade(c, answers))
-      for (_, c), answers in zip(jobs, said, strict=True)
+      np.mean(dreamer.format.grade(context, answers))
+      for (_, context), answers in zip(jobs, completions, strict=True)
     ]
   )
-  untuned = {id(c): m for c, m in zip(about, marks[len(jobs) - len(about) :])}
-  tried = []
-  for i, (one, omega) in enumerate(chosen):
-    own = slice(i * repeats, (i + 1) * repeats)
-    tried.append(
+  baselines = scores[len(jobs) - len(contexts) :]
+  baseline_of = {id(c): s for c, s in zip(contexts, baselines)}
+  results = []
+  for i, (dream, omega) in enumerate(selected):
+    part = slice(i * repeats, (i + 1) * repeats)
+    results.append(
       TrialResult(
-        one,
+        dream,
         omega,
-        float(marks[own].mean()),
-        float(untuned[id(one.context)]),
-        '' if finite[own].all() else 'diverged',
+        float(scores[part].mean()),
+        float(baseline_of[id(dream.context)]),
+        '' if finite[part].all() else 'diverged',
       )
     )
-  return tried
+  return results
 
 
 def select_rewarded(
-  how: dreaming_config.DreamingConfig, tried: list[TrialResult]
+  cfg: dreaming_config.DreamingConfig, results: list[TrialResult]
 ) -> list[propose_lib.Dream]:
-  """Step 5, E: all rewarded dreams, or the best of each context's."""
-  rewarded = [x for x in tried if x.reward]
-  if how.learn_from == 'all':
+  """ReST^EM's E step: all rewarded dreams, or the best of each context's."""
+  rewarded = [x for x in results if x.reward]
+  if cfg.learn_from == 'all':
     return [x.dream for x in rewarded]
-  best = {}
-  for x in rewarded:
-    now = best.get(id(x.dream.context))
-    if now is None or x.mark > now.mark:
-      best[id(x.dream.context)] = x
+  best: dict[int, TrialResult] = {}
+  for result in rewarded:
+    previous = best.get(id(result.dream.context))
+    if previous is None or result.score > previous.score:
+      best[id(result.dream.context)] = result
   return [x.dream for x in best.values()]

@@ -1,0 +1,1 @@
+"""The other sleep: offline recurrence into fast weights (2605.26099)."""

@@ -1,4 +1,4 @@
-"""sleep_jax.lifecycle.recurrence.config."""
+"""Settings of sleep by recurrence, and of learning to sleep so."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ class RecurrenceConfig:
         'recurrence.carry_states=True.'
       )
 
-  def looped(self, layers: int) -> range:
+  def looped_layers(self, layers: int) -> range:
     """The blocks that every pass computes.
 
     Raises:
@@ -56,28 +56,28 @@ class TrainingConfig:
   Warm-up, clip, decay and weight decay are those of the recipe it follows.
   """
 
-  steps: int = 1000
+  steps: int = 1000  # Over all episodes.
   batch: int = 64  # Sequences of a step.
   muon_learning_rate: float = 2e-3  # Of matrices inside the blocks.
   adam_learning_rate: float = 5e-5  # Of everything else.
   weight_decay: float = 1e-4  # Of the matrices.
-  warmup: float = 0.01  # Share of the steps, and
-  decay: float = 0.6  # the share at the end that falls to a thousandth.
-  random_passes: tuple[int, ...] = ()  # N, drawn anew for every 20 steps, if any.
-  num_evals: int = 10  # Over the training, evenly.
-  eval_rows: int = 512  # Sequences of an exam; the last has four times more.
-  eval_passes: tuple[int, ...] = ()  # N to be examined with as well, at last.
+  warmup: float = 0.01  # Fraction of the steps, and
+  decay: float = 0.6  # the fraction at the end that falls to a thousandth.
+  # N is drawn among these for every 20 steps; () = `recurrence.passes`.
+  random_passes: tuple[int, ...] = ()
 
   def __post_init__(self):
-    for name in ('draw_passes', 'exam_passes'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    for name in ('steps', 'batch', 'exams', 'exam_rows'):
+    object.__setattr__(self, 'random_passes', tuple(self.random_passes))
+    for name in ('steps', 'batch'):
       if getattr(self, name) < 1:
         raise base.ConfigError(
           f'training.{name}={getattr(self, name)} must be at least 1.'
         )
-    if self.steps % self.num_evals:
-      raise base.ConfigError(
-        f'training.steps={self.steps} is not a multiple of training.exams='
-        f'{self.exams}; change one of them.'
-      )
+
+  @property
+  def warmup_steps(self) -> int:
+    return max(1, round(self.warmup * self.steps))
+
+  @property
+  def decay_steps(self) -> int:
+    return max(1, round(self.decay * self.steps))

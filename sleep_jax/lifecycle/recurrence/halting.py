@@ -1,4 +1,4 @@
-"""sleep_jax.lifecycle.recurrence.halting."""
+"""A learned rule that stops the passes over a window."""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,18 @@ def init_halting(cfg: config.ModelConfig) -> at.Params:
 
 
 def halting_probs(
-  halt: at.Params, features: at.Float[jax.Array, 'N B L D'], present: jax.Array
+  halt: at.Params,
+  features: at.Float[jax.Array, 'N B L D'],
+  token_mask: jax.Array,
 ) -> at.Float[jax.Array, 'N B']:
   """The probability that a window stops after pass n, from its features.
 
   In training states are mixed by it (so a gradient tells when more passes were
-  worth their price); `harden` makes it a decision.
+  worth their price); `make_halting_hard` makes it a decision.
   """
-  share = present / jnp.maximum(present.sum(-1, keepdims=True), 1)
+  fraction = token_mask / jnp.maximum(token_mask.sum(-1, keepdims=True), 1)
   norm = jax.lax.rsqrt(jnp.mean(features**2, -1, keepdims=True) + 1e-5)
-  pooled = jnp.einsum('nbld,bl->nbd', features * norm, share)
+  pooled = jnp.einsum('nbld,bl->nbd', features * norm, fraction)
   p = jax.nn.sigmoid(pooled @ halt['kernel'] + halt['bias'])
   p = jnp.where(halt.get('hard', False), (p > 0.5).astype(p.dtype), p)
   p = p.at[-1].set(1.0)

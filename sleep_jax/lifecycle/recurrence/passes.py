@@ -132,7 +132,7 @@ def loop_window(
     What it leaves, and the passes that each row took, `[B]`.
   """
   frame = _window_mask(cfg, how, kept, present_BxL, first)
-  looped = how.looped(cfg.layers)
+  looped = how.looped_layers(cfg.layers)
   stack = functools.partial(
     layer_stack.Stack(cfg).apply, {'params': params['blocks']}
   )
@@ -141,7 +141,14 @@ def loop_window(
     """One pass over some of the blocks."""
     pasts = _layer_caches(cfg, kept, frame, states)
     x, pasts, _ = stack(
-      x, views, pasts, frame.turn, frame.seen, frame.start, frame.token_mask, span
+      x,
+      views,
+      pasts,
+      frame.turn,
+      frame.seen,
+      frame.start,
+      frame.token_mask,
+      span,
     )
     k, v, begun = cache_lib.split_by_mixer(cfg, pasts)
     return x, tuple(state.s for state in begun), (k, v)
