@@ -170,7 +170,7 @@ class Depo(algorithmic.WindowTask):
       drawn += self._first_name + cfg.vocab * (place == length - 1)
       drawn[place >= length] = -1
       words = np.concatenate([words, drawn], axis=1)
-      code = words @ (self.vocab + 1) ** place
+      code = words @ (self.tokenizer.vocab + 1) ** place
       order = np.argsort(code, axis=1, kind='stable')
       code = np.take_along_axis(code, order, axis=1)
       distinct = np.ones(code.shape, bool)
