@@ -62,7 +62,7 @@ def _generated() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3, 4, 5)
   c.base = 'sleep_jax/assets/base_arc.npz'
   # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.
-  task = arc.ArcConfig(episodes=3, train=8, asked=2, max_row_passes=126)
+  task = arc.ArcConfig(episodes=3, train=8, test_pairs=2, max_row_passes=126)
   c.model = _clocked(base_arc.model(), task)
   c.model.max_len = 256
   c.task = ml_collections.ConfigDict(dataclasses.asdict(task))

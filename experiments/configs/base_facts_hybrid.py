@@ -32,10 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
   c = common.pretraining(
     'base_facts_hybrid',
     model(),
-    corpus='facts',
+    corpus='facts_windows',
     length=LENGTH,
     windows=4,  # At most, in a sequence.
-    strangers=(1, 8),  # At most, in the first and in the last steps.
+    new_entities=(1, 8),  # At most, in the first and in the last steps.
   )
   c.learner = 'recurrent_training'
   c.recurrence = common.settings(

@@ -10,6 +10,7 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
 from sleep_jax.tasks import corpus as corpus_lib
 
+_EVALS = 10  # Episodes of a pretraining, each with an evaluation.
 # Fast weights learn, and no night consolidates them.
 WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
 
@@ -90,7 +91,7 @@ def corpus(
     learning_rate: the highest, after a warm-up; then it decays to zero.
     **changes: settings of the task `corpus`.
   """
-  c = pretraining(name, model, rows=steps * batch, **changes)
+  c = pretraining(name, model, rows=steps * batch // _EVALS, **changes)
   c.learner = 'sft'
   c.finetune = settings(
     finetune.FinetuneConfig,
@@ -120,6 +121,6 @@ def pretraining(
   c.base = ''
   c.export = f'sleep_jax/assets/{name}.npz'
   c.model = model
-  c.task = settings(corpus_lib.CorpusConfig, **changes)
+  c.task = settings(corpus_lib.CorpusConfig, episodes=_EVALS, **changes)
   c.task.name = 'corpus'
   return c
