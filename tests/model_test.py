@@ -25,7 +25,7 @@ def test_fresh_memory_gives_the_base_logits_bit_for_bit(cfg, params, tokens):
   np.testing.assert_array_equal(base, logits(cfg, params, tokens, memory))
 
 
-@pytest.set_status.parametrize('k', [1, 2, 3, 4])
+@pytest.mark.parametrize('k', [1, 2, 3, 4])
 def test_one_code_path_serves_one_to_four_levels(tokens, k):
   clocks = [
     config.LevelConfig(16, chunk=4 * 2**i, sleep_every=2, slots=2, rank=4)
@@ -44,7 +44,7 @@ def test_one_code_path_serves_one_to_four_levels(tokens, k):
     assert not jax.tree.leaves(memory)
 
 
-@pytest.set_status.parametrize('level', [1, 2])
+@pytest.mark.parametrize('level', [1, 2])
 def test_unlocking_a_slot_changes_no_bit(cfg, params, tokens, level):
   memory = conftest.lived(cfg)
   bank = memory.levels[level].bank.unlock(2, jnp.int32(3), jax.random.key(9))
@@ -73,7 +73,7 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
   )
 
 
-@pytest.set_status.parametrize('change', [dict(unroll=2), dict(remat=True)])
+@pytest.mark.parametrize('change', [dict(unroll=2), dict(remat=True)])
 def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
   memory = conftest.lived(cfg)
 
@@ -189,7 +189,7 @@ def test_flops_match_a_hand_count():
   assert flops.forward_flops(cfg, context=7) == want
 
 
-@pytest.set_status.parametrize(
+@pytest.mark.parametrize(
   'levels, words',
   [
     ((), 'levels is empty'),
@@ -221,4 +221,4 @@ def test_impossible_levels_are_refused(levels, words):
 
 def test_an_unknown_setting_is_named():
   with pytest.raises(config.ConfigError, match="levels\\[0\\].*'chunks'"):
-    config.ModelConfig.of(dict(vocab=8, levels=[dict(hidden=4, chunks=1)]))
+    config.ModelConfig.from_mapping(dict(vocab=8, levels=[dict(hidden=4, chunks=1)]))

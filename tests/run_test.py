@@ -213,7 +213,7 @@ def test_every_arm_has_known_sections_and_settings(name):
     assert c['arms'] and c['seeds']
     for arm in c['arms']:
       s = build_lib.arm_config(c, arm)
-      config.ModelConfig.of(s['model'])
+      config.ModelConfig.from_mapping(s['model'])
       task = dict(s['task'])
       _, cfg = registry.find(task.pop('name'), 'sleep_jax.tasks', 'task.name')
       config.from_mapping(cfg, task, 'task')

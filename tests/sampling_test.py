@@ -76,7 +76,7 @@ def test_a_row_ends_at_its_stop_token(cfg, params):
     assert (np.asarray(row[want:]) == 31).all()
 
 
-@pytest.set_status.parametrize(
+@pytest.mark.parametrize(
   'how',
   [
     sampling.SamplerConfig(max_new=1, temperature=0.7),
@@ -113,7 +113,7 @@ def test_samples_follow_the_filtered_softmax(cfg, params, how):
   )
 
 
-@pytest.set_status.parametrize('random_expert', [0.0, 0.9])
+@pytest.mark.parametrize('random_expert', [0.0, 0.9])
 def test_a_memory_per_row_equals_row_by_row(cfg, params, random_expert):
   lives = [conftest.lived(cfg, seed) for seed in (1, 2, 3)]
   batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
@@ -140,7 +140,7 @@ def prefill(cfg, params, views, tokens):
   return decoding.decode(cfg, model, tokens, positions, cache)[0]
 
 
-@pytest.set_status.parametrize('unroll', [1, 2])
+@pytest.mark.parametrize('unroll', [1, 2])
 def test_the_unrolled_decoder_equals_the_scanned(cfg, params, tokens, unroll):
   memory = conftest.lived(cfg)
   cfg = conftest.replace(cfg, unroll=unroll)
@@ -267,7 +267,7 @@ def test_a_prompt_longer_than_the_cache_is_refused(cfg, params):
     sampling.complete(cfg, params, None, [[1], []], key, how)
 
 
-@pytest.set_status.parametrize(
+@pytest.mark.parametrize(
   'bad',
   [
     dict(max_new=0),

@@ -92,7 +92,7 @@ def paths_that_differ(a, b):
   }
 
 
-@pytest.set_status.parametrize('teachers', ['awake', 'current+previous'])
+@pytest.mark.parametrize('teachers', ['awake', 'current+previous'])
 def test_kl_is_positive_at_first_and_falls(cfg, life, teachers):
   how = dataclasses.replace(HOW, teachers=teachers)
   _, report = night(cfg, life, how)

@@ -89,7 +89,7 @@ def build(
   if 'name' not in settings:
     raise config.ConfigError('task.name is missing; it names the task.')
   task = tasks.build(settings.pop('name'), settings, seed)
-  cfg = config.ModelConfig.of(c['model'])
+  cfg = config.ModelConfig.from_mapping(c['model'])
   costs = costs_lib.CostTracker(cfg, task.row_length)
   setup = learner_lib.Setup(
     model=model_lib.Model(
