@@ -1,9 +1,9 @@
-"""Depo: walk k edges of a cycle whose edges went by in random order.
+"""Depo: walk k edges of a cycle, given its edges in random order.
 
 A question may begin at any node and ask for any k, so the passes cannot prepare
 a single answer: they must put the whole cycle in order. Variants: none, eight
-seeds at a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles of
-up to 75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
+seeds at a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles
+of up to 75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
 
 `long` has the FLOPs of `passes_4` with one pass, in more steps. `exact_k4`,
 say, is the share of answers right among questions of four edges. The paper
