@@ -73,7 +73,8 @@ def main(_) -> None:
     build_lib.check_sections(c)
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
     _join_others(c)
-    termination.watch()  # After JAX, which listens for SIGTERM as well.
+    # After JAX, which listens for SIGTERM as well.
+    termination.install_handler()
     table = workers.run(c, workdir)
   except (
     config.ConfigError,

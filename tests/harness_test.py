@@ -85,7 +85,7 @@ class Parrot(learner_lib.Learner):
   def wake(self, life, experience):
     with self.setup.costs.phase('wake') as cost:
       for tokens, _ in experience.blocks(2):
-        cost.full(tokens.size, steps=1)
+        cost.add_training(tokens.size, steps=1)
     clock = life.clock.replace(tokens=life.clock.tokens + tokens.shape[1])
     heard = jnp.int32(0 if self.cfg.forgets else tokens[-1, -1])
     life = life.replace(learner_state=heard, clock=clock)

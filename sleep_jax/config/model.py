@@ -148,11 +148,6 @@ class ModelConfig:
     return _layers(self, recurrent=False)
 
   @property
-  def recurrent_layers(self) -> tuple[int, ...]:
-    """The layers whose mixer is recurrent."""
-    return self.layers_with(attention=False)
-
-  @property
   def levels_per_block(self) -> tuple[LevelConfig, ...]:
     """The levels whose dense weights every block holds."""
     return self.levels[:1] if self.partition else self.levels
@@ -248,8 +243,8 @@ def _check_mixers(cfg: ModelConfig) -> None:
   if not isinstance(cfg.recurrent, settings):
     if cfg.recurrent != RecurrentConfig():
       raise base.ConfigError(
-        f'model.recurrent={cfg.recurrent} must be a {settings.__name__}, the '
-        f'settings of model.mixers={cfg.mixers}.'
+        f'model.recurrent={cfg.recurrent} must be of class '
+        f'{settings.__name__}, the settings of model.mixers={cfg.mixers}.'
       )
     object.__setattr__(cfg, 'recurrent', settings())
   if cfg.layers % len(cfg.mixers):

@@ -84,7 +84,7 @@ def _live(
 ) -> dict[str, Any]:
   """`live` of an arm's config, within the mesh and the lock."""
   goodput = goodput_lib.Goodput()
-  with goodput.losing('start'):
+  with goodput.lost_to('start'):
     task, learner, costs = build_lib.build(c, seed)
   digest = build_lib.life_digest(c, seed)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', digest)
@@ -117,7 +117,7 @@ def _live(
   # Whatever ends the loop, the save under way is completed first.
   with (
     contextlib.closing(checkpoints),
-    termination.finishes(checkpoints.finish),
+    termination.call_on_exit(checkpoints.wait),
   ):
     for episode in episodes:
       snapshot = _run_episode(run, episode, snapshot)
@@ -244,7 +244,7 @@ def _run_episode(
       'contexts': bool(life.contexts),
     }
     snapshot = checkpoint.Snapshot(episode, phase, life, notes)
-    with run.goodput.losing('checkpoint'):
+    with run.goodput.lost_to('checkpoint'):
       run.checkpoints.save(snapshot)
   student = student_lib.Student(run.learner, snapshot.life)
   result = run.task.evaluate(student, episode)

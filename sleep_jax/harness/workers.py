@@ -90,7 +90,7 @@ def _start_worker(counter: Any, cores: list[int]) -> None:
     counter.value += 1
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {cores[_worker % len(cores)]})
-  termination.watch()
+  termination.install_handler()
   compilation.enable_cache()
 
 

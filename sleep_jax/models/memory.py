@@ -88,11 +88,6 @@ class Bank:
     """This bank with the status of one slot changed."""
     return self.replace(status=self.status.at[slot].set(status))
 
-  def free_slot(self) -> int | None:
-    """The first locked slot, or None if the bank is full."""
-    locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
-    return int(locked[0]) if len(locked) else None
-
   def prune(self) -> 'Bank':
     """Synaptic pruning: every slot locked and empty, its capacity free."""
     return jax.tree.map(jnp.zeros_like, self).replace(
