@@ -54,6 +54,11 @@ class WindowTask(task_lib.Task, abc.ABC):
     self.headline, self.columns = headline, (*headline, *extra, 'passes')
     self.tokenizer = tokenizers.IntegerTokenizer(vocab, bos, windows_lib.PAD)
 
+  @property
+  def row_length(self) -> int:
+    """Tokens of a sequence: its context and its prediction window."""
+    return self.windows * self.window + self.prediction
+
   @abc.abstractmethod
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False
