@@ -83,7 +83,7 @@ def chunked(
     padding = [(0, num_chunks * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
     return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
 
-  def join(x: at.Array) -> jax.Array:
+  def join(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:size].reshape(*lead, *x.shape[2:])
 
   step = jax.checkpoint(per_token, prevent_cse=False)
