@@ -99,8 +99,8 @@ class TopK:
   tokens (data processing inequality), and equals it for k = V - 1.
   """
 
-  tokens: at.Int[jax.Array, '*B K']
-  logprobs: at.Float[jax.Array, '*B K+1']  # The last is of all others.
+  tokens: at.Leaf  # Int `[..., K]`.
+  logprobs: at.Leaf  # Float `[..., K+1]`; the last is of all others.
 
 
 def top_k(logits: at.Array, k: int) -> TopK:
