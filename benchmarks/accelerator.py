@@ -3,12 +3,12 @@
 Formulas, per token, with c the mean number of keys that a query sees:
 
   train FLOPs  = 6 * (weights that multiply + 2 * layers * heads * head_dim * c)
-                 (`flops.train_flops`; causal, so c = T / 2; what remat computes
-                 again is not counted)
+                 (`flops.train_flops`; causal, so c = T / 2; recomputation by
+                 remat is not counted)
   decode bytes = 2 * (weights that multiply
                       + 2 * layers * kv_heads * head_dim * c * rows), per step
 
-and the shares are those of the vendor's dense bfloat16 peak and bandwidth.
+The shares are of the vendor's peak in dense bfloat16, and of its bandwidth.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ from sleep_jax.models import transformer
 from sleep_jax.training import fit
 from sleep_jax.training import optimizers
 
-# FLOP/s in bfloat16 without sparsity and bytes/s of memory, by the vendors'
-# data sheets; the first key that `device_kind` contains counts.
+# FLOP/s in bfloat16 without sparsity and bytes/s of memory, from the vendors'
+# data sheets; the first key contained in `device_kind` is used.
 PEAKS = {
   'H200': (989e12, 4.8e12),
   'H100': (989e12, 3.35e12),
@@ -47,8 +47,8 @@ def model(plan: timing.Plan) -> config.ModelConfig:
   return llama.ours(*shape, unroll=1, remat=True, dtype='bfloat16')
 
 
-def multiplying(cfg: config.ModelConfig) -> float:
-  """Weights that take part in a product, the tied head among them."""
+def matmul_weights(cfg: config.ModelConfig) -> float:
+  """Number of weights in matrix products, including the tied unembedding."""
   return flops.forward_flops(cfg, context=0) / 2
 
 
@@ -56,36 +56,39 @@ def train_step(
   cfg: config.ModelConfig, rows: int, length: int
 ) -> tuple[jax.stages.Lowered, at.Tree]:
   """The lowered step, and the shapes of its weights and optimizer state."""
-  rule = optimizers.adamw(1e-4)
+  optimizer = optimizers.adamw(1e-4)
   weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-  state = jax.eval_shape(rule.init, weights)
+  state = jax.eval_shape(optimizer.init, weights)
   tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
   weight = jax.ShapeDtypeStruct((1, rows, length), jnp.float32)
-  step = fit.train_steps.lower(cfg, rule, weights, state, tokens, weight)
+  step = fit.train_steps.lower(cfg, optimizer, weights, state, tokens, weight)
   return step, (weights, state)
 
 
 def rollout(
-  cfg: config.ModelConfig, rows: int, width: int, how: sampling.SamplerConfig
+  cfg: config.ModelConfig,
+  rows: int,
+  width: int,
+  sampler: sampling.SamplerConfig,
 ) -> jax.stages.Lowered:
   """The lowered rollout of bfloat16 weights."""
   weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-  half = jax.tree.map(
+  params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, cfg.dtype), weights
   )
   return sampling.generate.lower(
     cfg,
-    half,
+    params,
     None,
     jax.ShapeDtypeStruct((rows, width), jnp.int32),
     jax.ShapeDtypeStruct((rows,), jnp.int32),
     jax.eval_shape(lambda: jax.random.key(0)),
-    how,
+    sampler,
   )
 
 
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
-  """Both measurements; without an accelerator one entry that says so."""
+  """Both measurements; without an accelerator, one entry that states it."""
   device = jax.devices()[0]
   if device.platform == 'cpu':
     return [
@@ -95,12 +98,16 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       }
     ]
   peaks = next((v for k, v in PEAKS.items() if k in device.device_kind), None)
-  same = {'bench': 'accelerator', 'device': device.device_kind, 'peaks': peaks}
+  common = {
+    'bench': 'accelerator',
+    'device': device.device_kind,
+    'peaks': peaks,
+  }
   cfg = model(plan)
-  found = [same | _train(plan, cfg, peaks)]
+  entries = [common | _train(plan, cfg, peaks)]
   for rows in plan.choose((1, 8, 32), (2,)):
-    found.append(same | _decode(plan, cfg, peaks, rows))
-  return found
+    entries.append(common | _decode(plan, cfg, peaks, rows))
+  return entries
 
 
 def _train(plan, cfg, peaks) -> dict[str, Any]:
@@ -108,12 +115,12 @@ def _train(plan, cfg, peaks) -> dict[str, Any]:
   lowered, _ = train_step(cfg, rows, length)
   step = lowered.compile()
   params = jax.jit(lambda: transformer.init(cfg, jax.random.key(0)))()
-  holder = [params, jax.jit(optimizers.adamw(1e-4).init)(params)]
+  state = [params, jax.jit(optimizers.adamw(1e-4).init)(params)]
   tokens = jnp.ones((1, rows, length), jnp.int32)
   weight = jnp.ones((1, rows, length))
 
   def side():
-    *holder[:], loss = step(*holder, tokens, weight)
+    *state[:], loss = step(*state, tokens, weight)
     jax.block_until_ready(loss)
 
   seconds = timing.interleave({'sleep_jax': side}, plan)['sleep_jax']
@@ -137,16 +144,16 @@ def _decode(plan, cfg, peaks, rows) -> dict[str, Any]:
   lengths = jnp.full((rows,), width)
 
   def side(new):
-    how = sampling.SamplerConfig(max_new=new, temperature=0.0)
+    sampler = sampling.SamplerConfig(max_new=new, temperature=0.0)
     key = jax.random.key(0)
-    out = sampling.generate(cfg, params, None, prompts, lengths, key, how)
+    out = sampling.generate(cfg, params, None, prompts, lengths, key, sampler)
     return np.asarray(out.tokens)
 
   sides = {'all': lambda: side(new), 'prefill': lambda: side(1)}
   seconds = timing.interleave(sides, plan)
   step = (seconds['all']['median'] - seconds['prefill']['median']) / (new - 1)
-  kept = 2 * cfg.layers * cfg.num_kv_heads * cfg.resolved_head_dim
-  rate = 2 * (multiplying(cfg) + rows * kept * (width + new / 2)) / step
+  kv_size = 2 * cfg.layers * cfg.num_kv_heads * cfg.resolved_head_dim
+  rate = 2 * (matmul_weights(cfg) + rows * kv_size * (width + new / 2)) / step
   return {
     'what': 'decode',
     'rows': rows,

@@ -1,4 +1,4 @@
-"""Greedy decoding against `transformers.generate`, token by token equal."""
+"""Greedy decoding against `transformers.generate`, with equal tokens."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ _TINY = {'D16 L2': ((16, 2, 4, 2, 24, 64), 4)}
 
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Both models at 1, 8 and 32 rows of 64 prompt tokens."""
-  found = []
+  entries = []
   for name, (shape, new) in plan.choose(_MODELS, _TINY).items():
     cfg = llama.ours(*shape)
     model = llama.theirs(cfg)
     params = jax.device_put(llama.params(cfg, model))
     for rows in plan.choose((1, 8, 32), (2,)):
       entry = _compare(plan, cfg, params, model, rows, new)
-      found.append({'bench': 'decode', 'model': name, 'rows': rows} | entry)
-  return found
+      entries.append({'bench': 'decode', 'model': name, 'rows': rows} | entry)
+  return entries
 
 
 def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
@@ -39,11 +39,11 @@ def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
   prompts = rng.integers(1, cfg.vocab, (rows, width))
   ids = torch.tensor(prompts)
   tokens, lengths = jnp.array(prompts, jnp.int32), jnp.full((rows,), width)
-  how = sampling.SamplerConfig(max_new=new, temperature=0.0)
+  sampler = sampling.SamplerConfig(max_new=new, temperature=0.0)
   key = jax.random.key(0)
 
   def ours():
-    out = sampling.generate(cfg, params, None, tokens, lengths, key, how)
+    out = sampling.generate(cfg, params, None, tokens, lengths, key, sampler)
     return np.asarray(out.tokens)
 
   def theirs(cache):
@@ -63,9 +63,9 @@ def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
     'transformers, dynamic cache': lambda: theirs(None),
     'transformers, static cache': lambda: theirs('static'),
   }
-  said = {name: side() for name, side in sides.items()}
-  for name, other in said.items():
-    if not np.array_equal(said['sleep_jax'], other):
+  tokens_by_side = {name: side() for name, side in sides.items()}
+  for name, other in tokens_by_side.items():
+    if not np.array_equal(tokens_by_side['sleep_jax'], other):
       raise AssertionError(f'decode: greedy tokens differ from {name}.')
   seconds = timing.interleave(sides, plan)
   return {

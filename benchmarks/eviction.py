@@ -1,9 +1,9 @@
-"""A token's price after 1, 8 and 64 windows: states against a growing cache.
+"""Time per token after 1, 8 and 64 windows: states against a growing cache.
 
-The hybrid has read its windows, slept on each, and generates from its states
-and the keys of the window at hand. The other side is a model of the same width
-and depth with attention throughout, whose cache holds all that was read. What
-such a cache holds does not change its price, so its columns are zeros.
+The hybrid has processed its windows, with a sleep after each, and generates
+from its recurrent states and the keys of the current window. The other side is
+a model of the same width and depth with attention in every layer, whose cache
+holds all windows. Its content does not affect the time and is zero.
 """
 
 import functools
@@ -40,7 +40,7 @@ def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _spell(cfg, params, cache, token, new):
+def _greedy(cfg, params, cache, token, new):
   """`new` greedy tokens after what `cache` holds, `[B, new]`."""
   model = decoding.unstack_layers(cfg, params, None)
 
@@ -61,47 +61,48 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   new = length
   hybrid = _model(plan, ('attention', 'gdn'))
   full = _model(plan, ())
-  how = recurrence_config.RecurrenceConfig(passes=2)
+  recurrence = recurrence_config.RecurrenceConfig(passes=2)
   params = transformer.init(hybrid, jax.random.key(0))
   params_full = transformer.init(full, jax.random.key(0))
-  read = jax.jit(passes_lib.read, static_argnums=(0, 1))
-  found, token = [], jnp.ones((rows, 1), jnp.int32)
+  process_windows = jax.jit(passes_lib.read, static_argnums=(0, 1))
+  entries, token = [], jnp.ones((rows, 1), jnp.int32)
   for windows in plan.choose((1, 8, 64), (1, 3)):
     context = np.random.default_rng(0).integers(
       0, _VOCAB, (rows, windows, length)
     )
-    kept, _ = read(
+    window_state, _ = process_windows(
       hybrid,
-      how,
+      recurrence,
       params,
       None,
-      passes_lib.init_window_state(hybrid, how, rows, length),
+      passes_lib.init_window_state(hybrid, recurrence, rows, length),
       context,
       np.ones(context.shape, bool),
     )
-    memory = memory_lib.Memory(levels=(), states=kept.states)
+    memory = memory_lib.Memory(levels=(), states=window_state.states)
     cache = decoding.init_decode_cache(hybrid, rows, new, memory)
-    grown = decoding.init_decode_cache(full, rows, windows * length + new)
+    full_cache = decoding.init_decode_cache(full, rows, windows * length + new)
     columns = np.arange(windows * length + new)
-    grown = grown.replace(
-      end_index=jnp.array(windows * length),
+    full_cache = full_cache.replace(
+      next=jnp.array(windows * length),
       positions=jnp.broadcast_to(
-        np.where(columns < windows * length, columns, -1), grown.positions.shape
+        np.where(columns < windows * length, columns, -1),
+        full_cache.positions.shape,
       ),
     )
-    _check(hybrid, params, kept, cache, token)
+    _check(hybrid, params, window_state, cache, token)
     sides = {
       'sleep_jax': lambda cache=cache: np.asarray(
-        _spell(hybrid, params, cache, token, new)
+        _greedy(hybrid, params, cache, token, new)
       ),
-      'attention throughout': lambda grown=grown: np.asarray(
-        _spell(full, params_full, grown, token, new)
+      'attention throughout': lambda full_cache=full_cache: np.asarray(
+        _greedy(full, params_full, full_cache, token, new)
       ),
     }
     for side in sides.values():
       side()
     seconds = timing.interleave(sides, plan)
-    found.append(
+    entries.append(
       {
         'bench': 'eviction',
         'windows': windows,
@@ -115,22 +116,24 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         },
         'cache_bytes_per_row': {
           'sleep_jax': _bytes(cache) // rows,
-          'attention throughout': _bytes(grown) // rows,
+          'attention throughout': _bytes(full_cache) // rows,
         },
         'speedup': timing.speedup(seconds),
       }
     )
-  return found
+  return entries
 
 
 def _bytes(cache: cache_lib.Cache) -> int:
-  return sum(x.nbytes for x in jax.tree.leaves(cache.layers))
+  return sum(
+    x.nbytes for x in jax.tree.leaves((cache.k, cache.v, cache.states))
+  )
 
 
-def _check(cfg, params, kept, cache, token) -> None:
-  """The cached step is the model that read the windows."""
+def _check(cfg, params, window_state, cache, token) -> None:
+  """Asserts that a cached step equals a forward pass from the states."""
   model = decoding.unstack_layers(cfg, params, None)
   at = jnp.zeros(token.shape, jnp.int32)
   got, _ = decoding.decode(cfg, model, token, at, cache)
-  want = transformer.forward(cfg, params, token, states=kept.states)
+  want = transformer.forward(cfg, params, token, states=window_state.states)
   np.testing.assert_allclose(got, want.logits[:, -1], atol=1e-4)

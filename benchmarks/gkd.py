@@ -1,4 +1,4 @@
-"""One step of on-policy distillation against trl's GKDTrainer, by parts."""
+"""One step of on-policy distillation by parts, against trl's GKDTrainer."""
 
 import contextlib
 import tempfile
@@ -28,26 +28,26 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   large = llama.ours(*plan.choose((256, 4, 8, 4, 688, vocab), tiny))
   student, teacher = llama.theirs(small, seed=1), llama.theirs(large, seed=2)
   prompts = np.random.default_rng(0).integers(1, vocab, (rows, width))
-  mine = Ours(
+  ours = Ours(
     small, llama.params(small, student), large, llama.params(large, teacher)
   )
   with tempfile.TemporaryDirectory() as scratch:
     trl = Theirs(student, teacher, prompts, new, scratch)
-    parity = _parity(mine, trl)
-    spent = {'sleep_jax': [], 'trl': []}
+    parity = _parity(ours, trl)
+    part_seconds = {'sleep_jax': [], 'trl': []}
     for i in range(plan.repeats + 1):  # The first round compiles.
       sides = [
-        ('sleep_jax', lambda: mine.step(jnp.array(prompts), new)),
+        ('sleep_jax', lambda: ours.step(jnp.array(prompts), new)),
         ('trl', trl.step),
       ]
       for name, side in sides[:: 1 - 2 * (i % 2)]:
-        spent[name].append(side())
+        part_seconds[name].append(side())
   seconds = {
     name: {part: timing.spread([r[part] for r in rounds[1:]]) for part in PARTS}
     | {'step': timing.spread([sum(r.values()) for r in rounds[1:]])}
-    for name, rounds in spent.items()
+    for name, rounds in part_seconds.items()
   }
-  ours, theirs = seconds['sleep_jax'], seconds['trl']
+  own_seconds, trl_seconds = seconds['sleep_jax'], seconds['trl']
   return [
     {
       'bench': 'gkd',
@@ -57,26 +57,29 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       'vocab': vocab,
       'parity': parity,
       'seconds': seconds,
-      'speedup': {k: theirs[k]['median'] / ours[k]['median'] for k in ours},
+      'speedup': {
+        k: trl_seconds[k]['median'] / own_seconds[k]['median']
+        for k in own_seconds
+      },
     }
   ]
 
 
-def _parity(mine: 'Ours', trl: 'Theirs') -> dict[str, float]:
+def _parity(ours: 'Ours', trl: 'Theirs') -> dict[str, float]:
   """Loss and gradient norm of both on trl's own rollout.
 
   Raises:
     AssertionError: they differ by more than 1e-5 and 1e-4.
   """
   tokens, loss, norm = trl.probe()
-  value, gradient = mine.probe(jnp.array(tokens), trl.width)
-  apart = {
+  value, gradient = ours.probe(jnp.array(tokens), trl.width)
+  errors = {
     'loss': abs(value / loss - 1),
     'gradient norm': abs(gradient / norm - 1),
   }
-  if apart['loss'] > 1e-5 or apart['gradient norm'] > 1e-4:
-    raise AssertionError(f'gkd: the sides differ by {apart}.')
-  return apart
+  if errors['loss'] > 1e-5 or errors['gradient norm'] > 1e-4:
+    raise AssertionError(f'gkd: the sides differ by {errors}.')
+  return errors
 
 
 class Ours:
@@ -86,55 +89,55 @@ class Ours:
     self._small, self._large = small, large
     self._student = jax.tree.map(jnp.array, student)
     self._teacher = jax.tree.map(jnp.array, teacher)
-    self._rule = optax.chain(
+    self._optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
-    self._state = self._rule.init(self._student)
+    self._state = self._optimizer.init(self._student)
     self._steps = 0
-    self._listen = jax.jit(
+    self._teacher_hidden = jax.jit(
       lambda w, tokens: transformer.forward(large, w, tokens).hidden
     )
     self._grads = jax.jit(jax.value_and_grad(self._loss), static_argnums=4)
     self._update = jax.jit(self._apply, static_argnums=5)
 
-  def _loss(self, student, teacher, heard, tokens, width):
+  def _loss(self, student, teacher, teacher_hidden, tokens, width):
     hidden = transformer.forward(self._small, student, tokens).hidden
-    said = slice(width - 1, -1)  # What predicts a token of the completion.
-    each = divergences.from_hidden(
+    positions = slice(width - 1, -1)  # Those that predict a completion token.
+    losses = divergences.from_hidden(
       divergences.divergence('jsd', _BETA),
-      (heard[:, said], teacher['embed']['embedding']),
-      (hidden[:, said], student['embed']['embedding']),
+      (teacher_hidden[:, positions], teacher['embed']['embedding']),
+      (hidden[:, positions], student['embed']['embedding']),
     )
-    return each.mean()
+    return losses.mean()
 
-  def _apply(self, student, state, teacher, heard, tokens, width):
+  def _apply(self, student, state, teacher, teacher_hidden, tokens, width):
     _, grads = jax.value_and_grad(self._loss)(
-      student, teacher, heard, tokens, width
+      student, teacher, teacher_hidden, tokens, width
     )
-    update, state = self._rule.update(grads, state, student)
+    update, state = self._optimizer.update(grads, state, student)
     return optax.apply_updates(student, update), state
 
   def probe(self, tokens, width) -> tuple[float, float]:
     """Loss and gradient norm on given tokens."""
-    heard = self._listen(self._teacher, tokens)
+    teacher_hidden = self._teacher_hidden(self._teacher, tokens)
     value, grads = self._grads(
-      self._student, self._teacher, heard, tokens, width
+      self._student, self._teacher, teacher_hidden, tokens, width
     )
     return float(value), float(optax.global_norm(grads))
 
   def step(self, prompts, new) -> dict[str, float]:
     """One step; seconds of each part."""
-    marks = [time.perf_counter()]
+    times = [time.perf_counter()]
 
     def done(x):
       jax.block_until_ready(x)
-      marks.append(time.perf_counter())
+      times.append(time.perf_counter())
       return x
 
     rows, width = prompts.shape
     self._steps += 1
-    said = done(
+    completions = done(
       sampling.generate(
         self._small,
         self._student,
@@ -145,18 +148,18 @@ class Ours:
         sampling.SamplerConfig(max_new=new),
       )
     )
-    tokens = jnp.concatenate([prompts, said.tokens], axis=1)
-    heard = done(self._listen(self._teacher, tokens))
+    tokens = jnp.concatenate([prompts, completions.tokens], axis=1)
+    teacher_hidden = done(self._teacher_hidden(self._teacher, tokens))
     self._student, self._state = done(
       self._update(
-        self._student, self._state, self._teacher, heard, tokens, width
+        self._student, self._state, self._teacher, teacher_hidden, tokens, width
       )
     )
-    return dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
+    return dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
 
 class Theirs:
-  """trl's trainer, its own `training_step`, with a clock on its parts."""
+  """The `training_step` of trl's trainer, with timed parts."""
 
   def __init__(self, student, teacher, prompts, new, scratch):
     import torch
@@ -168,7 +171,7 @@ class Theirs:
       self._model.parameters(), lr=_LEARNING_RATE, weight_decay=0.0
     )
     self._prompts = torch.tensor(prompts)
-    self._spent = dict.fromkeys(PARTS, 0.0)
+    self._seconds = dict.fromkeys(PARTS, 0.0)
     trainer = self._trainer
     trainer.generate_on_policy_outputs = self._timed(
       trainer.generate_on_policy_outputs, 'rollout'
@@ -181,7 +184,7 @@ class Theirs:
     def timed(*args, **kwargs):
       start = time.perf_counter()
       out = call(*args, **kwargs)
-      self._spent[part] += time.perf_counter() - start
+      self._seconds[part] += time.perf_counter() - start
       return out
 
     return timed
@@ -213,18 +216,18 @@ class Theirs:
     """One step; seconds of each part."""
     import torch
 
-    self._spent = dict.fromkeys(PARTS, 0.0)
+    self._seconds = dict.fromkeys(PARTS, 0.0)
     start = time.perf_counter()
     self._trainer.training_step(self._model, self._inputs())
     torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
     self._optimizer.step()
     self._optimizer.zero_grad()
-    rest = time.perf_counter() - start - sum(self._spent.values())
-    return self._spent | {'update': rest}
+    rest = time.perf_counter() - start - sum(self._seconds.values())
+    return self._seconds | {'update': rest}
 
 
 def _trainer(student, teacher, new, scratch) -> Any:
-  """A GKDTrainer whose data we bring ourselves."""
+  """A GKDTrainer that is given its batches by the benchmark."""
   import datasets
   import tokenizers
   import transformers

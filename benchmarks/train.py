@@ -29,13 +29,13 @@ _LEARNING_RATE = 1e-3
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Forward, backward, clip and AdamW in float32."""
   rows, length = plan.choose((8, 256), (2, 8))
-  found = []
+  entries = []
   for name, shape in plan.choose(_MODELS, _TINY).items():
     entry = _compare(plan, llama.ours(*shape), rows, length)
-    found.append(
+    entries.append(
       {'bench': 'train', 'model': name, 'rows': rows, 'length': length} | entry
     )
-  return found
+  return entries
 
 
 def _compare(plan, cfg, rows, length) -> dict[str, Any]:
@@ -44,24 +44,24 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
   models = {'transformers, eager': llama.theirs(cfg)}
   params = llama.params(cfg, models['transformers, eager'])
   sides = {'sleep_jax': Ours(cfg, params, tokens)}
-  if not plan.tiny:  # Inductor takes minutes, whatever the size.
+  if not plan.tiny:  # Inductor takes minutes for any size.
     models['transformers, compiled'] = llama.theirs(cfg)
   for name, model in models.items():
     sides[name] = _theirs(model, tokens, compiled=name.endswith('compiled'))
   losses = {name: [side() for _ in range(3)] for name, side in sides.items()}
   for name, other in losses.items():
-    # The third loss has seen two updates of every weight.
+    # The third loss is computed after two updates of every weight.
     if not np.allclose(losses['sleep_jax'], other, rtol=1e-4, atol=0):
       raise AssertionError(f'train: losses differ from {name}: {losses}.')
   seconds = timing.interleave(sides, plan)
   size = rows * length
-  work = size * flops.train_flops(cfg, length)
+  step_flops = size * flops.train_flops(cfg, length)
   return {
     'parity': {'losses of three steps': losses},
     'seconds': seconds,
     'tokens_per_second': {k: size / s['median'] for k, s in seconds.items()},
     'gflops_per_second': {
-      k: work / s['median'] / 1e9 for k, s in seconds.items()
+      k: step_flops / s['median'] / 1e9 for k, s in seconds.items()
     },
     'speedup': timing.speedup(seconds),
     'where_our_time_goes': sides['sleep_jax'].shares(),
@@ -69,7 +69,7 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
 
 
 class Ours:
-  """`training.train_steps`, one step a call."""
+  """`fit.train_steps`, one step per call."""
 
   def __init__(self, cfg, params, tokens):
     self._tokens = jnp.array(tokens, jnp.int32)[None]
@@ -93,35 +93,35 @@ class Ours:
   def shares(self) -> dict[str, float]:
     """Share of each kind of operation in a step, by XLA's own profile."""
     kinds = _kinds(self._step.as_text())
-    spent = collections.Counter()
+    durations = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
       with jax.profiler.trace(scratch):
         self()
-      (found,) = pathlib.Path(scratch).rglob('*.xplane.pb')
-      for plane in jax.profiler.ProfileData.from_file(str(found)).planes:
+      (trace,) = pathlib.Path(scratch).rglob('*.xplane.pb')
+      for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
           for event in line.events:
             if event.name in kinds:
-              spent[kinds[event.name]] += event.duration_ns
-    total = sum(spent.values()) or 1
-    return {kind: ns / total for kind, ns in spent.most_common()}
+              durations[kinds[event.name]] += event.duration_ns
+    total = sum(durations.values()) or 1
+    return {kind: ns / total for kind, ns in durations.most_common()}
 
 
 def _kinds(hlo: str) -> dict[str, str]:
-  """What each instruction of a compiled program does, by its name.
+  """The kind of each instruction of a compiled program, by its name.
 
-  A fusion counts as a matrix product if there is one in it. Instructions that
-  only wrap others (loops, calls) or move no data are left out.
+  A fusion that contains a matrix product counts as one. Instructions that only
+  wrap others (loops, calls) or move no data are omitted.
   """
   fused = {}  # Of each computation, whether it holds a product.
   for block in re.split(r'\n(?=%|ENTRY)', hlo):
     fused[block.split(' ', 1)[0]] = bool(re.search(r' dot\(', block))
   kinds = {}
   for line in hlo.splitlines():
-    found = re.match(r'\s+(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(', line)
-    if not found:
+    match = re.match(r'\s+(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(', line)
+    if not match:
       continue
-    name, operation = found.groups()
+    name, operation = match.groups()
     calls = re.search(r'calls=(%[\w.-]+)', line)
     if operation == 'dot' or (calls and fused.get(calls[1])):
       kinds[name] = 'matrix products'
