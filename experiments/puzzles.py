@@ -61,7 +61,7 @@ def build(c: build_lib.Settings, seed: int) -> Plan:
   puzzle = algorithmic_tasks.build(given.pop('name'), given)
   plan = Plan(
     puzzle,
-    config.ModelConfig.of(c['model']),
+    config.ModelConfig.from_mapping(c['model']),
     config.from_mapping(
       recurrence_config.RecurrenceConfig, c['recurrence'], 'recurrence'
     ),
@@ -155,7 +155,7 @@ def _live(c, arm, seed, folder, bar) -> dict[str, Any]:
   )
   every = training.steps // training.num_evals
   size = transformer.count(params)
-  with contextlib.closing(saved), termination.finishes(saved.finish):
+  with contextlib.closing(saved), termination.call_on_exit(saved.wait):
     for number in tqdm.trange(
       now.night + 1,
       training.num_evals,

@@ -72,7 +72,7 @@ def main(_) -> None:
   compilation.enable_cache()
   try:
     _join_others(c)
-    termination.watch()  # After JAX, which listens for SIGTERM as well.
+    termination.install_handler()  # After JAX, which listens for SIGTERM as well.
     table = workers.run(c, workdir)
   except (
     config.ConfigError,

@@ -29,7 +29,7 @@ TOTALS = {
 
 def settings(variant):
   c = backbones.get_config(variant).to_dict()
-  model = config.ModelConfig.of(c['model'])
+  model = config.ModelConfig.from_mapping(c['model'])
   return (
     model,
     config.from_mapping(wake.WakeConfig, c['wake'], 'wake'),
@@ -81,7 +81,14 @@ def test_a_day_lowers(variant):
   cfg, how, _ = settings(variant)
   params, memory = born(cfg)
   lowered = wake.wake.lower(
-    cfg, how, params, memory, ints(), ints(2, 2048), floats(2, 2048), defer_due_update=True
+    cfg,
+    how,
+    params,
+    memory,
+    ints(),
+    ints(2, 2048),
+    floats(2, 2048),
+    defer_due_update=True,
   )
   after, _, loss = lowered.out_info
   assert loss.shape == (2 * 2048 // 1024,)

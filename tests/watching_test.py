@@ -56,7 +56,7 @@ def test_goodput_tells_compilation_from_work():
   f(jnp.ones(3)).block_until_ready()
   time.sleep(0.3)
   worked = time.perf_counter() - start
-  with spent.losing('checkpoint'):
+  with spent.lost_to('checkpoint'):
     time.sleep(0.1)
   shares = spent.report({'update': worked, 'eval': 0.0})
   assert shares['lost_compile'] > 0

@@ -4,7 +4,7 @@ Variants: `:llama3_2_1b` (default), `:llama3_2_3b`, `:llama3_8b`, `:qwen2_5_7b`,
 `:qwen3_1_7b`, `:qwen3_8b`; their published dimensions. Convert the checkpoint
 first; `base` is where that puts it:
 
-  python -m sleep_jax.convert Llama-3.2-1B bases/llama3_2_1b
+  python -m sleep_jax.weights.convert Llama-3.2-1B bases/llama3_2_1b
 
 What it shows: nothing by itself. It names no task, and needs an accelerator
 that holds the model; every variant is checked by shape alone (tests).

@@ -93,7 +93,9 @@ def _small(c: ml_collections.ConfigDict) -> None:
   )
   c.finetune = common.settings(finetune.FinetuneConfig, batch=lanes)
   c.lora = common.settings(lora.LoraConfig)
-  c.trial = common.settings(dreaming_config.TrialConfig, epochs=2, max_parallel=8)
+  c.trial = common.settings(
+    dreaming_config.TrialConfig, epochs=2, max_parallel=8
+  )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,
     dreams=4,

@@ -63,7 +63,7 @@ def live(
 def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
   spent = goodput_lib.Goodput()
   settings = build_lib.arm_config(c, arm)
-  with spent.losing('start'):
+  with spent.lost_to('start'):
     task, learner, ledger = build_lib.build(settings, seed)
   text = json.dumps([build_lib.config_identity(settings), seed], sort_keys=True)
   saved = checkpoint.Checkpoints(
@@ -108,7 +108,7 @@ def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
   )
   run = _Run(task, learner, ledger, saved, writer, spent, ledger.seconds())
   # Whatever ends the loop, the save under way is finished first.
-  with contextlib.closing(saved), termination.finishes(saved.finish):
+  with contextlib.closing(saved), termination.call_on_exit(saved.wait):
     for night in nights:
       now = _run_episode(run, night, now)
       nights.set_postfix(_progress_metrics(writer.records()[-1]['scalars']))
@@ -185,7 +185,7 @@ def _run_episode(
       'contexts': bool(life.contexts),
     }
     now = checkpoint.Snapshot(night, phase, life, notes)
-    with run.spent.losing('checkpoint'):
+    with run.spent.lost_to('checkpoint'):
       run.saved.save(now)
 
   def respond(prompts, answers):

@@ -64,7 +64,7 @@ def _start_worker(counter, cores: list[int]) -> None:
     counter.value += 1
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {cores[_worker % len(cores)]})
-  termination.on_phase()
+  termination.install_handler()
   compilation.enable_cache()
 
 

@@ -102,7 +102,7 @@ class Finetune(base.Learner):
         penalty_state=life.learner_state,
       )
       loss = jax.block_until_ready(loss)
-      cost.full(tokens.size, steps=loss.size)
+      cost.add_training(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, model.params)
     model = model.with_memory(life.memory)
     return life.replace(model=model, opt_state=opt_state), np.asarray(loss)

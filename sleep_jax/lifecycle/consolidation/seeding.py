@@ -138,7 +138,9 @@ def seed(
       name = f'sleep, seeding of level {target.level + 1}'
       finite.check_finite(name, curves[-1].loss, state[0], first_step=start)
       per_step = cfg.batch + (rows[1].shape[1] if cfg.uses_rollouts else 0)
-      cost.partial(steps * per_step * cfg.dream_length, steps=steps)
+      cost.add_partial_training(
+        steps * per_step * cfg.dream_length, steps=steps
+      )
   kl_after = _probe_kl(job, state[0], student, probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
@@ -326,7 +328,7 @@ def _probe_kl(
   with job.costs.phase('update') as cost:
     _, metrics = _measure(expert, job.cfg, job.target, student, probe, None)
     kl = float(metrics.kl)
-    cost.forward(probe.tokens.size)
+    cost.add_forward(probe.tokens.size)
   return kl
 
 
@@ -338,13 +340,13 @@ def _replay(
     replay = replay_lib.sample_replay(
       job.cfg, job.teachers, job.tokenizer, job.nights, rng
     )
-    cost.forward(replay.tokens.size)
+    cost.add_forward(replay.tokens.size)
   with job.costs.phase('teacher') as cost:
     labels = teacher_labels.label_all(job.cfg, job.teachers, replay)
     # Every device has all rows, and takes its own rows of a batch.
     labels = jax.block_until_ready(sharding.replicate(labels))
     times = 1 if job.teachers.previous is None else 2
-    cost.forward(replay.tokens.size, times=times)
+    cost.add_forward(replay.tokens.size, times=times)
   return replay, labels
 
 
@@ -369,13 +371,13 @@ def _imitate(
       rng,
     )
     jax.block_until_ready(continuations)
-    cost.forward(size)
+    cost.add_forward(size)
   with job.costs.phase('reward') as cost:
     rollouts, reward = imitation.score_rollouts(
       cfg, job.tokenizer.separator, job.teachers, continuations
     )
     mean = float(reward.mean())
-    cost.forward(size, times=2 if job.teachers.previous is None else 5)
+    cost.add_forward(size, times=2 if job.teachers.previous is None else 5)
   return sharding.replicate(rollouts), mean
 
 

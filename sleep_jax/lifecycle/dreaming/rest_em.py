@@ -115,7 +115,7 @@ def finetune(
     )
     loss = jax.block_until_ready(loss)
     size = loss.size * cfg.batch * rows.tokens.shape[1]
-    cost.partial(size, steps=loss.size)
+    cost.add_partial_training(size, steps=loss.size)
   return trainable
 
 
