@@ -1,9 +1,9 @@
-"""Time per token after 1, 8 and 64 windows: states against a growing cache.
+"""A token's price after 1, 8 and 64 windows: states against a growing cache.
 
-The hybrid has processed its windows, with a sleep after each, and generates
-from its recurrent states and the keys of the current window. The other side is
-a model of the same width and depth with attention in every layer, whose cache
-holds all windows. Its content does not affect the time and is zero.
+The hybrid has read its windows, slept on each, and generates from its states
+and the keys of the window at hand. The other side is a model of the same width
+and depth with attention throughout, whose cache holds all that was read. What
+such a cache holds does not change its price, so its columns are zeros.
 """
 
 import functools
@@ -20,14 +20,15 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 
 _VOCAB = 512
 
 
-def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
+def _init(plan: timing.Plan, mixers: tuple[str, ...]) -> model_lib.Model:
   dim = plan.choose(128, 16)
-  return config.ModelConfig(
+  cfg = config.ModelConfig(
     vocab=_VOCAB,
     dim=dim,
     layers=4,
@@ -37,17 +38,20 @@ def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
     recurrent=config.RecurrentConfig(key=dim // 4, value=dim // 2),
     max_len=8192,
   )
+  return model_lib.Model(cfg, transformer.init(cfg, jax.random.key(0)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _greedy(cfg, params, cache, token, new):
+@functools.partial(jax.jit, static_argnums=3)
+def _generate(model, cache, token, new):
   """`new` greedy tokens after what `cache` holds, `[B, new]`."""
-  model = decoding.unstack_layers(cfg, params, None)
+  unstacked = decoding.unstack_layers(model.cfg, model.params, None)
 
   def step(carry, _):
     cache, token = carry
-    at = jnp.broadcast_to(cache.end_index, token.shape)
-    logits, cache = decoding.decode(cfg, model, token, at, cache)
+    positions = jnp.broadcast_to(cache.end_index, token.shape)
+    logits, cache = decoding.decode(
+      model.cfg, unstacked, token, positions, cache
+    )
     token = logits.argmax(-1)[:, None]
     return (cache, token), token
 
@@ -59,44 +63,38 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Eight rows, windows of 64 tokens, and 64 new tokens."""
   rows, length = plan.choose((8, 64), (2, 4))
   new = length
-  hybrid = _model(plan, ('attention', 'gdn'))
-  full = _model(plan, ())
-  recurrence = recurrence_config.RecurrenceConfig(passes=2)
-  params = transformer.init(hybrid, jax.random.key(0))
-  params_full = transformer.init(full, jax.random.key(0))
-  process_windows = jax.jit(passes_lib.read, static_argnums=(0, 1))
+  hybrid, full = _init(plan, ('attention', 'gdn')), _init(plan, ())
+  cfg = recurrence_config.RecurrenceConfig(passes=2)
+  read = jax.jit(passes_lib.read, static_argnums=0)
   entries, token = [], jnp.ones((rows, 1), jnp.int32)
   for windows in plan.choose((1, 8, 64), (1, 3)):
     context = np.random.default_rng(0).integers(
       0, _VOCAB, (rows, windows, length)
     )
-    window_state, _ = process_windows(
+    state, _ = read(
+      cfg,
       hybrid,
-      recurrence,
-      params,
-      None,
-      passes_lib.init_window_state(hybrid, recurrence, rows, length),
+      passes_lib.init_window_state(cfg, hybrid, rows, length),
       context,
       np.ones(context.shape, bool),
     )
-    memory = memory_lib.Memory(levels=(), states=window_state.states)
-    cache = decoding.init_decode_cache(hybrid, rows, new, memory)
-    full_cache = decoding.init_decode_cache(full, rows, windows * length + new)
+    memory = memory_lib.Memory(levels=(), states=state.states)
+    cache = decoding.init_decode_cache(hybrid.cfg, rows, new, memory)
+    grown = decoding.init_decode_cache(full.cfg, rows, windows * length + new)
     columns = np.arange(windows * length + new)
-    full_cache = full_cache.replace(
-      next=jnp.array(windows * length),
+    grown = grown.replace(
+      end_index=jnp.array(windows * length),
       positions=jnp.broadcast_to(
-        np.where(columns < windows * length, columns, -1),
-        full_cache.positions.shape,
+        np.where(columns < windows * length, columns, -1), grown.positions.shape
       ),
     )
-    _check(hybrid, params, window_state, cache, token)
+    _check(hybrid, state, cache, token)
     sides = {
       'sleep_jax': lambda cache=cache: np.asarray(
-        _greedy(hybrid, params, cache, token, new)
+        _generate(hybrid, cache, token, new)
       ),
-      'attention throughout': lambda full_cache=full_cache: np.asarray(
-        _greedy(full, params_full, full_cache, token, new)
+      'attention throughout': lambda grown=grown: np.asarray(
+        _generate(full, grown, token, new)
       ),
     }
     for side in sides.values():
@@ -116,7 +114,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         },
         'cache_bytes_per_row': {
           'sleep_jax': _bytes(cache) // rows,
-          'attention throughout': _bytes(full_cache) // rows,
+          'attention throughout': _bytes(grown) // rows,
         },
         'speedup': timing.speedup(seconds),
       }
@@ -125,15 +123,15 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
 
 
 def _bytes(cache: cache_lib.Cache) -> int:
-  return sum(
-    x.nbytes for x in jax.tree.leaves((cache.k, cache.v, cache.states))
+  return sum(x.nbytes for x in jax.tree.leaves(cache.layers))
+
+
+def _check(model, state, cache, token) -> None:
+  """The cached step's logits are those of a forward pass from the states."""
+  unstacked = decoding.unstack_layers(model.cfg, model.params, None)
+  positions = jnp.zeros(token.shape, jnp.int32)
+  got, _ = decoding.decode(model.cfg, unstacked, token, positions, cache)
+  want = transformer.forward(
+    model.cfg, model.params, token, states=state.states
   )
-
-
-def _check(cfg, params, window_state, cache, token) -> None:
-  """Asserts that a cached step equals a forward pass from the states."""
-  model = decoding.unstack_layers(cfg, params, None)
-  at = jnp.zeros(token.shape, jnp.int32)
-  got, _ = decoding.decode(cfg, model, token, at, cache)
-  want = transformer.forward(cfg, params, token, states=window_state.states)
   np.testing.assert_allclose(got, want.logits[:, -1], atol=1e-4)

@@ -1,4 +1,4 @@
-"""One step of on-policy distillation by parts, against trl's GKDTrainer."""
+"""One step of on-policy distillation against trl's GKDTrainer, by parts."""
 
 import contextlib
 import tempfile
@@ -13,7 +13,7 @@ import optax
 from benchmarks import llama
 from benchmarks import timing
 from sleep_jax.inference import sampling
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import divergences
 
 _BETA, _LEARNING_RATE = 0.5, 1e-4
@@ -29,25 +29,26 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   student, teacher = llama.theirs(small, seed=1), llama.theirs(large, seed=2)
   prompts = np.random.default_rng(0).integers(1, vocab, (rows, width))
   ours = Ours(
-    small, llama.params(small, student), large, llama.params(large, teacher)
+    model_lib.Model(small, llama.params(small, student)),
+    model_lib.Model(large, llama.params(large, teacher)),
   )
   with tempfile.TemporaryDirectory() as scratch:
     trl = Theirs(student, teacher, prompts, new, scratch)
     parity = _parity(ours, trl)
-    part_seconds = {'sleep_jax': [], 'trl': []}
+    spent = {'sleep_jax': [], 'trl': []}
     for i in range(plan.repeats + 1):  # The first round compiles.
       sides = [
         ('sleep_jax', lambda: ours.step(jnp.array(prompts), new)),
         ('trl', trl.step),
       ]
       for name, side in sides[:: 1 - 2 * (i % 2)]:
-        part_seconds[name].append(side())
+        spent[name].append(side())
   seconds = {
     name: {part: timing.spread([r[part] for r in rounds[1:]]) for part in PARTS}
     | {'step': timing.spread([sum(r.values()) for r in rounds[1:]])}
-    for name, rounds in part_seconds.items()
+    for name, rounds in spent.items()
   }
-  own_seconds, trl_seconds = seconds['sleep_jax'], seconds['trl']
+  of_ours, of_trl = seconds['sleep_jax'], seconds['trl']
   return [
     {
       'bench': 'gkd',
@@ -58,8 +59,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       'parity': parity,
       'seconds': seconds,
       'speedup': {
-        k: trl_seconds[k]['median'] / own_seconds[k]['median']
-        for k in own_seconds
+        k: of_trl[k]['median'] / x['median'] for k, x in of_ours.items()
       },
     }
   ]
@@ -73,56 +73,53 @@ def _parity(ours: 'Ours', trl: 'Theirs') -> dict[str, float]:
   """
   tokens, loss, norm = trl.probe()
   value, gradient = ours.probe(jnp.array(tokens), trl.width)
-  errors = {
+  apart = {
     'loss': abs(value / loss - 1),
     'gradient norm': abs(gradient / norm - 1),
   }
-  if errors['loss'] > 1e-5 or errors['gradient norm'] > 1e-4:
-    raise AssertionError(f'gkd: the sides differ by {errors}.')
-  return errors
+  if apart['loss'] > 1e-5 or apart['gradient norm'] > 1e-4:
+    raise AssertionError(f'gkd: the sides differ by {apart}.')
+  return apart
 
 
 class Ours:
   """A student that trains all its weights, as trl's does."""
 
-  def __init__(self, small, student, large, teacher):
-    self._small, self._large = small, large
+  def __init__(self, student, teacher):
     self._student = jax.tree.map(jnp.array, student)
     self._teacher = jax.tree.map(jnp.array, teacher)
     self._optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
-    self._state = self._optimizer.init(self._student)
+    self._opt_state = self._optimizer.init(self._student)
     self._steps = 0
-    self._teacher_hidden = jax.jit(
-      lambda w, tokens: transformer.forward(large, w, tokens).hidden
-    )
+    self._label = jax.jit(lambda model, tokens: model.forward(tokens).hidden)
     self._grads = jax.jit(jax.value_and_grad(self._loss), static_argnums=4)
     self._update = jax.jit(self._apply, static_argnums=5)
 
-  def _loss(self, student, teacher, teacher_hidden, tokens, width):
-    hidden = transformer.forward(self._small, student, tokens).hidden
-    positions = slice(width - 1, -1)  # Those that predict a completion token.
-    losses = divergences.from_hidden(
+  def _loss(self, student, teacher, labels, tokens, width):
+    hidden = student.forward(tokens).hidden
+    columns = slice(width - 1, -1)  # They predict the completion's tokens.
+    per_token = divergences.from_hidden(
       divergences.divergence('jsd', _BETA),
-      (teacher_hidden[:, positions], teacher['embed']['embedding']),
-      (hidden[:, positions], student['embed']['embedding']),
+      (labels[:, columns], teacher.unembedding()),
+      (hidden[:, columns], student.unembedding()),
     )
-    return losses.mean()
+    return per_token.mean()
 
-  def _apply(self, student, state, teacher, teacher_hidden, tokens, width):
+  def _apply(self, student, opt_state, teacher, labels, tokens, width):
     _, grads = jax.value_and_grad(self._loss)(
-      student, teacher, teacher_hidden, tokens, width
+      student, teacher, labels, tokens, width
     )
-    update, state = self._optimizer.update(grads, state, student)
-    return optax.apply_updates(student, update), state
+    update, opt_state = self._optimizer.update(grads, opt_state, student)
+    return optax.apply_updates(student, update), opt_state
 
   def probe(self, tokens, width) -> tuple[float, float]:
     """Loss and gradient norm on given tokens."""
-    teacher_hidden = self._teacher_hidden(self._teacher, tokens)
+    labels = self._label(self._teacher, tokens)
     value, grads = self._grads(
-      self._student, self._teacher, teacher_hidden, tokens, width
+      self._student, self._teacher, labels, tokens, width
     )
     return float(value), float(optax.global_norm(grads))
 
@@ -139,9 +136,7 @@ class Ours:
     self._steps += 1
     completions = done(
       sampling.generate(
-        self._small,
         self._student,
-        None,
         prompts,
         jnp.full((rows,), width),
         jax.random.key(self._steps),
@@ -149,17 +144,17 @@ class Ours:
       )
     )
     tokens = jnp.concatenate([prompts, completions.tokens], axis=1)
-    teacher_hidden = done(self._teacher_hidden(self._teacher, tokens))
-    self._student, self._state = done(
+    labels = done(self._label(self._teacher, tokens))
+    self._student, self._opt_state = done(
       self._update(
-        self._student, self._state, self._teacher, teacher_hidden, tokens, width
+        self._student, self._opt_state, self._teacher, labels, tokens, width
       )
     )
     return dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
 
 class Theirs:
-  """The `training_step` of trl's trainer, with timed parts."""
+  """trl's trainer, its own `training_step`, with a clock on its parts."""
 
   def __init__(self, student, teacher, prompts, new, scratch):
     import torch
@@ -171,7 +166,7 @@ class Theirs:
       self._model.parameters(), lr=_LEARNING_RATE, weight_decay=0.0
     )
     self._prompts = torch.tensor(prompts)
-    self._seconds = dict.fromkeys(PARTS, 0.0)
+    self._spent = dict.fromkeys(PARTS, 0.0)
     trainer = self._trainer
     trainer.generate_on_policy_outputs = self._timed(
       trainer.generate_on_policy_outputs, 'rollout'
@@ -184,7 +179,7 @@ class Theirs:
     def timed(*args, **kwargs):
       start = time.perf_counter()
       out = call(*args, **kwargs)
-      self._seconds[part] += time.perf_counter() - start
+      self._spent[part] += time.perf_counter() - start
       return out
 
     return timed
@@ -216,18 +211,18 @@ class Theirs:
     """One step; seconds of each part."""
     import torch
 
-    self._seconds = dict.fromkeys(PARTS, 0.0)
+    self._spent = dict.fromkeys(PARTS, 0.0)
     start = time.perf_counter()
     self._trainer.training_step(self._model, self._inputs())
     torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
     self._optimizer.step()
     self._optimizer.zero_grad()
-    rest = time.perf_counter() - start - sum(self._seconds.values())
-    return self._seconds | {'update': rest}
+    rest = time.perf_counter() - start - sum(self._spent.values())
+    return self._spent | {'update': rest}
 
 
 def _trainer(student, teacher, new, scratch) -> Any:
-  """A GKDTrainer that is given its batches by the benchmark."""
+  """A GKDTrainer whose data we bring ourselves."""
   import datasets
   import tokenizers
   import transformers

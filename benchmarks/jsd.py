@@ -1,6 +1,6 @@
-"""JSD of large vocabularies in token chunks, against trl.
+"""JSD of large vocabularies in token chunks, against trl's.
 
-Each side runs in a separate process, so that peak memory is measured per side.
+Each side runs in a process of its own, so that its peak memory is its own.
 """
 
 import json
@@ -29,9 +29,9 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
     sides = {}
     with tempfile.TemporaryDirectory() as scratch:
       for side in ('sleep_jax', 'trl', 'trl', 'sleep_jax'):  # Interleaved.
-        result = _run_side(side, plan, shape, pathlib.Path(scratch))
-        result['seconds'] += sides.get(side, {'seconds': []})['seconds']
-        sides[side] = result
+        got = _in_a_process(side, plan, shape, pathlib.Path(scratch))
+        got['seconds'] += sides.get(side, {'seconds': []})['seconds']
+        sides[side] = got
     entries.append(
       {
         'bench': 'jsd',
@@ -50,23 +50,23 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   return entries
 
 
-def _parity(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:
+def _parity(mine: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:
   """Largest differences of value and gradients, relative to the largest entry.
 
   Raises:
     AssertionError: one is above 1e-5.
   """
   names = ('value', 'gradient of hidden states', 'gradient of the matrix')
-  errors = {
+  apart = {
     name: float(np.abs(a - b).max() / np.abs(b).max())
-    for name, a, b in zip(names, ours, theirs, strict=True)
+    for name, a, b in zip(names, mine, theirs, strict=True)
   }
-  if max(errors.values()) > 1e-5:
-    raise AssertionError(f'jsd: the sides differ by {errors}, more than 1e-5.')
-  return errors
+  if max(apart.values()) > 1e-5:
+    raise AssertionError(f'jsd: the sides differ by {apart}, more than 1e-5.')
+  return apart
 
 
-def _run_side(
+def _in_a_process(
   side: str, plan: timing.Plan, shape: list[int], scratch: pathlib.Path
 ) -> dict[str, Any]:
   out = scratch / f'{side}.npz'
@@ -107,8 +107,8 @@ def _ours(arrays: list[np.ndarray]) -> tuple[Any, dict[str, int]]:
 
   def loss(student, teacher):
     measure = divergences.divergence('jsd', _BETA)
-    losses = divergences.from_hidden(measure, teacher, student, chunk=_CHUNK)
-    return losses.mean()
+    each = divergences.from_hidden(measure, teacher, student, chunk=_CHUNK)
+    return each.mean()
 
   teacher, student = (jax.device_put(tuple(arrays[i : i + 2])) for i in (0, 2))
   step = jax.jit(jax.value_and_grad(loss)).lower(student, teacher).compile()
@@ -142,7 +142,7 @@ def _trl(arrays: list[np.ndarray]) -> tuple[Any, dict[str, int]]:
 
 
 def main(side: str, shape: str, threads: str, repeats: str, out: str) -> None:
-  """Runs one side; writes results to `out`, and seconds and bytes to stdout."""
+  """One side: its results to `out`, its figures to stdout."""
   make = {'sleep_jax': _ours, 'trl': _trl}[side]
   if side == 'trl':
     import torch
@@ -152,7 +152,7 @@ def main(side: str, shape: str, threads: str, repeats: str, out: str) -> None:
   call, extra = make(arrays)
   before = _resident('VmRSS')
   results = call()
-  peak = _resident('VmHWM')  # Later calls reuse the memory.
+  peak = _resident('VmHWM')  # Later calls only find the allocator warm.
   seconds = []
   for _ in range(-(-int(repeats) // 2)):
     start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""A long life of a tiny model: memory, files and compilations over many nights.
+"""A long life in a small body: memory, files and compilations over many nights.
 
   python -m benchmarks.soak --steps=10000 --out=results/soak.json
 
-The life is of the task `facts`, with a checkpoint every night and one slot,
-which is recycled. Steps are optimizer steps of wake and sleep. Measurement
-starts after the nights in which programs are compiled.
+The life is one of `facts`, tiny, with a checkpoint every night and one slot,
+which is recycled. Steps are optimizer steps, awake and asleep. What is measured
+begins after the nights in which everything is compiled.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import numpy as np
 from benchmarks import run
 from experiments.configs import quickstart
 from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import student as student_lib
 from sleep_jax.runtime import checkpoint
 
-_WARMUP_NIGHTS = 5  # Nights that allocate lasting buffers.
-_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+_WARM = 5  # Nights; the first checkpoints and evaluations allocate buffers.
+_COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 def resident() -> float:
@@ -52,60 +53,52 @@ def settings() -> build_lib.Settings:
 
 
 def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
-  """Runs nights until `steps` optimizer steps are made."""
+  """Lives until `steps` optimizer steps were made."""
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *_, **__: (
-      compiled.append(name) if name == _COMPILE_EVENT else None
-    )
+    lambda name, *_, **__: compiled.append(name) if name == _COMPILED else None
   )
   c = build_lib.arm_config(settings(), 'sleep')
   task, learner, costs = build_lib.build(c, seed=1)
   life = learner.init(jax.random.PRNGKey(1))
   saved = checkpoint.Checkpoints(folder, 'soak')
-  samples, start = [], time.perf_counter()
-  while not samples or samples[-1][0] < steps:
+  measurements, start = [], time.perf_counter()
+  while not measurements or measurements[-1][0] < steps:
     life, _ = learner.wake(life, task.experience(0))
     life, _ = learner.sleep(life)
-
-    def respond(prompts, answers, life=life):
-      return learner.respond(life, prompts, answers)
-
-    task.exam(respond, 0)
-    saved.save(checkpoint.Snapshot(len(samples), 'sleep', life, {}))
-    saved.wait()  # A save in progress holds open files and buffers.
-    done = sum(c['steps'] for c in costs.totals().values())
-    samples.append((done, resident(), files(), len(compiled)))
+    task.evaluate(student_lib.Student(learner, life), 0)
+    saved.save(checkpoint.Snapshot(len(measurements), 'sleep', life, {}))
+    saved.wait()  # A save under way has files open, and buffers.
+    done = sum(x['steps'] for x in costs.totals().values())
+    measurements.append((done, resident(), files(), len(compiled)))
   saved.close()
-  done, memory, descriptors, programs = np.array(
-    samples[_WARMUP_NIGHTS:], float
-  ).T
+  done, memory, descriptors, programs = np.array(measurements[_WARM:], float).T
   return {
-    'steps': int(samples[-1][0]),
-    'nights': len(samples),
+    'steps': int(measurements[-1][0]),
+    'nights': len(measurements),
     'seconds': time.perf_counter() - start,
-    'measured_from_night': _WARMUP_NIGHTS,
+    'measured_from_night': _WARM,
     'rss_mb': {'first': memory[0], 'last': memory[-1], 'most': memory.max()},
     'rss_mb_per_1000_steps': float(np.polyfit(done / 1000, memory, 1)[0]),
     'file_descriptors': [int(descriptors.min()), int(descriptors.max())],
-    'compilations_in_warm_nights': int(samples[_WARMUP_NIGHTS][3]),
+    'compilations_in_warm_nights': int(measurements[_WARM][3]),
     'compilations_after': int(programs[-1] - programs[0]),
   }
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command line; exits with 1 if memory, files or compilations grow."""
+  """The command line; exits with 1 if something grows."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--steps', type=int, default=10_000)
   parser.add_argument('--out', default='results/soak.json')
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as scratch:
-    result = soak(args.steps, pathlib.Path(scratch))
-  run.write(pathlib.Path(args.out), result | {'machine': run.machine(2)})
-  print(json.dumps(result, indent=1))
-  low, high = result['file_descriptors']
-  grows = result['rss_mb_per_1000_steps'] >= 1.0 or low != high
-  raise SystemExit(int(grows or result['compilations_after'] > 0))
+    results = soak(args.steps, pathlib.Path(scratch))
+  run.write(pathlib.Path(args.out), results | {'machine': run.machine(2)})
+  print(json.dumps(results, indent=1))
+  low, high = results['file_descriptors']
+  grows = results['rss_mb_per_1000_steps'] >= 1.0 or low != high
+  raise SystemExit(int(grows or results['compilations_after'] > 0))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import optax
 from benchmarks import llama
 from benchmarks import timing
 from sleep_jax.models import flops
+from sleep_jax.models import model as model_lib
 from sleep_jax.training import fit
 
 # dim, layers, heads, kv heads, hidden, vocab.
@@ -43,25 +44,25 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
   tokens = rng.integers(1, cfg.vocab, (rows, length))
   models = {'transformers, eager': llama.theirs(cfg)}
   params = llama.params(cfg, models['transformers, eager'])
-  sides = {'sleep_jax': Ours(cfg, params, tokens)}
-  if not plan.tiny:  # Inductor takes minutes for any size.
+  sides = {'sleep_jax': Ours(model_lib.Model(cfg, params), tokens)}
+  if not plan.tiny:  # Inductor takes minutes, whatever the size.
     models['transformers, compiled'] = llama.theirs(cfg)
   for name, model in models.items():
     sides[name] = _theirs(model, tokens, compiled=name.endswith('compiled'))
   losses = {name: [side() for _ in range(3)] for name, side in sides.items()}
   for name, other in losses.items():
-    # The third loss is computed after two updates of every weight.
+    # The third loss has seen two updates of every weight.
     if not np.allclose(losses['sleep_jax'], other, rtol=1e-4, atol=0):
       raise AssertionError(f'train: losses differ from {name}: {losses}.')
   seconds = timing.interleave(sides, plan)
   size = rows * length
-  step_flops = size * flops.train_flops(cfg, length)
+  work = size * flops.train_flops(cfg, length)
   return {
     'parity': {'losses of three steps': losses},
     'seconds': seconds,
     'tokens_per_second': {k: size / s['median'] for k, s in seconds.items()},
     'gflops_per_second': {
-      k: step_flops / s['median'] / 1e9 for k, s in seconds.items()
+      k: work / s['median'] / 1e9 for k, s in seconds.items()
     },
     'speedup': timing.speedup(seconds),
     'where_our_time_goes': sides['sleep_jax'].shares(),
@@ -69,59 +70,59 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
 
 
 class Ours:
-  """`fit.train_steps`, one step per call."""
+  """`fit.train_steps`, one step a call."""
 
-  def __init__(self, cfg, params, tokens):
+  def __init__(self, model, tokens):
     self._tokens = jnp.array(tokens, jnp.int32)[None]
     self._weight = jnp.ones(self._tokens.shape)
     optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
-    self._params = jax.tree.map(jnp.array, params)
-    self._state = optimizer.init(self._params)
+    self._model = jax.tree.map(jnp.array, model)
+    self._opt_state = optimizer.init(self._model.params)
     self._step = fit.train_steps.lower(
-      cfg, optimizer, self._params, self._state, self._tokens, self._weight
+      optimizer, self._model, self._opt_state, self._tokens, self._weight
     ).compile()
 
   def __call__(self) -> float:
-    self._params, self._state, loss = self._step(
-      self._params, self._state, self._tokens, self._weight
+    self._model, self._opt_state, loss = self._step(
+      self._model, self._opt_state, self._tokens, self._weight
     )
     return float(loss[0])
 
   def shares(self) -> dict[str, float]:
     """Share of each kind of operation in a step, by XLA's own profile."""
     kinds = _kinds(self._step.as_text())
-    durations = collections.Counter()
+    spent = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
       with jax.profiler.trace(scratch):
         self()
-      (trace,) = pathlib.Path(scratch).rglob('*.xplane.pb')
-      for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+      (found,) = pathlib.Path(scratch).rglob('*.xplane.pb')
+      for plane in jax.profiler.ProfileData.from_file(str(found)).planes:
         for line in plane.lines:
           for event in line.events:
             if event.name in kinds:
-              durations[kinds[event.name]] += event.duration_ns
-    total = sum(durations.values()) or 1
-    return {kind: ns / total for kind, ns in durations.most_common()}
+              spent[kinds[event.name]] += event.duration_ns
+    total = sum(spent.values()) or 1
+    return {kind: ns / total for kind, ns in spent.most_common()}
 
 
 def _kinds(hlo: str) -> dict[str, str]:
-  """The kind of each instruction of a compiled program, by its name.
+  """What each instruction of a compiled program does, by its name.
 
-  A fusion that contains a matrix product counts as one. Instructions that only
-  wrap others (loops, calls) or move no data are omitted.
+  A fusion counts as a matrix product if there is one in it. Instructions that
+  only wrap others (loops, calls) or move no data are left out.
   """
   fused = {}  # Of each computation, whether it holds a product.
   for block in re.split(r'\n(?=%|ENTRY)', hlo):
     fused[block.split(' ', 1)[0]] = bool(re.search(r' dot\(', block))
   kinds = {}
   for line in hlo.splitlines():
-    match = re.match(r'\s+(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(', line)
-    if not match:
+    found = re.match(r'\s+(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(', line)
+    if not found:
       continue
-    name, operation = match.groups()
+    name, operation = found.groups()
     calls = re.search(r'calls=(%[\w.-]+)', line)
     if operation == 'dot' or (calls and fused.get(calls[1])):
       kinds[name] = 'matrix products'
