@@ -184,7 +184,7 @@ def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
 
 def test_a_whole_life_with_a_memory_comes_back(tmp_path, cfg, params):
   life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
-  lived = life.replace(memory=conftest.lived(cfg))
+  lived = life.replace(memory=conftest.random_memory(cfg))
   saved = checkpoint.Checkpoints(tmp_path, 'me')
   saved.save(moment(0, 'wake', lived))
   saved.close()

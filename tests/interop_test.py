@@ -180,7 +180,7 @@ def slept(folder, tmp_path, reading, memory_of, **changes):
 
 def fast_only(cfg: config.ModelConfig) -> memory_lib.Memory:
   """A memory whose fast weights moved, and whose slots are locked."""
-  return memory_lib.init_memory(cfg).with_deltas(conftest.lived(cfg).deltas())
+  return memory_lib.init_memory(cfg).with_deltas(conftest.random_memory(cfg).deltas())
 
 
 def equal(a, b) -> bool:
@@ -210,8 +210,8 @@ def test_a_fast_change_alone_is_folded_exactly(tmp_path, dtype):
 @pytest.mark.parametrize(
   'reading, memory_of, changes, why',
   [
-    ('partition', conftest.lived, {}, 'level 2 uses 2 of its experts'),
-    ('stack', conftest.lived, {}, 'level 1 adds an MLP of its own'),
+    ('partition', conftest.random_memory, {}, 'level 2 uses 2 of its experts'),
+    ('stack', conftest.random_memory, {}, 'level 1 adds an MLP of its own'),
     ('stack', fast_only, {}, 'level 1 adds an MLP of its own'),
     ('partition', fast_only, dict(dtype='float32'), 'would be rounded'),
   ],
@@ -350,7 +350,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, name, change, words):
 
 def test_our_own_folder_is_checked_as_well(tmp_path):
   folder, *_ = source(tmp_path)
-  slept(folder, tmp_path, 'partition', conftest.lived)
+  slept(folder, tmp_path, 'partition', conftest.random_memory)
   ours = tmp_path / 'ours'
   for file in (
     'params.embed.embedding.npy',
@@ -371,7 +371,7 @@ def test_our_own_folder_is_checked_as_well(tmp_path):
 
 def test_a_memory_of_another_backbone_is_refused(tmp_path):
   folder, c, w = source(tmp_path)
-  slept(folder, tmp_path, 'partition', conftest.lived)
+  slept(folder, tmp_path, 'partition', conftest.random_memory)
   convert.convert(tmp_path / 'ours', tmp_path / 'home')
   other = checkpoints.settings('llama3_2', True, rope_theta=10_000.0)
   (tmp_path / 'home' / 'config.json').write_text(json.dumps(other))

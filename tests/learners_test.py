@@ -99,7 +99,7 @@ def test_an_unknown_learner_lists_the_known():
 
 def test_scores_equal_greedy_decoding_and_the_chain_rule():
   s = setup()
-  memory = conftest.lived(s.model)
+  memory = conftest.random_memory(s.model)
   rng = np.random.default_rng(0)
   prompts = [rng.integers(2, 168, n).tolist() for n in (3, 7, 4, 12)]
   tokens, lengths = padding.left_pad(prompts, 0)

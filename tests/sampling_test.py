@@ -30,7 +30,7 @@ def slow_greedy(cfg, params, memory, prompt, new):
 
 
 def test_greedy_equals_a_forward_pass_per_token(cfg, params):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   prompts = [[1, 5, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [1]]
   tokens, lengths = padding.left_pad(prompts, 0)
   got = sampling.generate(
@@ -115,7 +115,7 @@ def test_samples_follow_the_filtered_softmax(cfg, params, how):
 
 @pytest.mark.parametrize('random_expert', [0.0, 0.9])
 def test_a_memory_per_row_equals_row_by_row(cfg, params, random_expert):
-  lives = [conftest.lived(cfg, seed) for seed in (1, 2, 3)]
+  lives = [conftest.random_memory(cfg, seed) for seed in (1, 2, 3)]
   batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
   prompts, lengths = padding.left_pad([[1, 5, 7], [1], [1, 2, 3, 4]], 0)
   how = sampling.SamplerConfig(max_new=5, random_expert=random_expert)
@@ -142,7 +142,7 @@ def prefill(cfg, params, views, tokens):
 
 @pytest.mark.parametrize('unroll', [1, 2])
 def test_the_unrolled_decoder_equals_the_scanned(cfg, params, tokens, unroll):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   cfg = conftest.replace(cfg, unroll=unroll)
   np.testing.assert_allclose(
     prefill(cfg, params, cms.per_layer_memory(memory), tokens),
@@ -157,7 +157,7 @@ def test_the_unrolled_decoder_knows_partitions(tokens):
     dataclasses.replace(x, hidden=16) for x in conftest.tiny().levels
   )
   cfg = conftest.tiny(layers=4, partition=(1, 2, 1), levels=levels)
-  params, memory = conftest.weights(cfg), conftest.lived(cfg)
+  params, memory = conftest.weights(cfg), conftest.random_memory(cfg)
   np.testing.assert_allclose(
     prefill(cfg, params, cms.per_layer_memory(memory), tokens),
     transformer.forward(cfg, params, tokens, memory).logits[:, -1],
@@ -169,7 +169,7 @@ def test_the_unrolled_decoder_knows_partitions(tokens):
 def test_a_random_expert_is_one_active_slot_per_router_and_row(cfg):
   rows, weight = 400, 0.7
   views = cms.with_random_experts(
-    cms.per_layer_memory(conftest.lived(cfg)),
+    cms.per_layer_memory(conftest.random_memory(cfg)),
     rows,
     weight,
     jax.random.key(0),
@@ -187,7 +187,7 @@ def test_a_random_expert_is_one_active_slot_per_router_and_row(cfg):
 
 def test_a_random_expert_is_a_gate_of_at_least_its_weight(cfg, params, tokens):
   """Its effect is that of a router which picks that slot with that gate."""
-  memory, weight, slot = conftest.lived(cfg), 0.7, 1
+  memory, weight, slot = conftest.random_memory(cfg), 0.7, 1
   level = memory.levels[2]
   silent = level.bank.experts.replace(
     router=jnp.zeros_like(level.bank.experts.router),
@@ -212,7 +212,7 @@ def test_a_random_expert_is_a_gate_of_at_least_its_weight(cfg, params, tokens):
 
 
 def test_a_random_expert_changes_samples_only_and_by_the_seed(cfg, params):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   prompts, lengths = padding.left_pad([[1, 5, 7]] * 8, 0)
 
   def said(random_expert, memory=memory, seed=0):

@@ -198,7 +198,7 @@ def test_a_failed_sleep_does_not_cost_a_recycled_slot(cfg, life):
 
 
 def full(cfg, life):
-  banks = conftest.lived(cfg).levels[1].bank
+  banks = conftest.random_memory(cfg).levels[1].bank
   full_bank = banks.replace(
     status=jnp.full((3,), memory_lib.ACTIVE), created_night=jnp.array([1, 0, 2])
   )
