@@ -118,7 +118,7 @@ def _sample(
   if sampler.temperature == 0.0:
     token = _argmax(logits)
   else:
-    logits = filter_logits(logits, how)
+    logits = filter_logits(logits, sampler)
     token = _categorical(rng, logits)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
