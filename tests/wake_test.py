@@ -45,7 +45,9 @@ def one_level(**changes) -> config.ModelConfig:
   return conftest.tiny(levels=(config.LevelConfig(**(level | changes)),))
 
 
-def test_no_loss_depends_on_an_update_that_its_own_target_caused(cfg, params, tokens):
+def test_no_loss_depends_on_an_update_that_its_own_target_caused(
+  cfg, params, tokens
+):
   """Changing a token changes no loss of a chunk that ends before it."""
   _, _, loss = read(cfg, params, tokens)
   # Token 9 of the first group is a target of chunk 2 (targets 9..12).
