@@ -196,7 +196,7 @@ def test_a_life_is_restored_on_another_number_of_devices(tmp_path, devices):
 
 def test_a_life_with_a_memory_is_restored(tmp_path, cfg, params):
   life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
-  lived = life.replace(memory=conftest.lived(cfg))
+  lived = life.replace(memory=conftest.random_memory(cfg))
   saved = checkpoint.Checkpoints(tmp_path, 'me')
   saved.save(snapshot(0, 'wake', lived))
   saved.close()

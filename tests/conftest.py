@@ -1,15 +1,6 @@
-"""Small models and lives that tests share."""
+"""Small models and memories that tests share."""
 
-import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
 import os
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import pytest  # noqa: E402
-
-from sleep_jax import config
-from sleep_jax.models import memory as memory_lib
-from sleep_jax.models import transformer
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -20,6 +11,17 @@ os.environ.setdefault(
   os.path.expanduser('~/.cache/sleep_jax/xla_tests'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+import dataclasses  # noqa: E402  (XLA_FLAGS come before jax)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+
+from sleep_jax import config  # noqa: E402
+from sleep_jax.models import memory as memory_lib  # noqa: E402
+from sleep_jax.models import model as model_lib  # noqa: E402
+from sleep_jax.models import transformer  # noqa: E402
 
 
 def tiny(**changes) -> config.ModelConfig:
@@ -47,7 +49,7 @@ def _cfg() -> config.ModelConfig:
 
 
 def weights(cfg: config.ModelConfig):
-  """Fresh weights whose embedding is large enough to say something with."""
+  """Initial weights with a large embedding, so that logits differ clearly."""
   params = transformer.init(cfg, jax.random.key(0))
   return params | {'embed': jax.tree.map(lambda x: 25 * x, params['embed'])}
 
@@ -62,7 +64,14 @@ def _tokens():
   return jax.random.randint(jax.random.key(1), (4, 16), 0, 32)
 
 
-def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
+def build_model(
+  cfg: config.ModelConfig, memory: memory_lib.Memory | None = None
+) -> model_lib.Model:
+  """A model with the weights of `weights`, and the given memory."""
+  return model_lib.Model(cfg, weights(cfg), memory)
+
+
+def random_memory(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
   """A memory in which everything that can be non-zero is."""
   memory = memory_lib.init_memory(cfg)
   keys = iter(jax.random.split(jax.random.key(seed), 100))
@@ -75,10 +84,12 @@ def lived(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
   memory = jax.tree.map(noise, memory)
   for i, level in enumerate(memory.levels):
     if level.bank:
-      used = level.bank.status.shape[0] - 1
-      status = jnp.array([memory_lib.ACTIVE] * used + [memory_lib.LOCKED])
-      birth = jnp.array([*range(used), -1])
-      bank = level.bank.replace(status=status, created_night=birth)
+      num_active = level.bank.status.shape[0] - 1
+      status = [memory_lib.ACTIVE] * num_active + [memory_lib.LOCKED]
+      bank = level.bank.replace(
+        status=jnp.array(status),
+        created_night=jnp.array([*range(num_active), -1]),
+      )
       memory = memory.with_level(i, bank=bank)
   return memory
 
@@ -88,11 +99,11 @@ def replace(cfg: config.ModelConfig, **changes) -> config.ModelConfig:
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _forget_programs():
-  """Frees what a module has compiled, once it is done.
+def _clear_compiled_programs():
+  """Frees what a module has compiled, once its tests have run.
 
   Every program maps memory of its own, and a process may have only so many
-  maps (Linux: 65,530); a worker that keeps all of them is killed in the end.
+  maps (Linux: 65,530); a worker that keeps all of them is killed.
   """
   yield
   jax.clear_caches()

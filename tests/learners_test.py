@@ -1,4 +1,4 @@
-"""Every learner behind the one protocol, on a day of facts."""
+"""Every learner behind the one protocol, on two days of facts."""
 
 import dataclasses
 
@@ -10,15 +10,18 @@ import pytest
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
+from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
+from sleep_jax.data import tokenizers
+from sleep_jax.harness import student as student_lib
 from sleep_jax.inference import sampling
 from sleep_jax.inference import scoring
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.learners import ewc
+from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
-from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.metrics import costs as costs_lib
-from sleep_jax.models import transformer
 from sleep_jax.training import fisher as fisher_lib
 from tests import conftest
 
@@ -27,7 +30,27 @@ TASK = tasks.build(
 )
 
 
-def setup(**finetune) -> learner_lib.Setup:
+SECTIONS = dict(
+  wake=dict(batch=4),
+  sleep=dict(
+    dreams=16,
+    dream_length=16,
+    steps=4,
+    batch=4,
+    prefixes=4,
+    group=2,
+    rollout_groups=2,
+    continuation=4,
+    rollout_every=2,
+    max_kl_share=9.0,
+  ),
+  finetune=dict(batch=4, fisher_rows=4),
+)
+# Arms that are settings of the learner `sleep`.
+ARMS = {'wake_only': dict(consolidate=False)}
+
+
+def setup(**changes) -> learner_lib.Setup:
   cfg = conftest.tiny(
     vocab=168,
     max_len=32,
@@ -36,26 +59,23 @@ def setup(**finetune) -> learner_lib.Setup:
       config.LevelConfig(16, slots=2, rank=4, top_k=2),
     ),
   )
-  return learner_lib.Setup(
-    model=cfg,
-    params=conftest.weights(cfg),
+  settings = dict(
+    model=conftest.build_model(cfg),
     tokenizer=TASK.tokenizer,
-    wake=wake_lib.WakeConfig(batch=4),
-    sleep=consolidation_config.SeedingConfig(
-      dreams=16,
-      dream_length=16,
-      steps=4,
-      batch=4,
-      prefixes=4,
-      group=2,
-      rollout_groups=2,
-      continuation=4,
-      rollout_every=2,
-      max_kl_share=9.0,
-    ),
-    finetune=finetune.FinetuneConfig(batch=4, fisher_rows=4, **finetune),
     costs=costs_lib.CostTracker(cfg, 16),
+    episodes=2,
   )
+  return learner_lib.Setup(**(settings | changes))
+
+
+def build(arm: str, s: learner_lib.Setup, **changes) -> learner_lib.Learner:
+  """The learner of an arm; `changes` are settings of its sections."""
+  changes = {name: SECTIONS[name] | values for name, values in changes.items()}
+  sections = SECTIONS | changes
+  if arm in ARMS:
+    sections['sleep'] = sections['sleep'] | ARMS[arm]
+    arm = 'sleep'
+  return learners.build(arm, sections, s)
 
 
 @pytest.mark.parametrize(
@@ -63,141 +83,302 @@ def setup(**finetune) -> learner_lib.Setup:
 )
 def test_every_learner_lives_two_days(name):
   s = setup()
-  base = jax.tree.map(np.array, s.params)
-  learner = learners.build(name, s)
+  base = jax.tree.map(np.array, s.model)
+  learner = build(name, s)
   life = learner.init(jax.random.PRNGKey(0))
-  for night in range(2):
-    life, woke = learner.wake(life, TASK.experience(night))
-    life, slept = learner.sleep(life)
-    assert all(np.isfinite(v) for v in (woke | slept).values())
+  for episode in range(2):
+    life, wake_metrics = learner.wake(life, TASK.experience(episode))
+    life, sleep_metrics = learner.sleep(life)
+    metrics = wake_metrics | sleep_metrics
+    assert all(np.isfinite(v) for v in metrics.values())
   assert int(life.clock.nights) == 2 and int(life.clock.tokens) > 0
-  exam = TASK.exam(lambda p, a: learner.respond(life, p, a), 1)
-  assert len(exam.by_episode) == 2
+  result = TASK.evaluate(student_lib.Student(learner, life), 1)
+  assert len(result.by_episode) == 2
   totals = s.costs.totals()
   assert totals['eval']['flops'] > 0
   assert (totals['update']['tokens'] > 0) == (name == 'sleep')
-  for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(s.params)):
-    np.testing.assert_array_equal(a, b)  # The base outlives every life.
+  # No life changes the base model, which other lives begin with.
+  for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(s.model), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_sleep_uses_a_slot_each_night_and_wake_only_none():
   for name, want in (('sleep', [2, 2]), ('wake_only', [0, 0])):
-    learner = learners.build(name, setup())
+    learner = build(name, setup())
     life = learner.init(jax.random.PRNGKey(0))
-    for night in range(2):
-      life, _ = learner.wake(life, TASK.experience(night))
+    for episode in range(2):
+      life, _ = learner.wake(life, TASK.experience(episode))
       life, _ = learner.sleep(life)
     assert life.memory.levels[1].bank.status.tolist() == want
 
 
 def test_an_unknown_learner_lists_the_known():
   with pytest.raises(
-    config.ConfigError, match='ewc, frozen, icl, joint, recurrence, '
+    config.ConfigError,
+    match='ewc, finetune_passage, frozen, icl, joint, recurrent_training, ',
   ):
-    learners.build('hope', setup())
+    build('hope', setup())
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingConfig:
+  """Settings of `Counting`: a field of its own, and a common section."""
+
+  step: int = 1
+  wake: wake_lib.WakeConfig = wake_lib.WakeConfig()
+
+
+class Counting(learner_lib.Learner):
+  """A learner from outside the package, which counts its days."""
+
+  name = 'counting'
+  Config = CountingConfig
+
+  def init(self, rng):
+    return super().init(rng).replace(learner_state=jnp.zeros((), jnp.int32))
+
+  def wake(self, life, experience):
+    del experience
+    count = life.learner_state + self.cfg.step
+    return life.replace(learner_state=count), {}
+
+
+class WithoutConfig(learner_lib.Learner):
+  """A learner whose class does not say what its settings are."""
+
+  name = 'without_config'
+
+
+def test_a_learner_from_outside_is_found_by_module_and_class():
+  name = f'{__name__}:Counting'
+  learner = learners.build(name, SECTIONS, setup())
+  assert type(learner).__name__ == 'Counting'
+  assert learner.cfg.step == 1
+  sections = SECTIONS | {'learner_config': {'step': 3}}
+  learner = learners.build(name, sections, setup())
+  assert learner.cfg.step == 3
+  assert learner.cfg.wake == wake_lib.WakeConfig(batch=4)
+  life = learner.init(jax.random.PRNGKey(0))
+  for episode in range(2):
+    life, _ = learner.wake(life, TASK.experience(episode))
+    life, _ = learner.sleep(life)
+  assert int(life.learner_state) == 6 and int(life.clock.nights) == 2
+
+
+@pytest.mark.parametrize(
+  'name,sections,message',
+  [
+    (
+      f'{__name__}:Counting',
+      {'learner_config': {'stride': 1}},
+      "learner_config: unknown setting 'stride'; known are step",
+    ),
+    (
+      f'{__name__}:Counting',
+      {'wake': {'lanes': 1}},
+      "wake: unknown setting 'lanes'",
+    ),
+    (f'{__name__}:WithoutConfig', {}, 'has no Config'),
+    (f'{__name__}:Absent', {}, 'Absent.* cannot be imported'),
+    ('tests.absent:Counting', {}, 'absent.* cannot be imported'),
+  ],
+)
+def test_a_learner_that_cannot_be_built_is_refused(name, sections, message):
+  with pytest.raises(config.ConfigError, match=message):
+    learners.build(name, sections, setup())
+
+
+class FactFormat:
+  """Contexts whose source is rows of facts; dreams are not read."""
+
+  max_dream, max_answer, stop = 8, 3, -1
+
+  def from_context(self, context):
+    tokens = context.source
+    return contexts.TrainingRows(tokens, np.ones(tokens.shape, np.float32))
+
+
+class RecordingFinetune(finetune.Finetune):
+  """sft that writes down what it reads, and when it sleeps."""
+
+  name = 'recording_finetune'
+
+  def __init__(self, cfg, setup):
+    super().__init__(cfg, setup)
+    self.calls = []
+
+  def wake(self, life, experience):
+    self.calls.append(experience)
+    return super().wake(life, experience)
+
+  def sleep(self, life):
+    self.calls.append('sleep')
+    return super().sleep(life)
+
+
+def study_requests() -> list[contexts.StudyRequest]:
+  """One of one context asked twice, and one of two contexts."""
+  rows = [TASK.experience(episode).tokens[:8] for episode in range(2)]
+  one, two = (
+    contexts.Context(
+      name=f'context {i}',
+      prompt=[],
+      questions=[tokens[0, :n].tolist() for n in (3, 7)],
+      answers=[],
+      source=tokens,
+    )
+    for i, tokens in enumerate(rows)
+  )
+  return [contexts.StudyRequest((one,), 2), contexts.StudyRequest((one, two))]
+
+
+def test_study_is_by_default_that_a_copy_wakes_on_the_contexts_and_sleeps():
+  s = setup(format=FactFormat())
+  sections = SECTIONS | {'finetune': dict(batch=4, learning_rate=0.05)}
+  learner = learners.build(f'{__name__}:RecordingFinetune', sections, s)
+  life = learner.init(jax.random.PRNGKey(0))
+  life, _ = learner.wake(life, TASK.experience(0))
+  life, _ = learner.sleep(life)
+  before = jax.tree.map(np.array, life)
+  learner.calls.clear()
+  requests = study_requests()
+  answers = learner.study(life, requests)
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(life), strict=True):
+    np.testing.assert_array_equal(a, b)
+  # Each copy reads its rows as a stream without contexts, and then sleeps.
+  assert [call for call in learner.calls if call == 'sleep'] == ['sleep'] * 2
+  read = learner.calls[::2]
+  for experience, request in zip(read, requests, strict=True):
+    want = np.concatenate([c.source for c in request.contexts])
+    np.testing.assert_array_equal(experience.tokens, want)
+    assert (experience.weight == 1).all() and not experience.contexts
+  assert [[len(a) for a in attempts] for attempts in answers] == [[2, 2], [4]]
+  assert answers[0][0] == answers[0][1]
+  # The same by hand: a copy that reads, sleeps, and answers greedily.
+  sampler = sampling.SamplerConfig(max_new=3, temperature=0.0)
+  for request, attempts in zip(requests, answers, strict=True):
+    copy = jax.tree.map(jnp.copy, life)
+    tokens = np.concatenate([c.source for c in request.contexts])
+    experience = experience_lib.Experience(
+      tokens, np.ones(tokens.shape, np.float32)
+    )
+    copy, _ = learner.sleep(learner.wake(copy, experience)[0])
+    want = sampling.complete(
+      copy.model, request.questions, jax.random.key(0), sampler
+    )
+    assert attempts == [want] * request.attempts
+    unstudied = sampling.complete(
+      life.model, request.questions, jax.random.key(0), sampler
+    )
+    assert want != unstudied
+
+
+def test_study_needs_a_task_with_contexts():
+  learner = build('sft', setup())
+  life = learner.init(jax.random.PRNGKey(0))
+  with pytest.raises(config.ConfigError, match='learner sft needs a task with'):
+    learner.study(life, study_requests())
 
 
 def test_scores_equal_greedy_decoding_and_the_chain_rule():
   s = setup()
-  memory = conftest.lived(s.model)
+  model = s.model.with_memory(conftest.random_memory(s.model.cfg))
   rng = np.random.default_rng(0)
   prompts = [rng.integers(2, 168, n).tolist() for n in (3, 7, 4, 12)]
   tokens, lengths = padding.left_pad(prompts, 0)
-  said = sampling.generate(
-    s.model,
-    s.params,
-    memory,
+  greedy = sampling.generate(
+    model,
     tokens,
     lengths,
     jax.random.key(0),
     sampling.SamplerConfig(max_new=3, temperature=0.0),
   ).tokens.tolist()
-  wrong = [[*a[:-1], (a[-1] + 1) % 168] for a in said]
-  right = scoring.score(s, s.params, memory, prompts, said)
-  assert right.exact.all() and (right.token_accuracy == 1.0).all()
-  missed = scoring.score(s, s.params, memory, prompts, wrong)
+  wrong = [[*a[:-1], (a[-1] + 1) % 168] for a in greedy]
+  scores = scoring.score(model, prompts, greedy, pad=0, costs=s.costs)
+  assert scores.exact.all() and (scores.token_accuracy == 1.0).all()
+  missed = scoring.score(model, prompts, wrong, pad=0, costs=s.costs)
   assert not missed.exact.any()
   np.testing.assert_allclose(missed.token_accuracy, 2 / 3, rtol=1e-6)
-  for p, a, got in zip(prompts, said, right.answer_logprob):
-    logits = transformer.forward(
-      s.model, s.params, jnp.array([p + a]), memory
-    ).logits[0]
-    logp = jax.nn.log_softmax(logits)[len(p) - 1 : -1]
-    want = sum(float(logp[i, t]) for i, t in enumerate(a))
-    assert got == pytest.approx(want, abs=1e-4)
+  for prompt, answer, logprob in zip(prompts, greedy, scores.answer_logprob):
+    logits = model.forward(jnp.array([prompt + answer])).logits[0]
+    logp = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
+    want = sum(float(logp[i, t]) for i, t in enumerate(answer))
+    assert logprob == pytest.approx(want, abs=1e-4)
 
 
-def test_icl_reads_the_end_of_the_stream():
-  learner = learners.build('icl', setup())
+def test_icl_keeps_the_end_of_the_stream():
+  learner = build('icl', setup())
   life = learner.init(jax.random.PRNGKey(0))
   life, _ = learner.wake(life, TASK.experience(0))
   life, _ = learner.wake(life, TASK.experience(1))
   rows = TASK.experience(1).tokens
   want = rows[rows != TASK.tokenizer.bos][-16:]  # Half of max_len.
-  np.testing.assert_array_equal(life.notes['context'], want)
+  np.testing.assert_array_equal(life.learner_state['context'], want)
 
 
-def test_ewc_pulls_back_what_matters():
+def test_the_ewc_penalty_is_weighted_by_the_fisher():
   params = {'a': jnp.array([1.0, 1.0])}
-  notes = {
+  state = {
     'anchor': {'a': jnp.array([0.0, 0.0])},
     'fisher': {'a': jnp.array([3.0, 0.0])},
     'lambda': jnp.float32(2.0),
   }
-  assert float(ewc.ewc_penalty(params, notes)) == 3.0
-  grad = jax.grad(ewc.ewc_penalty)(params, notes)
+  assert float(ewc.ewc_penalty(params, state)) == 3.0
+  grad = jax.grad(ewc.ewc_penalty)(params, state)
   np.testing.assert_allclose(grad['a'], [6.0, 0.0])
 
 
 def test_a_strong_ewc_moves_less_than_sft():
-  def moved(name, **finetune):
-    s = setup(**finetune)
-    learner = learners.build(name, s)
+  def distance(name, **changes):
+    s = setup()
+    learner = build(name, s, finetune=changes)
     life = learner.init(jax.random.PRNGKey(0))
     life, _ = learner.wake(life, TASK.experience(0))
     return sum(
       float(((a - b) ** 2).sum())
-      for a, b in zip(jax.tree.leaves(life.params), jax.tree.leaves(s.params))
+      for a, b in zip(
+        jax.tree.leaves(life.model.params), jax.tree.leaves(s.model.params)
+      )
     )
 
-  assert moved('ewc', ewc_lambda=1e5) < 0.5 * moved('sft')
+  assert distance('ewc', ewc_lambda=1e5) < 0.5 * distance('sft')
 
 
 def test_the_fisher_is_the_mean_of_squared_row_gradients():
-  s = setup()
+  model = setup().model
   x = TASK.experience(0)
   tokens, weight = jnp.array(x.tokens[:3]), jnp.array(x.weight[:3])
-  got = fisher_lib.diagonal_fisher(s.model, s.params, tokens, weight)
+  fisher = fisher_lib.diagonal_fisher(model, tokens, weight)
 
   def row_loss(params, i):
-    logits = transformer.forward(s.model, params, tokens[i : i + 1]).logits
+    logits = model.replace(params=params).forward(tokens[i : i + 1]).logits
     logp = jax.nn.log_softmax(logits[0, :-1])
     picked = jnp.take_along_axis(logp, tokens[i, 1:, None], axis=1)
     return -picked.mean()
 
-  rows = [jax.grad(row_loss)(s.params, i) for i in range(3)]
+  rows = [jax.grad(row_loss)(model.params, i) for i in range(3)]
   want = jax.tree.map(lambda *g: sum(x * x for x in g) / 3, *rows)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+  for a, b in zip(jax.tree.leaves(fisher), jax.tree.leaves(want)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
 
 
-def test_joint_reads_the_past_again():
-  learner = learners.build('joint', setup())
+def test_joint_keeps_all_rows_it_has_read():
+  learner = build('joint', setup())
   life = learner.init(jax.random.PRNGKey(0))
-  for night in range(2):
-    life, _ = learner.wake(life, TASK.experience(night))
-  assert life.notes['tokens'].shape == (32, 16)
+  for episode in range(2):
+    life, _ = learner.wake(life, TASK.experience(episode))
+  assert life.learner_state['tokens'].shape == (32, 16)
 
 
 def test_the_base_must_fit_the_tokenizer():
-  from sleep_jax.data import tokenizers  # pylint: disable=g-import-not-at-top
-
   with pytest.raises(config.ConfigError, match='167 pieces but model.vocab=9'):
     tokenizers.check_fits(TASK.tokenizer, 9)
+  with pytest.raises(config.ConfigError, match='167 pieces but model.vocab=32'):
+    setup(model=conftest.build_model(conftest.tiny()))
 
 
 def test_setups_are_values():
   s = setup()
-  assert (
-    dataclasses.replace(s, wake=wake_lib.WakeConfig(batch=2)).wake.batch == 2
-  )
+  assert dataclasses.replace(s, seed=2).seed == 2
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    s.seed = 2

@@ -111,7 +111,7 @@ def as_one_level(memory: memory_lib.Memory):
 
 
 def test_a_partition_is_a_whole_level_with_silent_layers(plain, tokens):
-  memory = conftest.lived(PARTITION)
+  memory = conftest.random_memory(PARTITION)
   got = forward(PARTITION, plain, tokens, memory)
   cfg, whole = as_one_level(memory)
   want = forward(cfg, plain, tokens, whole)
@@ -124,7 +124,7 @@ def test_a_partition_is_a_whole_level_with_silent_layers(plain, tokens):
 
 @pytest.mark.parametrize('change', [dict(unroll=3), dict(remat=True)])
 def test_scan_unroll_and_remat_agree(plain, tokens, change):
-  memory = conftest.lived(PARTITION)
+  memory = conftest.random_memory(PARTITION)
 
   def slope(cfg):
     def f(deltas):
@@ -142,7 +142,7 @@ def test_scan_unroll_and_remat_agree(plain, tokens, change):
 
 
 def test_cached_decode_equals_the_full_forward(plain, tokens):
-  memory = conftest.lived(PARTITION)
+  memory = conftest.random_memory(PARTITION)
   step = jax.jit(
     lambda tokens, cache: transformer.forward(
       PARTITION, plain, tokens, memory, cache=cache

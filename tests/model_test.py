@@ -54,7 +54,7 @@ def test_one_code_path_serves_one_to_four_levels(tokens, k):
 
 @pytest.mark.parametrize('level', [1, 2])
 def test_unlocking_a_slot_changes_no_bit(cfg, params, tokens, level):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   bank = memory.levels[level].bank.unlock(2, jnp.int32(3), jax.random.key(9))
   unlocked = memory.with_level(level, bank=bank)
   np.testing.assert_array_equal(
@@ -64,14 +64,14 @@ def test_unlocking_a_slot_changes_no_bit(cfg, params, tokens, level):
 
 
 def test_a_lived_memory_does_change_the_logits(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   assert not np.allclose(
     logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
   )
 
 
 def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   none = memory
   for i in (1, 2):
     none = none.with_level(i, bank=memory.levels[i].bank.prune())
@@ -83,7 +83,7 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
 
 @pytest.mark.parametrize('change', [dict(unroll=2), dict(remat=True)])
 def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
 
   def loss(cfg):
     def f(params):
@@ -97,7 +97,7 @@ def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
 
 
 def test_jit_agrees_with_no_jit(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   with jax.disable_jit():
     plain = logits(cfg, params, tokens, memory)
   np.testing.assert_allclose(
@@ -106,7 +106,7 @@ def test_jit_agrees_with_no_jit(cfg, params, tokens):
 
 
 def test_a_token_does_not_see_the_future(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   changed = tokens.at[:, 9].add(1) % cfg.vocab
   a = logits(cfg, params, tokens, memory)
   b = logits(cfg, params, changed, memory)
@@ -115,7 +115,7 @@ def test_a_token_does_not_see_the_future(cfg, params, tokens):
 
 
 def test_cached_decode_equals_the_full_forward(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   full = logits(cfg, params, tokens, memory)
   cache = cache_lib.init_cache(cfg, 4, 16)
   parts, at = [], 0
@@ -131,7 +131,7 @@ def test_cached_decode_equals_the_full_forward(cfg, params, tokens):
 
 
 def test_left_padding_does_not_matter(cfg, params, tokens):
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   padded = jnp.pad(tokens, ((0, 0), (3, 0)))
   positions = jnp.broadcast_to(jnp.arange(19) - 3, padded.shape)
   positions = jnp.where(positions < 0, positions_lib.PAD_POSITION, positions)
@@ -144,7 +144,7 @@ def test_left_padding_does_not_matter(cfg, params, tokens):
 
 
 def test_a_batch_of_lives_equals_each_alone(cfg, params, tokens):
-  lives = [conftest.lived(cfg, seed) for seed in (1, 2, 3)]
+  lives = [conftest.random_memory(cfg, seed) for seed in (1, 2, 3)]
   batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
   together = jax.vmap(lambda m: logits(cfg, params, tokens, m))(batch)
   for got, life in zip(together, lives, strict=True):
@@ -156,7 +156,7 @@ def test_a_batch_of_lives_equals_each_alone(cfg, params, tokens):
 def test_one_device_equals_eight(cfg, params):
   assert jax.device_count() == 8
   tokens = jax.random.randint(jax.random.key(2), (8, 16), 0, cfg.vocab)
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   mesh = jax.make_mesh(
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
   )
@@ -181,7 +181,7 @@ def test_top_k_limits_the_active_experts(params, tokens):
     for l in cfg.levels[1:]
   )
   one = conftest.replace(cfg, levels=levels)
-  memory = conftest.lived(cfg)
+  memory = conftest.random_memory(cfg)
   assert not np.allclose(
     logits(cfg, params, tokens, memory), logits(one, params, tokens, memory)
   )

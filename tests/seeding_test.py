@@ -1,4 +1,4 @@
-"""What must always hold of a night."""
+"""What must always hold of a night of consolidation."""
 
 import dataclasses
 
@@ -20,9 +20,10 @@ from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from tests import conftest
 
-HOW = consolidation_config.SeedingConfig(
+CONFIG = consolidation_config.SeedingConfig(
   dreams=64,
   dream_length=16,
   steps=40,
@@ -38,7 +39,7 @@ HOW = consolidation_config.SeedingConfig(
 TOKENIZER = tokenizers.WordTokenizer(
   ['.', *(f'w{i}' for i in range(29))], separator='.'
 )
-FIRST = schedule.Transfer(0, 1)
+FASTEST = schedule.Transfer(0, 1)
 
 
 @pytest.fixture(name='cfg')
@@ -53,32 +54,30 @@ def _cfg():
 @pytest.fixture(name='life')
 def _life(cfg, params):
   """A life that has read one day of a pattern."""
-  life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
+  life = life_lib.init_life(model_lib.Model(cfg, params), jax.random.PRNGKey(0))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (60, 1))
-  memory, clock, _ = wake.wake(
-    cfg,
+  memory, clock, _ = wake.read_day(
     wake.WakeConfig(batch=2),
-    params,
-    life.memory,
+    life.model,
     life.clock.tokens,
     rows,
     jnp.ones(rows.shape),
     defer_due_update=True,
   )
-  return life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
+  clock = life.clock.replace(tokens=clock)
+  return life.with_memory(memory).replace(clock=clock)
 
 
-def night(cfg, life, how=HOW, transfer=FIRST):
+def consolidate(life, seeding_cfg=CONFIG, pair=FASTEST):
   return transfer_lib.transfer(
-    cfg,
-    how,
+    seeding_cfg,
     life,
-    transfer,
+    pair,
     TOKENIZER,
+    costs_lib.CostTracker(life.model.cfg, 16),
     jax.random.PRNGKey(1),
-    costs_lib.CostTracker(cfg, 16),
   )
 
 
@@ -92,205 +91,205 @@ def paths_that_differ(a, b):
   }
 
 
-@pytest.mark.parametrize('teachers', ['awake', 'current+previous'])
-def test_kl_is_positive_at_first_and_falls(cfg, life, teachers):
-  how = dataclasses.replace(HOW, teachers=teachers)
-  _, report = night(cfg, life, how)
+@pytest.mark.parametrize('teachers', ['current', 'current+previous'])
+def test_kl_is_positive_at_first_and_falls(life, teachers):
+  _, report = consolidate(life, dataclasses.replace(CONFIG, teachers=teachers))
   assert report.kl_first > 0.05
   assert report.kl_last < 0.7 * report.kl_first
   assert report.transferred
 
 
-def test_a_lumped_teacher_of_all_tokens_is_the_whole_teacher(cfg, life):
-  whole = dataclasses.replace(HOW, steps=6, rollout_every=3)
-  lumped = dataclasses.replace(
+def test_top_k_of_all_tokens_is_the_whole_teacher(cfg, life):
+  whole = dataclasses.replace(CONFIG, steps=6, rollout_every=3)
+  top_k = dataclasses.replace(
     whole, teacher_top_k=cfg.vocab - 1, tokens_in_flight=50
   )
-  curves = [night(cfg, life, how)[1].curves for how in (whole, lumped)]
+  curves = [consolidate(life, x)[1].curves for x in (whole, top_k)]
   for name in ('kl', 'on_policy', 'imitation', 'router'):
     np.testing.assert_allclose(
       curves[0][name], curves[1][name], rtol=2e-3, atol=1e-4, err_msg=name
     )
 
 
-def test_a_few_tokens_of_the_teacher_suffice_to_learn(cfg, life):
-  how = dataclasses.replace(HOW, teacher_top_k=8, tokens_in_flight=64)
-  _, report = night(cfg, life, how)
+def test_top_k_of_a_few_tokens_suffices_to_learn(life):
+  top_k = dataclasses.replace(CONFIG, teacher_top_k=8, tokens_in_flight=64)
+  _, report = consolidate(life, top_k)
   assert 0.05 < report.kl_first and report.kl_last < 0.7 * report.kl_first
 
 
 def test_seeding_touches_the_new_slot_alone(cfg, life):
-  ledger = costs_lib.CostTracker(cfg, 16)
-  student = transfer_lib.compute(cfg, HOW, life.memory, 0)
-  bank = student.levels[1].bank.unlock(0, jnp.int32(0), jax.random.key(2))
-  student = student.with_level(1, bank=bank)
-  selves = replay_lib.Teachers(life.memory, life.previous_memory())
-  frozen = jax.tree.map(np.array, (life, student))
-  lesson = seeding.SeedingJob(
-    cfg, HOW, life.params, selves, TOKENIZER, 0, 1, 0, ledger
+  student = transfer_lib.compute(CONFIG, life.model, 0)
+  bank = student.memory.levels[1].bank
+  bank = bank.unlock(0, jnp.int32(0), jax.random.key(2))
+  student = student.with_memory(student.memory.with_level(1, bank=bank))
+  teachers = replay_lib.Teachers(life.model, life.previous_memory())
+  before = jax.tree.map(np.array, (life, student))
+  job = seeding.SeedingJob(
+    CONFIG,
+    teachers,
+    target=seeding.SlotId(1, 0),
+    nights=0,
+    tokenizer=TOKENIZER,
+    costs=costs_lib.CostTracker(cfg, 16),
   )
-  seeded, _ = seeding.seed(lesson, student, jax.random.key(3))
-  assert not paths_that_differ(frozen, (life, student))
+  seeded, _ = seeding.seed(job, student, jax.random.key(3))
+  assert not paths_that_differ(before, (life, student))
   assert paths_that_differ(seeded, student) == {
-    f'.levels[1].bank.experts.{n}' for n in ('a', 'b', 'router', 'bias')
-  } | {'.levels[1].bank.status'}
+    f'.memory.levels[1].bank.experts.{n}' for n in ('a', 'b', 'router', 'bias')
+  } | {'.memory.levels[1].bank.status'}
+  seeded_bank = seeded.memory.levels[1].bank
   for x, y in zip(
-    jax.tree.leaves(seeded.levels[1].bank.experts),
-    jax.tree.leaves(student.levels[1].bank.experts),
+    jax.tree.leaves(seeded_bank.experts), jax.tree.leaves(bank.experts)
   ):
     np.testing.assert_array_equal(x[:, 1:], y[:, 1:])
-  assert seeded.levels[1].bank.status.tolist() == [memory_lib.ACTIVE, 0, 0]
+  assert seeded_bank.status.tolist() == [memory_lib.ACTIVE, 0, 0]
 
 
-def test_the_update_commits_and_resets_the_sender(cfg, life):
-  # Level 2 sends its own expert up: its slots must come out free.
-  life, _ = night(cfg, life)
+def test_the_update_commits_and_resets_the_sender(life):
+  # Level 2 sends its own expert on: its slots must be locked again.
+  life, _ = consolidate(life)
   life = life_lib.end_night(life)
-  after, report = night(cfg, life, transfer=schedule.Transfer(1, 2))
+  after, report = consolidate(life, pair=schedule.Transfer(1, 2))
   assert report.transferred
   assert after.memory.levels[1].bank.status.tolist() == [0, 0, 0]
   assert not np.asarray(after.memory.levels[1].bank.experts.b).any()
   assert after.memory.levels[2].bank.status.tolist()[0] == memory_lib.ACTIVE
 
 
-def test_restart_and_carry_differ_by_the_old_weights(cfg, life):
-  carry = dataclasses.replace(HOW, sender_reset='carry')
+def test_restart_and_carry_differ_by_the_previous_weights(life):
+  carry = dataclasses.replace(CONFIG, sender_reset='carry')
   fast = life.memory.levels[0].fast
-  assert int(fast.chunks) == 1  # The update that the night holds pending.
-  for how in (HOW, carry):
-    new = transfer_lib.compute(cfg, how, life.memory, 0).levels[0].fast
+  assert int(fast.chunks) == 1  # The update that waits for the night.
+  for seeding_cfg in (CONFIG, carry):
+    new = transfer_lib.compute(seeding_cfg, life.model, 0).memory.levels[0].fast
     assert int(new.chunks) == 0
     start = jax.tree.map(
-      jnp.zeros_like if how is HOW else jnp.asarray, fast.delta
+      jnp.zeros_like if seeding_cfg is CONFIG else jnp.asarray, fast.delta
     )
     assert paths_that_differ(new.delta, start)  # It was computed.
-  nothing = fast.replace(chunks=jnp.int32(0))
-  memory = life.memory.with_level(0, fast=nothing)
-  restarted = transfer_lib.compute(cfg, HOW, memory, 0).levels[0].fast
-  carried = transfer_lib.compute(cfg, carry, memory, 0).levels[0].fast
+  no_chunks = fast.replace(chunks=jnp.int32(0))
+  model = life.model.with_memory(life.memory.with_level(0, fast=no_chunks))
+  restarted = transfer_lib.compute(CONFIG, model, 0).memory.levels[0].fast
+  carried = transfer_lib.compute(carry, model, 0).memory.levels[0].fast
   assert not any(np.asarray(d).any() for d in restarted.delta.values())
   assert not paths_that_differ(carried.delta, fast.delta)
 
 
-def test_a_sleep_that_cannot_transfer_keeps_the_old_life(cfg, life, caplog):
-  how = dataclasses.replace(HOW, learning_rate=0.0, max_kl_share=0.8)
-  after, report = night(cfg, life, how)
+def test_a_failed_transfer_leaves_the_life_as_it_was(life, caplog):
+  failing = dataclasses.replace(CONFIG, learning_rate=0.0, max_kl_share=0.8)
+  after, report = consolidate(life, failing)
   assert not report.transferred
   assert not paths_that_differ(after, life)
-  assert 'could not transfer' in caplog.text
+  assert 'could not be transferred' in caplog.text
 
 
-def test_a_random_expert_stays_as_it_was_born(cfg, life):
-  how = dataclasses.replace(HOW, train_expert=False)
-  after, report = night(cfg, life, how)
+def test_an_untrained_expert_keeps_its_initial_weights(life):
+  untrained = dataclasses.replace(CONFIG, train_expert=False)
+  after, report = consolidate(life, untrained)
   bank = after.memory.levels[1].bank
   assert report.transferred and bank.status[0] == memory_lib.ACTIVE
   assert not np.asarray(bank.experts.b[:, 0]).any()
 
 
-def test_a_failed_sleep_does_not_cost_a_recycled_slot(cfg, life):
-  how = dataclasses.replace(
-    HOW, learning_rate=0.0, max_kl_share=0.5, slot_policy='recycle'
+def test_a_failed_transfer_does_not_free_a_recycled_slot(life):
+  failing = dataclasses.replace(
+    CONFIG, learning_rate=0.0, max_kl_share=0.5, slot_policy='recycle'
   )
-  after, report = night(cfg, full(cfg, life), how)
+  after, report = consolidate(with_full_bank(life), failing)
   assert not report.transferred
-  assert not paths_that_differ(after, full(cfg, life))
+  assert not paths_that_differ(after, with_full_bank(life))
 
 
-def full(cfg, life):
-  banks = conftest.lived(cfg).levels[1].bank
-  full_bank = banks.replace(
+def with_full_bank(life):
+  """The life whose level 2 has an expert in each of its three slots."""
+  bank = conftest.random_memory(life.model.cfg).levels[1].bank
+  full_bank = bank.replace(
     status=jnp.full((3,), memory_lib.ACTIVE), created_night=jnp.array([1, 0, 2])
   )
-  return life.replace(memory=life.memory.with_level(1, bank=full_bank))
+  return life.with_memory(life.memory.with_level(1, bank=full_bank))
 
 
-def test_a_full_bank_is_an_error_by_default(cfg, life):
+def test_a_full_bank_is_an_error_by_default(life):
   with pytest.raises(config.ConfigError, match='all 3 slots of level 2'):
-    night(cfg, full(cfg, life))
+    consolidate(with_full_bank(life))
 
 
-def test_recycle_gives_up_the_oldest(cfg, life, caplog):
-  how = dataclasses.replace(HOW, slot_policy='recycle')
-  after, report = night(cfg, full(cfg, life), how)
+def test_recycle_drops_the_oldest_expert(life, caplog):
+  recycle = dataclasses.replace(CONFIG, slot_policy='recycle')
+  after, report = consolidate(with_full_bank(life), recycle)
   assert report.slot == 1 and 'slot 1 is recycled' in caplog.text
-  old, new = (x.memory.levels[1].bank for x in (full(cfg, life), after))
+  old, new = (x.memory.levels[1].bank for x in (with_full_bank(life), after))
   for slot in (0, 2):
     assert not paths_that_differ(old.expert(slot), new.expert(slot))
 
 
-def test_merge_teaches_the_heir_first(cfg, life):
-  how = dataclasses.replace(HOW, slot_policy='merge')
-  after, report = night(cfg, full(cfg, life), how)
-  old, new = (x.memory.levels[1].bank for x in (full(cfg, life), after))
+def test_merge_distils_the_oldest_expert_into_the_next_oldest(life):
+  merge = dataclasses.replace(CONFIG, slot_policy='merge')
+  after, report = consolidate(with_full_bank(life), merge)
+  old, new = (x.memory.levels[1].bank for x in (with_full_bank(life), after))
   assert report.slot == 1
-  assert paths_that_differ(old.expert(0), new.expert(0))  # The heir.
+  assert paths_that_differ(old.expert(0), new.expert(0))  # The next oldest.
   assert not paths_that_differ(old.expert(2), new.expert(2))
 
 
-def test_one_slot_can_be_recycled_and_not_merged(cfg, life):
+def test_a_single_slot_can_be_recycled_and_not_merged(cfg, life):
   levels = (
     cfg.levels[0],
     dataclasses.replace(cfg.levels[1], slots=1),
     *cfg.levels[2:],
   )
-  cfg = dataclasses.replace(cfg, levels=levels)
   bank = life.memory.levels[1].bank
-  alone = jax.tree.map(lambda x: x[:, :1], bank.experts)
   bank = bank.replace(
-    experts=alone,
+    experts=jax.tree.map(lambda x: x[:, :1], bank.experts),
     status=jnp.array([memory_lib.ACTIVE]),
     created_night=jnp.array([0]),
   )
-  life = life.replace(memory=life.memory.with_level(1, bank=bank))
-  _, report = night(cfg, life, dataclasses.replace(HOW, slot_policy='recycle'))
+  life = life.with_memory(life.memory.with_level(1, bank=bank))
+  model = life.model.replace(cfg=dataclasses.replace(cfg, levels=levels))
+  life = life.replace(model=model)
+  recycle = dataclasses.replace(CONFIG, slot_policy='recycle')
+  _, report = consolidate(life, recycle)
   assert report.slot == 0
   with pytest.raises(config.ConfigError, match='needs two slots'):
-    night(cfg, life, dataclasses.replace(HOW, slot_policy='merge'))
+    consolidate(life, dataclasses.replace(CONFIG, slot_policy='merge'))
 
 
-def test_without_expansion_one_expert_serves_every_night(cfg, life):
-  how = dataclasses.replace(HOW, expand=False)
-  once, _ = night(cfg, life, how)
-  again = once.replace(memory=once.memory.with_deltas(life.memory.deltas()))
-  twice, report = night(cfg, again, how)
+def test_without_expansion_all_nights_train_the_same_expert(life):
+  no_expansion = dataclasses.replace(CONFIG, expand=False)
+  first, _ = consolidate(life, no_expansion)
+  second_day = first.with_memory(first.memory.with_deltas(life.memory.deltas()))
+  second, report = consolidate(second_day, no_expansion)
   assert report.slot == 0
-  assert twice.memory.levels[1].bank.status.tolist() == [2, 0, 0]
+  assert second.memory.levels[1].bank.status.tolist() == [2, 0, 0]
 
 
-def test_a_night_repeats_itself_to_the_bit(cfg, life):
-  a, b = night(cfg, life)[0], night(cfg, life)[0]
+def test_a_transfer_is_deterministic_to_the_bit(life):
+  a, b = consolidate(life)[0], consolidate(life)[0]
   assert not paths_that_differ(a, b)
 
 
-def test_seed_steps_compile_once(cfg, life):
+def test_seed_steps_compile_once(life):
   seeding.seed_steps.clear_cache()
   for _ in range(2):
-    life, _ = night(cfg, life)
+    life, _ = consolidate(life)
     life = life_lib.end_night(life)
   assert seeding.seed_steps._cache_size() == 1
 
 
-def test_splicing_keeps_whole_segments_and_tells_their_owner():
-  awake = [np.array([10, 11, 2]), np.array([12, 2])]
-  old = [np.array([20, 21, 22, 2])]
-  tokens, owner = replay_lib.splice(
-    awake, old, 50, 16, 0.5, 1, np.random.default_rng(0)
+def test_splicing_keeps_whole_segments_and_reports_their_source():
+  current = [np.array([10, 11, 2]), np.array([12, 2])]
+  previous = [np.array([20, 21, 22, 2])]
+  tokens, lengths, source, row_prob = replay_lib.splice(
+    current, previous, (50, 16), 0.5, 1, np.random.default_rng(0)
   )
-  assert (tokens[:, 0] == 1).all() and set(np.unique(tokens)) <= {
-    1,
-    2,
-    10,
-    11,
-    12,
-    20,
-    21,
-    22,
-  }
-  inside = owner[(tokens >= 11) & (tokens != 12) & (tokens < 20)]
+  assert tokens.shape == (50, 16)
+  assert (lengths == 16).all() and row_prob is None
+  assert (tokens[:, 0] == 1).all()
+  assert set(np.unique(tokens)) <= {1, 2, 10, 11, 12, 20, 21, 22}
+  inside = source[(tokens >= 11) & (tokens != 12) & (tokens < 20)]
   assert (inside == 1).all()
-  assert (owner[tokens >= 21] == 0).all()
-  starts = owner[(tokens == 10) | (tokens == 20)]
+  assert (source[tokens >= 21] == 0).all()
+  starts = source[(tokens == 10) | (tokens == 20)]
   assert (starts == 0.5).all()
   assert 0.4 < (tokens == 20).sum() / np.isin(tokens, (10, 12, 20)).sum() < 0.6
 
@@ -316,24 +315,24 @@ def test_the_mixture_teacher_is_a_mixture():
   )
 
 
-def test_a_cut_splits_a_dream_in_what_was_and_what_followed():
+def test_a_row_is_split_into_a_prefix_and_what_followed():
   tokens = jnp.arange(1, 11)[None].repeat(20, 0)
-  prefix, at, rest, left = imitation.split_prefix(
+  prefixes, lengths, references, remaining = imitation.split_prefix(
     tokens, jnp.full((20,), 10), 4, jax.random.key(0)
   )
-  assert len(set(at.tolist())) > 3
-  for p, n, r, m in zip(prefix, at, rest, left):
-    assert p[6 - n :].tolist() == list(range(1, n + 1))
-    assert r.tolist() == list(range(n + 1, n + 5)) and m == 4
+  assert len(set(lengths.tolist())) > 3
+  for prefix, n, reference, m in zip(prefixes, lengths, references, remaining):
+    assert prefix[6 - n :].tolist() == list(range(1, n + 1))
+    assert reference.tolist() == list(range(n + 1, n + 5)) and m == 4
 
 
-def test_the_old_self_is_the_life_before_this_day(cfg, params, life):
-  born = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
+def test_the_previous_memory_is_that_of_the_last_morning(life):
+  initial = life_lib.init_life(life.model, jax.random.PRNGKey(0))
   assert not paths_that_differ(
-    life.previous_memory().deltas(), born.memory.deltas()
+    life.previous_memory().deltas(), initial.memory.deltas()
   )
-  rested = life_lib.end_night(life)
+  next_day = life_lib.end_night(life)
   assert not paths_that_differ(
-    rested.previous_memory().deltas(), life.memory.deltas()
+    next_day.previous_memory().deltas(), life.memory.deltas()
   )
-  assert int(rested.clock.nights) == 1
+  assert int(next_day.clock.nights) == 1

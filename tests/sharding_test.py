@@ -28,7 +28,7 @@ ROWS = 16
 
 @pytest.fixture(name='memory')
 def _memory(cfg):
-  return conftest.lived(cfg)
+  return conftest.random_memory(cfg)
 
 
 @pytest.fixture(name='rows')

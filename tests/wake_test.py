@@ -1,4 +1,4 @@
-"""Eq. 2: causal, chunk-parallel, on its clocks."""
+"""Eq. 2: causal, chunk-parallel, each level on its clock."""
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,34 @@ from sleep_jax import config
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import losses
 from tests import conftest
 
-WAKE = wake.WakeConfig(batch=2)
+CONFIG = wake.WakeConfig(batch=2)
 
 
-def read(cfg, params, tokens, *, how=WAKE, defer_due_update=False, weight=None):
-  memory = memory_lib.init_memory(cfg)
+def read(
+  cfg,
+  params,
+  tokens,
+  *,
+  wake_cfg=CONFIG,
+  defer_due_update=False,
+  weight=None,
+  memory=None,
+):
+  """`read_day` from token 0, by default with a memory that holds nothing."""
+  memory = memory_lib.init_memory(cfg) if memory is None else memory
   weight = jnp.ones(tokens.shape) if weight is None else weight
-  return wake.wake(
-    cfg,
-    how,
-    params,
-    memory,
+  return wake.read_day(
+    wake_cfg,
+    model_lib.Model(cfg, params, memory),
     jnp.int32(0),
     tokens,
     weight,
-    defer_due_update=hold,
+    defer_due_update=defer_due_update,
   )
 
 
@@ -36,20 +45,22 @@ def one_level(**changes) -> config.ModelConfig:
   return conftest.tiny(levels=(config.LevelConfig(**(level | changes)),))
 
 
-def test_no_loss_sees_an_update_that_its_own_target_caused(cfg, params, tokens):
+def test_no_loss_depends_on_an_update_that_its_own_target_caused(
+  cfg, params, tokens
+):
   """Changing a token changes no loss of a chunk that ends before it."""
-  _, _, before = read(cfg, params, tokens)
+  _, _, loss = read(cfg, params, tokens)
   # Token 9 of the first group is a target of chunk 2 (targets 9..12).
-  _, _, after = read(cfg, params, tokens.at[:2, 9].add(1) % cfg.vocab)
-  np.testing.assert_array_equal(before[:2], after[:2])
-  assert (np.asarray(before[2:]) != np.asarray(after[2:])).all()
+  _, _, changed = read(cfg, params, tokens.at[:2, 9].add(1) % cfg.vocab)
+  np.testing.assert_array_equal(loss[:2], changed[:2])
+  assert (np.asarray(loss[2:]) != np.asarray(changed[2:])).all()
 
 
-def test_first_chunk_is_scored_by_the_untouched_base(cfg, params, tokens):
-  _, _, got = read(cfg, params, tokens)
+def test_first_chunk_is_scored_by_the_base_model(cfg, params, tokens):
+  _, _, loss = read(cfg, params, tokens)
   logits = transformer.forward(cfg, params, tokens[:2]).logits
   logp = losses.token_logprobs(logits, tokens[:2])
-  np.testing.assert_allclose(got[0], -logp[:, :4].mean(), rtol=1e-5)
+  np.testing.assert_allclose(loss[0], -logp[:, :4].mean(), rtol=1e-5)
 
 
 def test_an_update_is_equation_2_and_equals_token_by_token(tokens):
@@ -58,40 +69,40 @@ def test_an_update_is_equation_2_and_equals_token_by_token(tokens):
   params = conftest.weights(cfg)
   rows = tokens[:2, :6]
   memory, _, _ = read(cfg, params, rows)
-  fresh = memory_lib.init_memory(cfg)
+  initial = memory_lib.init_memory(cfg)
 
-  def token_loss(deltas, at):
-    seen = fresh.with_deltas(deltas)
-    prefix = transformer.forward(cfg, params, rows[:, : at + 1], seen)
-    logp = jax.nn.log_softmax(prefix.logits[:, -1])
-    target = rows[:, at + 1, None]
+  def token_loss(deltas, position):
+    changed = initial.with_deltas(deltas)
+    out = transformer.forward(cfg, params, rows[:, : position + 1], changed)
+    logp = jax.nn.log_softmax(out.logits[:, -1])
+    target = rows[:, position + 1, None]
     return -jnp.take_along_axis(logp, target, axis=1).sum()
 
-  slope = jax.jit(jax.grad(token_loss), static_argnums=1)
-  grads = [slope(fresh.deltas(), at) for at in range(5)]
+  grad = jax.jit(jax.grad(token_loss), static_argnums=1)
+  grads = [grad(initial.deltas(), position) for position in range(5)]
   mean = jax.tree.map(lambda *g: sum(g) / (2 * 5), *grads)
   for key, delta in memory.levels[0].fast.delta.items():
     np.testing.assert_allclose(delta, -0.5 * mean[0][key], rtol=1e-3, atol=1e-6)
 
 
 def test_levels_update_on_their_own_clocks(cfg, params, tokens):
-  def moved(n_tokens):
-    memory, _, _ = read(cfg, params, tokens[:2, :n_tokens])
+  def updated_levels(num_tokens):
+    memory, _, _ = read(cfg, params, tokens[:2, :num_tokens])
     return [
-      l.fast is not None
-      and any(bool(jnp.any(d)) for d in jax.tree.leaves(l.fast.delta))
-      for l in memory.levels
+      level.fast is not None
+      and any(bool(jnp.any(d)) for d in jax.tree.leaves(level.fast.delta))
+      for level in memory.levels
     ]
 
-  assert moved(4) == [True, False, False]
-  assert moved(8) == [True, True, False]
+  assert updated_levels(4) == [True, False, False]
+  assert updated_levels(8) == [True, True, False]
 
 
-def test_a_frozen_level_has_no_fast_part(cfg):
+def test_a_frozen_level_has_no_fast_weights(cfg):
   assert memory_lib.init_memory(cfg).levels[2].fast is None
 
 
-def test_learning_helps():
+def test_reading_a_repeated_row_lowers_its_loss():
   cfg = one_level(optimizer='adam', learning_rate=0.02)
   params = conftest.weights(cfg)
   row = jax.random.randint(jax.random.key(4), (1, 16), 0, cfg.vocab)
@@ -99,62 +110,54 @@ def test_learning_helps():
   assert float(loss[-4:].mean()) < 0.7 * float(loss[:4].mean())
 
 
-def test_hold_leaves_the_update_before_sleep_pending(cfg, params, tokens):
-  # Level 1 sleeps every 2 * 4 tokens: after 8, its update is held back.
-  held, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=True)
-  free, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=False)
-  fast = held.levels[0].fast
-  assert int(fast.chunks) == 1 and int(free.levels[0].fast.chunks) == 0
+def test_a_due_update_can_be_left_pending(cfg, params, tokens):
+  # Level 1 is consolidated every 2 * 4 tokens: after 8, its update waits.
+  deferred, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=True)
+  updated, _, _ = read(cfg, params, tokens[:2, :8], defer_due_update=False)
+  fast = deferred.levels[0].fast
+  assert int(fast.chunks) == 1 and int(updated.levels[0].fast.chunks) == 0
   applied = wake.apply_update(cfg.levels[0], fast)
   for a, b in zip(
-    jax.tree.leaves(applied), jax.tree.leaves(free.levels[0].fast)
+    jax.tree.leaves(applied), jax.tree.leaves(updated.levels[0].fast)
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_per_row_memory_ends_with_the_row(cfg, params, tokens):
-  how = wake.WakeConfig(batch=2, carry_memory=False)
-  memory, clock, loss = read(cfg, params, tokens, how=how)
+  per_row = wake.WakeConfig(batch=2, carry_memory=False)
+  memory, clock, loss = read(cfg, params, tokens, wake_cfg=per_row)
   for a, b in zip(
     jax.tree.leaves(memory), jax.tree.leaves(memory_lib.init_memory(cfg))
   ):
     np.testing.assert_array_equal(a, b)
   assert int(clock) == 32
-  # Each row learned alone: the same as a life of one lane that read only it.
+  # Each row is learned alone: as by a life with one row a batch that reads it.
   single = wake.WakeConfig(batch=1)
-  alone = [read(cfg, params, tokens[i : i + 1], how=single)[2] for i in (0, 1)]
+  alone = [
+    read(cfg, params, tokens[i : i + 1], wake_cfg=single)[2] for i in (0, 1)
+  ]
   np.testing.assert_allclose(
     loss[:4], np.mean(alone, axis=0), rtol=1e-4, atol=1e-5
   )
 
 
 def test_a_batch_of_lives_wakes_as_each_alone(cfg, params, tokens):
-  lives = [conftest.lived(cfg, seed) for seed in (1, 2)]
-  batch = jax.tree.map(lambda *x: jnp.stack(x), *lives)
-  ones = jnp.ones(tokens.shape)
+  memories = [conftest.random_memory(cfg, seed) for seed in (1, 2)]
+  batch = jax.tree.map(lambda *x: jnp.stack(x), *memories)
 
-  def one_day(memory):
-    return wake.wake(
-      cfg,
-      WAKE,
-      params,
-      memory,
-      jnp.int32(0),
-      tokens,
-      ones,
-      defer_due_update=True,
-    )
+  def read_from(memory):
+    return read(cfg, params, tokens, memory=memory, defer_due_update=True)
 
-  together, _, losses_ = jax.vmap(one_day)(batch)
-  for i, life in enumerate(lives):
-    alone, _, loss = one_day(life)
-    np.testing.assert_allclose(losses_[i], loss, rtol=1e-4, atol=1e-5)
+  together, _, loss_of_batch = jax.vmap(read_from)(batch)
+  for i, memory in enumerate(memories):
+    alone, _, loss = read_from(memory)
+    np.testing.assert_allclose(loss_of_batch[i], loss, rtol=1e-4, atol=1e-5)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone)):
       np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
 
 
-def test_lanes_and_chunks_that_do_not_divide_are_refused(cfg, params, tokens):
-  with pytest.raises(config.ConfigError, match='lanes=2 .* 3 rows'):
+def test_batches_and_chunks_that_do_not_divide_are_refused(cfg, params, tokens):
+  with pytest.raises(config.ConfigError, match='wake.batch=2 .* 3 rows'):
     read(cfg, params, tokens[:3])
   with pytest.raises(config.ConfigError, match='rows of 15 .* chunks of 4'):
     read(cfg, params, tokens[:, :15])
@@ -170,7 +173,7 @@ def test_transfers_come_due_slowest_first(cfg):
 
 
 def test_wake_compiles_once(cfg, params, tokens):
-  wake.wake.clear_cache()
+  wake.read_day.clear_cache()
   for shift in range(3):
     read(cfg, params, (tokens + shift) % cfg.vocab, defer_due_update=True)
-  assert wake.wake._cache_size() == 1
+  assert wake.read_day._cache_size() == 1

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
@@ -124,7 +125,9 @@ class Learner:
     form, answers = self.setup.required_format(self.name), []
     for i, request in enumerate(requests):
       rows = study_lib.context_rows(form, request)
-      copy = life.replace(rng=jax.random.fold_in(life.rng, 1 + i))
+      # Training steps donate their buffers, and the life must outlive them.
+      copy = jax.tree.map(jnp.copy, life)
+      copy = copy.replace(rng=jax.random.fold_in(life.rng, 1 + i))
       copy, _ = self.wake(
         copy, experience_lib.Experience(rows.tokens, rows.weight)
       )

@@ -59,10 +59,6 @@ class WindowTask(task_lib.Task, abc.ABC):
     """Tokens of a sequence: its context and its prediction window."""
     return self.windows * self.window + self.prediction
 
-  @property
-  def row_length(self) -> int:
-    return self.windows * self.window + self.prediction
-
   @abc.abstractmethod
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False
