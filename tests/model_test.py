@@ -241,8 +241,7 @@ class EmaConfig:
   init_decay: float = 0.5
 
 
-@struct.dataclass
-class EmaState:
+class EmaState(struct.PyTreeNode):
   """The average so far."""
 
   s: jax.Array  # [B, 1, 1, D]

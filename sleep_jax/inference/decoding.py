@@ -21,8 +21,7 @@ from sleep_jax.models import transformer
 PerLayerMemory = cms.PerLayerMemory
 
 
-@struct.dataclass
-class PerLayerModel:
+class PerLayerModel(struct.PyTreeNode):
   """Weights and memory of a model, layer by layer."""
 
   params: at.Params  # `block_0` and so on, in place of `blocks`.

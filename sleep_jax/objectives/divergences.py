@@ -90,8 +90,7 @@ def chunked(
   return jax.tree.map(join, jax.lax.map(step, jax.tree.map(split, rows)))
 
 
-@struct.dataclass
-class TopK:
+class TopK(struct.PyTreeNode):
   """A teacher's k likeliest tokens, and all others as one more outcome.
 
   The probabilities are not renormalised: the mass of all other tokens is kept

@@ -42,8 +42,7 @@ from sleep_jax.training import fit
 _PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 
 
-@struct.dataclass
-class StepMetrics:
+class StepMetrics(struct.PyTreeNode):
   """What one seeding step measures, before its update; nats per token."""
 
   loss: jax.Array
@@ -54,8 +53,7 @@ class StepMetrics:
   router: jax.Array  # Provenance cross-entropy.
 
 
-@struct.dataclass
-class SlotId:
+class SlotId(struct.PyTreeNode):
   """Where an expert is: a level (0 = fastest, static), a slot of its bank."""
 
   level: int = struct.field(pytree_node=False)
@@ -65,9 +63,8 @@ class SlotId:
     self, model: model_lib.Model, expert: memory_lib.Expert
   ) -> model_lib.Model:
     """The model with `expert` there."""
-    memory = model.memory
-    bank = memory.levels[self.level].bank.with_expert(self.slot, expert)
-    return model.with_memory(memory.with_level(self.level, bank=bank))
+    bank = model.bank(self.level).with_expert(self.slot, expert)
+    return model.with_level(self.level, bank=bank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ def seed(
   replay, labels = _replay(job, replay_key)
   cfg, target = job.cfg, job.target
   student = _activate(student, target)
-  bank = student.memory.levels[target.level].bank
+  bank = student.bank(target.level)
   expert = sharding.shard_params(
     jax.tree.map(jnp.copy, bank.expert(target.slot))
   )
@@ -309,10 +306,9 @@ def _activate(student: model_lib.Model, target: SlotId) -> model_lib.Model:
   So that what the expert learns, and what it displaces, is what the next day
   finds.
   """
-  memory = student.memory
-  bank = memory.levels[target.level].bank
+  bank = student.bank(target.level)
   bank = bank.set_status(target.slot, memory_lib.ACTIVE)
-  return student.with_memory(memory.with_level(target.level, bank=bank))
+  return student.with_level(target.level, bank=bank)
 
 
 _measure = jax.jit(objective, static_argnums=1)

@@ -34,8 +34,7 @@ _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
 _Tokens = tuple[jax.Array, ...]  # q, k, v, log alpha and beta of a step.
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
   """What a layer carries from token to token.
 
   Sleep keeps `s` alone: `conv_state` ends with the window
