@@ -164,18 +164,21 @@ def test_seeding_empties_the_states_into_one_expert(day):
 @pytest.fixture(name='base', scope='module')
 def _base(tmp_path_factory):
   """A hybrid base by the recipe, too short to be of use."""
-  out = tmp_path_factory.mktemp('base') / 'base.npz'
+  folder = tmp_path_factory.mktemp('base')
+  out = folder / 'base.npz'
   subprocess.run(
     [
       sys.executable,
       '-m',
-      'experiments.pretrain',
+      'experiments.run',
       '--config=experiments/configs/base_facts_hybrid.py',
-      f'--config.out={out}',
+      f'--workdir={folder / "run"}',
+      f'--config.export={out}',
       '--config.training.steps=20',
-      '--config.training.exams=1',
       '--config.training.batch=2',
-      '--config.windows=2',
+      '--config.task.episodes=1',
+      '--config.task.eval_rows=4',
+      '--config.task.windows=2',
     ],
     cwd=pathlib.Path(__file__).parents[1],
     check=True,
