@@ -186,6 +186,7 @@ def _base(tmp_path_factory):
       '--config.training.steps=20',
       '--config.training.batch=2',
       '--config.task.episodes=1',
+      '--config.task.eval_rows=4',
       '--config.task.windows=2',
     ],
     cwd=pathlib.Path(__file__).parents[1],

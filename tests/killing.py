@@ -66,7 +66,7 @@ _MOMENTS = {
     0.3,
     False,
   ),
-  'mid-dream': ('sleep_jax.lifecycle.dreaming.night:night', 2, 0.3, False),
+  'mid-dream': ('sleep_jax.lifecycle.dreaming.propose:propose', 2, 0.3, False),
   'slot unlocked': ('sleep_jax.models.memory:Bank.unlock', 2, 0.0, True),
   'mid-trial': (
     'sleep_jax.lifecycle.dreaming.trials:train_instances',

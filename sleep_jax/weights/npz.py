@@ -73,8 +73,9 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> at.Params:
   """
   if not path.exists():
     raise config.ConfigError(
-      f'base weights {str(path)!r} do not exist; train them with python -m '
-      'experiments.pretrain, or correct --config.base.'
+      f'base weights {str(path)!r} do not exist; train them with '
+      'experiments.run (configs base_*.py), convert a checkpoint into them '
+      '(sleep_jax.weights.convert), or correct --config.base.'
     )
   if path.is_dir():
     saved = folder_lib.load(path)
