@@ -46,7 +46,7 @@ def _spell(cfg, params, cache, token, new):
 
   def step(carry, _):
     cache, token = carry
-    at = jnp.broadcast_to(cache.next, token.shape)
+    at = jnp.broadcast_to(cache.end_index, token.shape)
     logits, cache = decoding.decode(cfg, model, token, at, cache)
     token = logits.argmax(-1)[:, None]
     return (cache, token), token
@@ -84,7 +84,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
     grown = decoding.init_decode_cache(full, rows, windows * length + new)
     columns = np.arange(windows * length + new)
     grown = grown.replace(
-      next=jnp.array(windows * length),
+      end_index=jnp.array(windows * length),
       positions=jnp.broadcast_to(
         np.where(columns < windows * length, columns, -1), grown.positions.shape
       ),
@@ -125,7 +125,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
 
 def _bytes(cache: cache_lib.Cache) -> int:
   return sum(
-    x.nbytes for x in jax.tree.leaves((cache.k, cache.v, cache.states))
+    x.nbytes for x in jax.tree.leaves(cache.layers)
   )
 
 

@@ -230,7 +230,7 @@ def _to_sleep(
 
 def main(_) -> None:
   c = _CONFIG.value
-  cfg = config.ModelConfig.of(c.model.to_dict())
+  cfg = config.ModelConfig.from_mapping(c.model.to_dict())
   start = time.time()
   params, loss = (_to_sleep if 'recurrence' in c else _to_read)(c, cfg)
   npz.save(pathlib.Path(c.out), jax.device_get(params), cfg)

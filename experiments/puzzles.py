@@ -61,7 +61,7 @@ def build(c: build_lib.Settings, seed: int) -> Plan:
   puzzle = algorithmic_tasks.build(given.pop('name'), given)
   plan = Plan(
     puzzle,
-    config.ModelConfig.of(c['model']),
+    config.ModelConfig.from_mapping(c['model']),
     config.from_mapping(
       recurrence_config.RecurrenceConfig, c['recurrence'], 'recurrence'
     ),

@@ -140,7 +140,7 @@ class Program:
   """The steps of one config on one mesh, as shapes; nothing is allocated."""
 
   def __init__(self, c: dict[str, Any], mesh: jax.sharding.Mesh):
-    self.cfg = config.ModelConfig.of(c['model'])
+    self.cfg = config.ModelConfig.from_mapping(c['model'])
     self.wake = config.from_mapping(wake.WakeConfig, c['wake'], 'wake')
     self.sleep = config.from_mapping(
       consolidation_config.SeedingConfig, c['sleep'], 'sleep'
@@ -463,7 +463,7 @@ def main(_) -> None:
 
   try:
     devices = absent(given.topology)
-    cfg = config.ModelConfig.of(c['model'])
+    cfg = config.ModelConfig.from_mapping(c['model'])
     program = Program(c, mesh_of(cfg, given.mesh, devices))
     look = lowered if given.lower_only else compiled
     fits = table(program, given.topology, given.steps, say, look)

@@ -400,7 +400,7 @@ def test_a_bad_source_is_refused():
 @pytest.mark.parametrize('variant', ['', 'real', 'paper'])
 def test_the_configs_settings_are_known(variant):
   c = config_arc.get_config(variant).to_dict()
-  config.ModelConfig.of(c['model'])
+  config.ModelConfig.from_mapping(c['model'])
   for name, cls in (
     ('lora', lora.LoraConfig),
     ('trial', dreaming_config.TrialConfig),
@@ -421,7 +421,7 @@ def test_the_configs_settings_are_known(variant):
 
 def test_a_trial_of_the_papers_setting_lowers():
   c = config_arc.get_config('paper').to_dict()
-  cfg = config.ModelConfig.of(c['model'])
+  cfg = config.ModelConfig.from_mapping(c['model'])
   how = config.from_mapping(lora.LoraConfig, c['lora'], 'lora')
   key = jax.random.key(0)
   params = jax.eval_shape(lambda: transformer.init(cfg, key))

@@ -29,7 +29,7 @@ TOTALS = {
 
 def settings(variant):
   c = backbones.get_config(variant).to_dict()
-  model = config.ModelConfig.of(c['model'])
+  model = config.ModelConfig.from_mapping(c['model'])
   return (
     model,
     config.from_mapping(wake.WakeConfig, c['wake'], 'wake'),

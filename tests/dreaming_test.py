@@ -143,7 +143,7 @@ def with_active_expert(life, scale=3.0):
     b=scale * jax.random.normal(jax.random.key(6), expert.b.shape),
     bias=jnp.full_like(expert.bias, -30.0),
   )
-  bank = bank.with_expert(0, expert).mark(0, memory_lib.ACTIVE)
+  bank = bank.with_expert(0, expert).set_status(0, memory_lib.ACTIVE)
   return life.replace(memory=life.memory.with_level(1, bank=bank))
 
 

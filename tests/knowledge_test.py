@@ -417,8 +417,8 @@ def test_a_word_that_ends_documents():
 def test_every_arm_adopts_the_base_of_bulletins(arm):
   c = json.loads(bulletins_config.get_config().to_json())
   c = build_lib.arm_config(c, arm)
-  model = config.ModelConfig.of(c['model'])
-  plain = config.ModelConfig.of(base_bulletins.model().to_dict())
+  model = config.ModelConfig.from_mapping(c['model'])
+  plain = config.ModelConfig.from_mapping(base_bulletins.model().to_dict())
   assert plain.vocab == bulletins.build_tokenizer().vocab
   born = jax.eval_shape(lambda: transformer.init(plain, jax.random.key(0)))
   params = jax.eval_shape(
@@ -430,7 +430,7 @@ def test_every_arm_adopts_the_base_of_bulletins(arm):
 
 def test_the_papers_squad_lowers():
   c = squad_config.get_config('paper').to_dict()
-  model = config.ModelConfig.of(c['model'])
+  model = config.ModelConfig.from_mapping(c['model'])
   params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   rows = jax.ShapeDtypeStruct((c['trial']['batch'], 2048), jnp.int32)
   out = jax.jit(transformer.forward, static_argnums=0).lower(

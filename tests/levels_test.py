@@ -290,7 +290,7 @@ def test_a_plain_base_on_disk_gains_levels(plain, tmp_path, name, reading):
 
 
 def test_a_config_survives_being_written_as_json():
-  as_read = config.ModelConfig.of(
+  as_read = config.ModelConfig.from_mapping(
     jax.tree.map(lambda x: x, dataclasses.asdict(PARTITION))
     | {'partition': list(PARTITION.partition)}
   )

@@ -221,4 +221,4 @@ def test_impossible_levels_are_refused(levels, words):
 
 def test_an_unknown_setting_is_named():
   with pytest.raises(config.ConfigError, match="levels\\[0\\].*'chunks'"):
-    config.ModelConfig.of(dict(vocab=8, levels=[dict(hidden=4, chunks=1)]))
+    config.ModelConfig.from_mapping(dict(vocab=8, levels=[dict(hidden=4, chunks=1)]))

@@ -192,7 +192,7 @@ def test_every_config_builds_a_model(name):
   )
   for arm in c['arms']:
     s = build_lib.arm_config(c, arm)
-    model = config.ModelConfig.of(s['model'])
+    model = config.ModelConfig.from_mapping(s['model'])
     config.from_mapping(consolidation_config.SeedingConfig, s['sleep'], 'sleep')
     assert model.levels[0].sleep_every
 

@@ -7,7 +7,7 @@ configures.
 from sleep_jax.config.base import ConfigError as ConfigError
 from sleep_jax.config.base import from_mapping as from_mapping
 from sleep_jax.config.base import lookup as lookup
-from sleep_jax.config.model import MIXERS as MIXERS
+from sleep_jax.config.model import MIXERS_PACKAGE as MIXERS_PACKAGE
 from sleep_jax.config.model import LevelConfig as LevelConfig
 from sleep_jax.config.model import ModelConfig as ModelConfig
 from sleep_jax.config.model import RecurrentConfig as RecurrentConfig

@@ -1,10 +1,11 @@
-"""What a model is: its dimensions, levels, mixers."""
+"""What a model is: its dimensions, levels and mixers."""
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from sleep_jax.config import base
+from sleep_jax.config import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class RecurrentConfig:
         )
 
 
-MIXERS = ('attention', 'gdn', 'jet')
+MIXERS_PACKAGE = 'sleep_jax.models.mixers'  # Where mixers are looked up.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +98,12 @@ class ModelConfig:
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
   partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
-  # What mixes tokens, layer by layer, repeated to the end: attention | gdn |
-  # jet; () = attention throughout. `recurrent` is how gdn and jet are made.
+  # What mixes tokens, layer by layer, repeated to the end: names of
+  # `sleep_jax.models.mixers` (attention | gdn | jet) or `module:Class`;
+  # () = attention throughout. `recurrent` has their settings: the `Config` of
+  # the mixers that have one, which is `RecurrentConfig` for gdn and jet.
   mixers: tuple[str, ...] = ()
-  recurrent: RecurrentConfig = RecurrentConfig()
+  recurrent: Any = RecurrentConfig()
   unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
   remat: bool = False
   # Of the computation. Fresh parameters are float32; converted ones keep the
@@ -128,24 +131,21 @@ class ModelConfig:
       _check_mixers(self)
     _check_clocks(self.levels)
 
-  def mixer(self, layer: int) -> str:
-    """What mixes tokens in `layer`."""
-    if not self.mixers:
-      return 'attention'
-    return self.mixers[layer % len(self.mixers)]
-
-  def layers_with(self, attention: bool) -> tuple[int, ...]:
-    """The layers that have attention, or those that have not."""
-    return tuple(
-      i
-      for i in range(self.layers)
-      if (self.mixer(i) == 'attention') == attention
-    )
+  @property
+  def mixer_names(self) -> tuple[str, ...]:
+    """What mixes tokens in each layer."""
+    mixers = self.mixers or ('attention',)
+    return tuple(mixers[i % len(mixers)] for i in range(self.layers))
 
   @property
   def recurrent_layers(self) -> tuple[int, ...]:
-    """The layers whose mixer is recurrent."""
-    return self.layers_with(attention=False)
+    """The layers whose mixer carries a state of constant size."""
+    return _layers(self, recurrent=True)
+
+  @property
+  def attention_layers(self) -> tuple[int, ...]:
+    """The layers whose mixer attends to keys and values."""
+    return _layers(self, recurrent=False)
 
   @property
   def levels_per_block(self) -> tuple[LevelConfig, ...]:
@@ -163,10 +163,10 @@ class ModelConfig:
     """How many layers have a part in `level` (0 = fastest)."""
     return len(self.layers_of(level))
 
-  def levels_at(self, layer: int) -> tuple[LevelConfig, ...]:
-    """The levels that `layer` has a part in."""
-    pairs = enumerate(self.levels)
-    return tuple(level for i, level in pairs if layer in self.layers_of(i))
+  def levels_at(self, layer: int) -> tuple[int, ...]:
+    """The levels that `layer` has a part in (0 = fastest)."""
+    levels = range(len(self.levels))
+    return tuple(i for i in levels if layer in self.layers_of(i))
 
   @property
   def num_kv_heads(self) -> int:
@@ -177,7 +177,7 @@ class ModelConfig:
     return self.head_dim or self.dim // self.heads
 
   @classmethod
-  def of(cls, values: Mapping[str, Any]) -> 'ModelConfig':
+  def from_mapping(cls, values: Mapping[str, Any]) -> 'ModelConfig':
     """From a nested mapping such as a ConfigDict's `model`."""
     values = dict(values)
     values['levels'] = tuple(
@@ -188,7 +188,7 @@ class ModelConfig:
       values[name] = tuple(values.get(name, ()))
     if recurrent := values.get('recurrent'):
       values['recurrent'] = base.from_mapping(
-        RecurrentConfig, recurrent, 'model.recurrent'
+        _settings_class(values['mixers']), recurrent, 'model.recurrent'
       )
     if scaling := values.get('rope_scaling'):
       values['rope_scaling'] = base.from_mapping(
@@ -212,10 +212,41 @@ def _check_partition(cfg: ModelConfig) -> None:
     )
 
 
+def _find_mixer(name: str) -> tuple[type[Any], type[Any]]:
+  """The mixer class and that of its settings."""
+  return registry.find(name, MIXERS_PACKAGE, 'model.mixers')
+
+
+def _layers(cfg: ModelConfig, recurrent: bool) -> tuple[int, ...]:
+  return tuple(
+    i
+    for i, name in enumerate(cfg.mixer_names)
+    if _find_mixer(name)[0].recurrent == recurrent
+  )
+
+
+def _settings_class(mixers: tuple[str, ...]) -> type[Any]:
+  """The one class of settings that these mixers have beside the model's."""
+  classes = {_find_mixer(name)[1] for name in mixers} - {ModelConfig}
+  if len(classes) > 1:
+    raise base.ConfigError(
+      f'model.mixers={mixers} have settings of different classes '
+      f'({", ".join(sorted(c.__name__ for c in classes))}), and '
+      'model.recurrent holds one; leave one of them out.'
+    )
+  return classes.pop() if classes else RecurrentConfig
+
+
 def _check_mixers(cfg: ModelConfig) -> None:
-  """Known mixers, in a whole number of turns."""
-  for mixer in cfg.mixers:
-    base.lookup(mixer, dict.fromkeys(MIXERS), 'model.mixers')
+  """Known mixers with their settings, repeated a whole number of times."""
+  settings = _settings_class(cfg.mixers)
+  if not isinstance(cfg.recurrent, settings):
+    if cfg.recurrent != RecurrentConfig():
+      raise base.ConfigError(
+        f'model.recurrent={cfg.recurrent} must be a {settings.__name__}, the '
+        f'settings of model.mixers={cfg.mixers}.'
+      )
+    object.__setattr__(cfg, 'recurrent', settings())
   if cfg.layers % len(cfg.mixers):
     raise base.ConfigError(
       f'model.layers={cfg.layers} is not a multiple of the '

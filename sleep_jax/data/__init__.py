@@ -1,1 +1,1 @@
-"""Tokenizers and the raw files that real tasks read."""
+"""Experience, contexts, windows, tokenizers and the raw files of data sets."""

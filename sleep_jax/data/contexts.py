@@ -1,8 +1,9 @@
-"""A task to dream about: a context C and an evaluation tau (Sleep section 6).
+"""Contexts to dream about, and self-edits (Sleep section 6).
 
-The *reader* of a task knows what a dream about one of its contexts means: which
-rows it asks to be trained on, or why it is no dream at all, and how an answer
-is marked. Everything that dreams sees tokens only.
+A context is a text C with questions about it, the evaluation tau. The
+`SelfEditFormat` of a task says which training rows a dream about a context
+stands for, or why it is rejected, and grades answers. All code that dreams
+handles tokens only.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ class Context:
   """C and tau.
 
   name: for messages.
-  prompt: what a dreamer reads: C, and the request to dream about it.
+  prompt: of a dream: C, and the request to dream about it.
   questions, answers: tau, closed book; an answer ends with its stop token.
-  source: what the task's own reader keeps of C.
+  source: the form of C that the task's `SelfEditFormat` uses.
   """
 
   name: str
@@ -32,12 +33,12 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRows:
-  """What a dream asks for: rows to train on, and how.
+  """The update that a dream stands for.
 
-  tokens: `[N, T]` int32, every row begins with BOS; all of a reader's edits
-    have one T.
+  tokens: `[N, T]` int32, rows that begin with BOS; T is the same for all
+    updates of a format.
   weight: `[N, T]` float32, weight of each token as a target.
-  epochs, learning_rate: 0 = as the trial's config says.
+  epochs, learning_rate: 0 = those of the trial's config.
   """
 
   tokens: np.ndarray
@@ -48,16 +49,16 @@ class TrainingRows:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-  """A dream that asks for nothing that can be done.
+  """A dream that stands for no update.
 
-  reason: one of few words, since reports count them: `empty`, `unreadable`.
+  reason: one of few strings, which reports count: `empty`, `unreadable`.
   """
 
   reason: str
 
 
 class SelfEditFormat(Protocol):
-  """What the dreams of one task mean.
+  """What the dreams of one task stand for.
 
   max_dream: tokens of the longest dream.
   max_answer: tokens of the longest answer.
@@ -69,32 +70,36 @@ class SelfEditFormat(Protocol):
   stop: int
 
   def parse(self, context: Context, dream: TokenIds) -> TrainingRows | Rejected:
-    """The update that `dream`, without its stop token, asks for."""
+    """The update that `dream`, without its stop token, stands for."""
     ...
 
   def from_context(self, context: Context) -> TrainingRows:
-    """An update on the context itself, without any dream."""
+    """An update on the context itself, without a dream."""
     ...
 
-  def grade(self, context: Context, said: list[TokenIds]) -> np.ndarray:
-    """Marks in [0, 1] of an answer to each of the context's questions."""
+  def grade(self, context: Context, answers: list[TokenIds]) -> np.ndarray:
+    """Grades in [0, 1] of an answer to each of the context's questions."""
+    ...
+
+  def open_book(self, context: Context, question: TokenIds) -> TokenIds:
+    """A prompt of the context and one of its questions."""
     ...
 
 
-def concat(edits: list[TrainingRows]) -> TrainingRows:
-  """One edit with the rows of all; the first one tells how to train."""
+def concat(updates: list[TrainingRows]) -> TrainingRows:
+  """An update with the rows of all, and the first one's training settings."""
   return dataclasses.replace(
-    edits[0],
-    tokens=np.concatenate([e.tokens for e in edits]),
-    weight=np.concatenate([e.weight for e in edits]),
+    updates[0],
+    tokens=np.concatenate([u.tokens for u in updates]),
+    weight=np.concatenate([u.weight for u in updates]),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyRequest:
-  """Contexts to learn together, and what is asked afterwards, closed book.
+  """Contexts to learn together; their questions follow, closed book.
 
-  attempts: how often, each time from the same life and by other dreams.
+  attempts: number of studies, each of a new copy of the life, with new dreams.
   """
 
   contexts: tuple[Context, ...]

@@ -1,4 +1,4 @@
-"""What passes between a task and a learner: streams, answers, scores."""
+"""What tasks and learners exchange: streams, answers, scores."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -15,11 +15,11 @@ _BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-  """One episode's stream, in the order in which it is read, once.
+  """One episode's stream of N rows, read once, in order.
 
   tokens: `[N, T]` int32 rows, each a document that begins with BOS.
   weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
-  contexts: what the stream was about, for the dreams of the coming night.
+  contexts: those of the stream, for the dreams of the next night.
   """
 
   tokens: np.ndarray
@@ -27,18 +27,20 @@ class Experience:
   contexts: tuple[contexts_lib.Context, ...] = ()
 
   def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The stream as (tokens, weight); what is in memory is one block."""
+    """(tokens, weight) of all rows, as one block; `rows` has no effect."""
     del rows
     yield self.tokens, self.weight
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyExperience:
-  """A stream that is drawn while it is read, and never in memory as a whole.
+  """A stream that is drawn block by block, not held in memory as a whole.
 
   num_rows: N.
   draw: `(rng, rows) -> (tokens, weight)`, the next rows of the stream.
-  seed: of the generator; the stream is a function of it alone.
+  seed: of the generator; the stream is a function of it and of the blocks'
+    size.
+  contexts: see `Experience`.
   """
 
   num_rows: int
@@ -47,7 +49,7 @@ class LazyExperience:
   contexts: tuple[contexts_lib.Context, ...] = ()
 
   def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(tokens, weight) of `rows` rows at a time; the last block may be less."""
+    """(tokens, weight) of `rows` rows each; the last block may be smaller."""
     rng = np.random.default_rng(self.seed)
     for start in range(0, self.num_rows, rows):
       yield self.draw(rng, min(rows, self.num_rows - start))
@@ -58,7 +60,9 @@ class WindowStream:
   """An endless stream of sequences to train on through windows.
 
   draw: `(rng, rows) -> WindowBatch`, the next sequences.
-  seed: of the generator; the stream is a function of it alone.
+  seed: of the generator; the stream is a function of it and of the batches'
+    size.
+  contexts: see `Experience`.
   """
 
   draw: Callable[[np.random.Generator, int], windows.WindowBatch]
@@ -66,7 +70,7 @@ class WindowStream:
   contexts: tuple[contexts_lib.Context, ...] = ()
 
   def batches(self, rows: int) -> Iterator[windows.WindowBatch]:
-    """Batches of `rows` sequences, without end."""
+    """Batches of `rows` sequences, endlessly."""
     rng = np.random.default_rng(self.seed)
     while True:
       yield self.draw(rng, rows)
@@ -109,8 +113,8 @@ class Response:
 
   exact: `[N]` bool, whether the greedy completion is the answer, to the token.
   answer_logprob: `[N]` log-probability of the answer in nats.
-  token_accuracy: `[N]` share of the answer's tokens that are the greedy choice
-    after the prompt and the answer's own tokens before.
+  token_accuracy: `[N]` share of the answer's tokens that are the argmax after
+    the prompt and the answer's previous tokens.
   """
 
   exact: np.ndarray
@@ -120,12 +124,12 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class WindowPredictions:
-  """What a learner predicts in the last window of B sequences.
+  """What a learner predicts in the prediction windows of B sequences.
 
   argmax: `[B, P]` the likeliest token after each input.
   nll: `[B, P]` nats, minus the log-probability of each target.
   passes: `[B]` passes over each window, mean over windows.
-  loss: mean nats over the weighted targets (and what a stopping rule pays).
+  loss: mean nats over the weighted targets, and the penalty of a halting rule.
   """
 
   argmax: np.ndarray
@@ -138,9 +142,9 @@ class WindowPredictions:
 class EvalResult:
   """Scores after one night.
 
-  by_episode: score in [0, 1] of each episode seen so far, oldest first; empty
-    where episodes have no score of their own.
-  metrics: further named figures.
+  by_episode: accuracy in [0, 1] on each episode so far, oldest first; empty for
+    a task without scores by episode.
+  metrics: further metrics by name.
   """
 
   by_episode: list[float]

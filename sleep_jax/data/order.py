@@ -1,4 +1,4 @@
-"""sleep_jax.data.order."""
+"""Random orders of rows."""
 
 import jax
 import numpy as np
@@ -7,13 +7,16 @@ from sleep_jax import array_typing as at
 
 
 def numpy_rng(key: at.Key) -> np.random.Generator:
-  """A NumPy generator that follows from a JAX key."""
+  """A NumPy generator seeded by a JAX key."""
   return np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
 
 
 def shuffled(
-  facts: np.ndarray, total: int, rng: np.random.Generator
+  rows: np.ndarray, total: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """`total` facts: whole permutations, so that each comes equally often."""
-  order = [rng.permutation(len(facts)) for _ in range(-(-total // len(facts)))]
-  return facts[np.concatenate(order)[:total]]
+  """`total` of the rows `[N, ...]`: whole permutations, the last one cut.
+
+  Counts of two rows differ by at most one.
+  """
+  order = [rng.permutation(len(rows)) for _ in range(-(-total // len(rows)))]
+  return rows[np.concatenate(order)[:total]]

@@ -1,4 +1,4 @@
-"""Rows of one length from texts of many, and whole batches from rows."""
+"""Sequences of unequal length as arrays of few shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,22 @@ import numpy as np
 
 from sleep_jax.data import contexts
 
-_MULTIPLE = 16  # Rows of prompt and dream are padded to it: few shapes.
+_MULTIPLE = 16  # `prompt_rows` pads to it, so that few shapes are compiled.
+
+
+def left_pad(
+  prompts: list[list[int]], pad: int, multiple: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts of unequal length as `[B, P]`, right-aligned, and lengths `[B]`.
+
+  P is rounded up to a `multiple`, so that few shapes are compiled.
+  """
+  lengths = np.array([len(p) for p in prompts], np.int32)
+  width = -(-int(lengths.max()) // multiple) * multiple
+  out = np.full((len(prompts), width), pad, np.int32)
+  for row, prompt in zip(out, prompts, strict=True):
+    row[width - len(prompt) :] = prompt
+  return out, lengths
 
 
 def pad_to_batches(
@@ -15,7 +30,7 @@ def pad_to_batches(
   """Rows `[N, T]` and their weights, filled up to whole batches of `rows`.
 
   Returns:
-    Tokens and weights `[N', T]`; rows that were added weigh nothing.
+    Tokens and weights `[N', T]`; added rows have weight 0.
   """
   extra = ((0, -len(tokens) % rows), (0, 0))
   return jnp.asarray(np.pad(tokens, extra)), jnp.asarray(np.pad(weight, extra))
@@ -24,26 +39,12 @@ def pad_to_batches(
 def prompt_rows(
   pairs: list[tuple[contexts.TokenIds, contexts.TokenIds]], pad: int
 ) -> contexts.TrainingRows:
-  """(what is read, what is learnt) as rows."""
+  """(prompt, completion) pairs as rows; the completions are the targets."""
   longest = max(len(a) + len(b) for a, b in pairs)
   tokens = np.full((len(pairs), -(-longest // _MULTIPLE) * _MULTIPLE), pad)
   weight = np.zeros(tokens.shape, np.float32)
-  for i, (read, learnt) in enumerate(pairs):
-    tokens[i, : len(read) + len(learnt)] = read + learnt
-    weight[i, len(read) : len(read) + len(learnt)] = 1.0
+  for i, (prompt, completion) in enumerate(pairs):
+    end = len(prompt) + len(completion)
+    tokens[i, :end] = prompt + completion
+    weight[i, len(prompt) : end] = 1.0
   return contexts.TrainingRows(tokens.astype(np.int32), weight)
-
-
-def left_pad(
-  prompts: list[list[int]], pad: int, multiple: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts of unequal length as `[B, P]`, right-aligned, and lengths `[B]`.
-
-  P is rounded up to a `multiple`, so that few shapes are ever compiled.
-  """
-  lengths = np.array([len(p) for p in prompts], np.int32)
-  width = -(-int(lengths.max()) // multiple) * multiple
-  out = np.full((len(prompts), width), pad, np.int32)
-  for row, prompt in zip(out, prompts, strict=True):
-    row[width - len(prompt) :] = prompt
-  return out, lengths

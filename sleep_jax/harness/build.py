@@ -61,7 +61,7 @@ def build(
   """Everything that one life needs; every bad setting is refused here."""
   given = dict(c['task'])
   task = tasks.build(given.pop('name'), given, seed)
-  model = config.ModelConfig.of(c['model'])
+  model = config.ModelConfig.from_mapping(c['model'])
   tokenizers.check_fits(task.tokenizer, model.vocab)
   ledger = costs_lib.CostTracker(model, given['length'])
   setup = learner_lib.Setup(

@@ -1,4 +1,4 @@
-"""The decoder laid out for a decode loop: each layer's buffers on their own.
+"""The decoder in the layout of a decode loop: separate buffers per layer.
 
 A slice of a stacked array is a copy. A loop over tokens that scans stacked
 layers copies every weight and the whole cache for each token; with a buffer per
@@ -18,7 +18,7 @@ from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
-LayerMemories = tuple[cms.LayerMemory, ...]
+PerLayerMemory = cms.PerLayerMemory
 
 
 @struct.dataclass
@@ -26,72 +26,81 @@ class PerLayerModel:
   """Weights and memory of a model, layer by layer."""
 
   params: at.Params  # `block_0` and so on, in place of `blocks`.
-  # Per layer, without fast changes; of a hybrid, as they are.
-  views: tuple[LayerMemories | None, ...] | LayerMemories | None
+  # One entry a layer, of the levels it has a part in. A hybrid's has the fast
+  # changes; elsewhere the weights have them.
+  memory: tuple[tuple[cms.LayerMemory, ...], ...] | None
 
 
 def unstack_layers(
-  cfg: config.ModelConfig, params: at.Params, views: LayerMemories | None
+  cfg: config.ModelConfig,
+  params: at.Params,
+  per_layer_memory: PerLayerMemory | None,
 ) -> PerLayerModel:
   """Takes layers apart, in the type of the computation.
 
   Args:
     cfg: the model.
     params: backbone weights.
-    views: `cms.views` of a memory. Fast changes are added to the weights here,
-      once and not for each token.
+    per_layer_memory: `cms.per_layer_memory` of a memory. Fast changes are added
+      to the weights here, once and not for each token. A hybrid's weights have
+      a buffer per layer as they are, and are left so.
   """
-  if cfg.mixers:  # Its layers have their own buffers as it is.
-    return PerLayerModel(params, views)
+  memory, layers = per_layer_memory, range(cfg.layers)
+  if cfg.mixers:
+    if memory is not None:
+      memory = tuple(cms.select_layer(memory, i) for i in layers)
+    return PerLayerModel(params, memory)
   blocks = dict(params['blocks'])
-  if views is not None:
-    for name, own, delta in _changed_weights(cfg, views):
+  if memory is not None:
+    for name, level_layers, delta in _changed_weights(cfg, memory):
       blocks[name] = jax.tree.map(
-        functools.partial(_add, own), blocks[name], delta
+        functools.partial(_add, level_layers), blocks[name], delta
       )
-    views = tuple(view.replace(delta=None) for view in views)
-
-  def layer(tree: at.Tree, i: int) -> at.Tree:
-    return jax.tree.map(lambda x: x[i], tree)
-
-  def matrices(tree: at.Tree) -> at.Tree:  # Norms compute in float32.
-    return jax.tree.map(
-      lambda x: x.astype(cfg.dtype) if x.ndim > 1 else x, tree
-    )
-
-  def seen_by(i: int) -> LayerMemories | None:
-    if views is None:
-      return None
-    spans = [cfg.layers_of(level) for level in range(len(views))]
-    return tuple(
-      layer(view, i - own.start) for view, own in zip(views, spans) if i in own
-    )
-
+    memory = tuple(level.replace(delta=None) for level in memory)
+    memory = tuple(_layer_memory(cfg, memory, i) for i in layers)
   rest = {k: v for k, v in params.items() if k != 'blocks'}
-  layers = range(cfg.layers)
   return PerLayerModel(
     params=rest
-    | {'embed': matrices(params['embed'])}
-    | {f'block_{i}': matrices(layer(blocks, i)) for i in layers},
-    views=tuple(seen_by(i) for i in layers),
+    | {'embed': _cast_matrices(cfg, params['embed'])}
+    | {f'block_{i}': _cast_matrices(cfg, _select(blocks, i)) for i in layers},
+    memory=memory,
+  )
+
+
+def _select(tree: at.Tree, layer: int) -> at.Tree:
+  return jax.tree.map(lambda x: x[layer], tree)
+
+
+def _cast_matrices(cfg: config.ModelConfig, tree: at.Tree) -> at.Tree:
+  """Matrices in the type of the computation; norms compute in float32."""
+  return jax.tree.map(lambda x: x.astype(cfg.dtype) if x.ndim > 1 else x, tree)
+
+
+def _layer_memory(
+  cfg: config.ModelConfig, per_layer_memory: PerLayerMemory, layer: int
+) -> tuple[cms.LayerMemory, ...]:
+  """What one layer sees: each level is stacked over its own layers."""
+  return tuple(
+    _select(per_layer_memory[i], layer - cfg.layers_of(i).start)
+    for i in cfg.levels_at(layer)
   )
 
 
 def _changed_weights(
-  cfg: config.ModelConfig, views: LayerMemories
+  cfg: config.ModelConfig, per_layer_memory: PerLayerMemory
 ) -> list[tuple[str, range, at.Tree]]:
   """The fast changes there are: their weights' name, layers and value."""
   return [
-    (f'level_{1 if cfg.partition else i + 1}', cfg.layers_of(i), view.delta)
-    for i, view in enumerate(views)
-    if view.delta is not None
+    (f'level_{1 if cfg.partition else i + 1}', cfg.layers_of(i), level.delta)
+    for i, level in enumerate(per_layer_memory)
+    if level.delta is not None
   ]
 
 
-def _add(own: range, weights: jax.Array, delta: jax.Array) -> jax.Array:
-  """`weights` with `delta` added to the layers `own`, in the wider type."""
+def _add(layers: range, weights: jax.Array, delta: jax.Array) -> jax.Array:
+  """`weights` with `delta` added to `layers`, in the wider type."""
   wide = weights.astype(jnp.result_type(weights, delta))
-  return wide.at[own.start : own.stop].add(delta)
+  return wide.at[layers.start : layers.stop].add(delta)
 
 
 def init_decode_cache(
@@ -101,8 +110,7 @@ def init_decode_cache(
   memory: memory_lib.Memory | None = None,
 ) -> cache_lib.Cache:
   """An empty cache of one buffer per layer, which a loop updates in place."""
-  cache = cache_lib.init_cache(cfg, rows, capacity, memory)
-  return cache.replace(k=tuple(cache.k), v=tuple(cache.v))
+  return cache_lib.init_cache(cfg, rows, capacity, memory, per_layer=True)
 
 
 def decode(
@@ -118,29 +126,29 @@ def decode(
     The logits of the last column `[B, V]` (a sampler asks for no other), and
     the cache with the new columns.
   """
-  out = transformer.Decoder(cfg, unrolled=True).apply(
-    {'params': model.params}, tokens, model.views, positions, cache
+  out = transformer.Decoder(cfg, per_layer=True).apply(
+    {'params': model.params}, tokens, model.memory, positions, cache
   )
   return out.logits[:, -1], out.cache
 
 
 def unstack_per_row(
-  cfg: config.ModelConfig, params: at.Params, views: LayerMemories
+  cfg: config.ModelConfig, params: at.Params, per_layer_memory: PerLayerMemory
 ) -> tuple[PerLayerModel, PerLayerModel]:
-  """`unroll` for a memory per row: leaves of `views` are `[B, L, ...]`.
+  """`unstack_layers` for a memory per row, whose leaves are `[B, L, ...]`.
 
   Returns:
     The model, and which of its leaves have the row axis (0) and which all rows
-    share (None), for `decode_each`. Only what memory changes is held per row.
+    share (None), for `decode_per_row`. Only what memory changes is per row.
   """
-  moved = {name for name, _, _ in _changed_weights(cfg, views)}
+  changed = {name for name, _, _ in _changed_weights(cfg, per_layer_memory)}
   shared = dict.fromkeys(k for k in params if k != 'blocks')
-  block = {k: 0 if k in moved else None for k in params['blocks']}
+  block = {k: 0 if k in changed else None for k in params['blocks']}
   axes = PerLayerModel(
-    params=shared | {f'block_{i}': block for i in range(cfg.layers)}, views=0
+    params=shared | {f'block_{i}': block for i in range(cfg.layers)}, memory=0
   )
-  take = functools.partial(unstack_layers, cfg, params)
-  return jax.vmap(take, out_axes=axes)(views), axes
+  unstack = functools.partial(unstack_layers, cfg, params)
+  return jax.vmap(unstack, out_axes=axes)(per_layer_memory), axes
 
 
 def decode_per_row(
@@ -151,14 +159,16 @@ def decode_per_row(
   positions: at.Int[jax.Array, 'B T'],
   cache: cache_lib.Cache,
 ) -> tuple[jax.Array, cache_lib.Cache]:
-  """`decode` of a model that differs per row, see `unroll_each`."""
-  columns = cache_lib.Cache(k=0, v=0, positions=0, next=None)
+  """`decode` of a model that differs per row, see `unstack_per_row`."""
+  cache_axes = cache_lib.Cache(layers=0, positions=0, end_index=None)
 
-  def one(model, tokens, positions, cache):
+  def decode_row(model, tokens, positions, cache):
     cache = jax.tree.map(lambda x: x[None] if x.ndim else x, cache)
     logits, cache = decode(cfg, model, tokens[None], positions[None], cache)
     cache = jax.tree.map(lambda x: x[0] if x.ndim else x, cache)
     return logits[0], cache
 
-  rows = jax.vmap(one, in_axes=(axes, 0, 0, columns), out_axes=(0, columns))
-  return rows(model, tokens, positions, cache)
+  decode_rows = jax.vmap(
+    decode_row, in_axes=(axes, 0, 0, cache_axes), out_axes=(0, cache_axes)
+  )
+  return decode_rows(model, tokens, positions, cache)

@@ -118,7 +118,7 @@ def _sample(
   if sampler.temperature == 0.0:
     token = _argmax(logits)
   else:
-    logits = filter_logits(logits, how)
+    logits = filter_logits(logits, sampler)
     token = _categorical(rng, logits)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -184,12 +184,12 @@ def generate(
       model has an adapter, which must be merged first.
   """
   _check_merged(model)
-  cfg, layer_memories = model.cfg, None
+  cfg, per_layer_memory = model.cfg, None
   if model.memory is not None:
-    layer_memories = _layer_memories(
+    per_layer_memory = _per_layer_memory(
       model.memory, prompts.shape[0], rng, sampler
     )
-  unstacked = decoding.unstack_layers(cfg, model.params, layer_memories)
+  unstacked = decoding.unstack_layers(cfg, model.params, per_layer_memory)
   decode_fn = functools.partial(decoding.decode, cfg, unstacked)
 
   def sample_fn(logits, step):
@@ -229,10 +229,12 @@ def generate_per_row(
       f'model.mixers={cfg.mixers}: generate_per_row is for models of attention '
       'alone; `generate` takes states of each row in memory.states.'
     )
-  layer_memories = jax.vmap(lambda m, key: _layer_memories(m, 1, key, sampler))(
-    model.memory, rngs
+  per_layer_memory = jax.vmap(
+    lambda m, key: _per_layer_memory(m, 1, key, sampler)
+  )(model.memory, rngs)
+  unstacked, axes = decoding.unstack_per_row(
+    cfg, model.params, per_layer_memory
   )
-  unstacked, axes = decoding.unstack_per_row(cfg, model.params, layer_memories)
   decode_fn = functools.partial(decoding.decode_per_row, cfg, unstacked, axes)
 
   def sample_fn(logits, step):
@@ -263,16 +265,16 @@ def _cache_size(
   return prompts.shape[1] + sampler.max_new
 
 
-def _layer_memories(
+def _per_layer_memory(
   memory: memory_lib.Memory, rows: int, rng: at.Key, sampler: SamplerConfig
-) -> decoding.LayerMemories:
+) -> cms.PerLayerMemory:
   """Each layer's part of the memory, with random experts if asked for."""
-  layer_memories = cms.per_layer_memory(memory)
+  per_layer_memory = cms.per_layer_memory(memory)
   if not sampler.random_expert:
-    return layer_memories
+    return per_layer_memory
   key = jax.random.fold_in(rng, sampler.max_new)  # Steps use those below.
   return cms.with_random_experts(
-    layer_memories, rows, sampler.random_expert, key
+    per_layer_memory, rows, sampler.random_expert, key
   )
 
 

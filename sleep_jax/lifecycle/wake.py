@@ -20,7 +20,6 @@ from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
-from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
@@ -234,20 +233,6 @@ def read_windows(
   Returns:
     The memory, with the recurrent states that the last window leaves.
   """
-  state = passes_lib.init_window_state(
-    model.cfg,
-    cfg,
-    1,
-    tokens.shape[1],
-    cache_lib.broadcast_states(model.memory, 1),
-  )
-  state, _ = passes_lib.read(
-    model.cfg,
-    cfg,
-    model.params,
-    cms.per_layer_memory(model.memory),
-    state,
-    tokens[None],
-    token_mask[None],
-  )
+  state = passes_lib.init_window_state(cfg, model, 1, tokens.shape[1])
+  state, _ = passes_lib.read(cfg, model, state, tokens[None], token_mask[None])
   return model.memory.replace(states=tuple(s[0] for s in state.states))

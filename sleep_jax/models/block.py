@@ -1,14 +1,29 @@
-"""sleep_jax.models.block."""
+"""One block: a mixer and the chain of levels, each with norm and residual."""
 
 import functools
+from typing import Any, NamedTuple
 
 from flax import linen as nn
+import jax
 
 from sleep_jax import config
 from sleep_jax.models import cms
 from sleep_jax.models import layers as layers_lib
-from sleep_jax.models.mixers import attention
-from sleep_jax.models.mixers import deltanet
+from sleep_jax.models import lora
+from sleep_jax.models.mixers import base as mixers_base
+
+
+class LayerInputs(NamedTuple):
+  """What is a layer's own; stacked over layers, leaves are `[L, ...]`.
+
+  memory: one entry for each level that the layer has a part in, or None.
+  cache: the mixer's state, see `Mixer.init_state`, or None.
+  adapter: low-rank changes of the layer's matrices, or None.
+  """
+
+  memory: tuple[cms.LayerMemory, ...] | None
+  cache: Any
+  adapter: lora.Adapter | None
 
 
 class Block(nn.Module):
@@ -16,29 +31,26 @@ class Block(nn.Module):
 
   cfg: config.ModelConfig
   levels: tuple[config.LevelConfig, ...]
-  mixer: str = 'attention'
+  mixer: type[mixers_base.Mixer]
 
   @nn.compact
-  def __call__(self, x, scanned, turn, seen, start, token_mask=None):
-    views, past, adapter = scanned
+  def __call__(
+    self, x: jax.Array, layer: LayerInputs, inputs: mixers_base.MixerInputs
+  ) -> tuple[jax.Array, tuple[Any, tuple[jax.Array | None, ...]]]:
+    """`[B, T, D]`; the mixer's new state; each level's router logits."""
     norm = functools.partial(layers_lib.RMSNorm, self.cfg.norm_eps)
-    if self.mixer == 'attention':
-      past = None if past is None else (*past, start)
-      y, kept = attention.Attention(self.cfg, name='attention')(
-        norm(name='attention_norm')(x), turn, seen, past, adapter
-      )
-    else:
-      y, kept = deltanet.GatedDelta(self.cfg, self.mixer, name='recurrence')(
-        norm(name='recurrence_norm')(x), past, present
-      )
+    scope = self.mixer.scope()
+    y, new_cache = self.mixer.module(self.cfg, scope)(
+      norm(name=f'{scope}_norm')(x), inputs, layer.cache, layer.adapter
+    )
     x = x + y
     routes = []
     for i, level in enumerate(self.levels, 1):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
         norm(name=f'level_{i}_norm')(x),
-        None if views is None else views[i - 1],
-        adapter,
+        None if layer.memory is None else layer.memory[i - 1],
+        layer.adapter,
       )
       x = x + y
       routes.append(logits)
-    return x, (kept, tuple(routes))
+    return x, (new_cache, tuple(routes))

@@ -1,5 +1,6 @@
-"""sleep_jax.models.cache."""
+"""What a forward pass keeps of the tokens it has read, layer by layer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import struct
@@ -10,20 +11,21 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import positions as positions_lib
-from sleep_jax.models.mixers import deltanet
+from sleep_jax.models.mixers import base as mixers_base
 
 
 @struct.dataclass
 class Cache:
-  """Keys and values of what was read; `next` is the first free column."""
+  """Columns of earlier tokens; `end_index` is the first free one.
 
-  # Of the layers that attend; `decoding` and hybrids have a tuple over L.
-  k: at.Float[jax.Array, 'L B K E C']
-  v: at.Float[jax.Array, 'L B K C E']
+  layers: the mixers' states, see `Mixer.init_state`. Of a plain model one,
+    stacked over layers: keys `[L, B, K, E, C]` and values `[L, B, K, C, E]`.
+    Of a hybrid, and for `inference.decoding`, a tuple over layers.
+  """
+
+  layers: Any
   positions: at.Int[jax.Array, 'B C']
-  next: at.Int[jax.Array, '']
-  # Of the layers that recur; their size does not grow with what was read.
-  states: tuple[deltanet.State, ...] = ()
+  end_index: at.Int[jax.Array, '']
 
 
 def init_cache(
@@ -31,21 +33,32 @@ def init_cache(
   rows: int,
   capacity: int,
   memory: memory_lib.Memory | None = None,
+  *,
+  per_layer: bool = False,
 ) -> Cache:
   """An empty cache for `rows` rows of up to `capacity` tokens.
 
-  The recurrent layers of a hybrid begin with what `memory` holds.
+  Args:
+    cfg: the model.
+    rows: B.
+    capacity: C.
+    memory: the recurrent layers of a hybrid begin with what it holds.
+    per_layer: one buffer per layer, as hybrids have, for every model.
   """
-  layers = cfg.layers_with(attention=True)
-  shape = (len(layers), rows, cfg.num_kv_heads)
-  k = jnp.zeros((*shape, cfg.resolved_head_dim, capacity), cfg.dtype)
-  v = jnp.zeros((*shape, capacity, cfg.resolved_head_dim), cfg.dtype)
+  layers = [
+    mixer.init_state(cfg, rows, capacity)
+    for mixer in mixers_base.of_layers(cfg)
+  ]
+  if cfg.mixers:
+    layers = with_states(cfg, layers, broadcast_states(memory, rows))
+  elif not per_layer:
+    layers = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (cfg.layers, *x.shape)), layers[0]
+    )
   return Cache(
-    k=tuple(k) if cfg.mixers else k,
-    v=tuple(v) if cfg.mixers else v,
+    layers=tuple(layers),
     positions=jnp.full((rows, capacity), positions_lib.PAD_POSITION, jnp.int32),
-    next=jnp.zeros((), jnp.int32),
-    states=init_states(cfg, rows, broadcast_states(memory, rows)),
+    end_index=jnp.zeros((), jnp.int32),
   )
 
 
@@ -64,28 +77,61 @@ def broadcast_states(
   )
 
 
-def init_states(
+def init_layer_caches(
   cfg: config.ModelConfig, rows: int, states: tuple[jax.Array, ...] = ()
-) -> tuple[deltanet.State, ...]:
-  """How the recurrent layers begin a window; without `states`, empty."""
-  layers = cfg.layers_with(attention=False)
-  fresh = [deltanet.init_state(cfg, cfg.mixer(i), rows) for i in layers]
-  if not states:
-    return tuple(fresh)
-  return tuple(f.replace(s=s) for f, s in zip(fresh, states, strict=True))
+) -> tuple[Any, ...] | None:
+  """The layers' caches of a forward pass that keeps no keys and values.
+
+  Args:
+    cfg: the model; None is returned if it is no hybrid.
+    rows: B.
+    states: what the recurrent layers begin with, [B, H, K, V] each; default
+      the states of a layer that has read nothing.
+
+  Returns:
+    One entry a layer: None for one that attends, else the mixer's state.
+  """
+  if not cfg.mixers:
+    return None
+  caches = [
+    mixer.init_state(cfg, rows, 0) if mixer.recurrent else None
+    for mixer in mixers_base.of_layers(cfg)
+  ]
+  return with_states(cfg, caches, states)
 
 
-def interleave(cfg: config.ModelConfig, attended, recurred) -> tuple[Any, ...]:
-  """One entry a layer, from those of either kind in their order."""
-  kinds = {'attention': iter(attended)}
-  recurred = iter(recurred)
-  return tuple(
-    next(kinds.get(cfg.mixer(i), recurred)) for i in range(cfg.layers)
-  )
+def with_states(
+  cfg: config.ModelConfig,
+  layer_caches: Sequence[Any],
+  states: tuple[jax.Array, ...],
+) -> tuple[Any, ...]:
+  """`layer_caches` whose recurrent layers go on from `states`, if given."""
+  caches = list(layer_caches)
+  if states:
+    for i, s in zip(cfg.recurrent_layers, states, strict=True):
+      caches[i] = caches[i].replace(s=s)
+  return tuple(caches)
 
 
-def split_by_mixer(cfg: config.ModelConfig, pasts: tuple[Any, ...]):
-  """`by_layer` undone: keys and values if they were kept, and states."""
-  attended = [pasts[i] for i in cfg.layers_with(attention=True)]
-  k, v = tuple(zip(*filter(None, attended))) or ((), ())
-  return k, v, tuple(pasts[i] for i in cfg.layers_with(attention=False))
+def with_kv_caches(
+  cfg: config.ModelConfig, layer_caches: Sequence[Any], kv_caches: Sequence[Any]
+) -> tuple[Any, ...]:
+  """`layer_caches` with other keys and values in the layers that attend."""
+  caches = list(layer_caches)
+  for i, kv_cache in zip(cfg.attention_layers, kv_caches, strict=True):
+    caches[i] = kv_cache
+  return tuple(caches)
+
+
+def recurrent_states(
+  cfg: config.ModelConfig, layer_caches: Sequence[Any]
+) -> tuple[jax.Array, ...]:
+  """What the recurrent layers hold, [B, H, K, V] each."""
+  return tuple(layer_caches[i].s for i in cfg.recurrent_layers)
+
+
+def kv_caches(
+  cfg: config.ModelConfig, layer_caches: Sequence[Any]
+) -> tuple[Any, ...]:
+  """Keys and values of the layers that attend; None where none are kept."""
+  return tuple(layer_caches[i] for i in cfg.attention_layers)

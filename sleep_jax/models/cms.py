@@ -16,14 +16,14 @@ from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
 # The null choice. A gate below sigmoid(-4) = 0.018 is exactly off; between it
-# and 1 gates are soft, because where the next fact begins, old and new are
-# both right and the gate is the odds between them.
+# and 1 gates are soft, because where a fact begins, the old and the new
+# continuation are both right and the gate is the odds between them.
 _MIN_ROUTER_LOGIT = -4.0
 
 
 @struct.dataclass
 class LayerMemory:
-  """What one layer sees of one level's memory (no layer axis inside)."""
+  """One level's memory in one layer (no layer axis), or stacked over layers."""
 
   delta: at.Tree | None
   experts: memory_lib.Expert | None
@@ -31,10 +31,13 @@ class LayerMemory:
   min_gate: jax.Array | None = None  # [B, S], see `with_random_experts`.
 
 
-def per_layer_memory(memory: memory_lib.Memory) -> tuple[LayerMemory, ...]:
+PerLayerMemory = tuple[LayerMemory, ...]  # By level; leaves are [L, ...].
+
+
+def per_layer_memory(memory: memory_lib.Memory) -> PerLayerMemory:
   """Memory as a scan over layers wants it: every leaf `[L, ...]`."""
 
-  def view(level: memory_lib.LevelMemory) -> LayerMemory:
+  def convert(level: memory_lib.LevelMemory) -> LayerMemory:
     bank = level.bank
     return LayerMemory(
       delta=level.fast.delta if level.fast else None,
@@ -44,34 +47,40 @@ def per_layer_memory(memory: memory_lib.Memory) -> tuple[LayerMemory, ...]:
       ),
     )
 
-  return tuple(view(level) for level in memory.levels)
+  return tuple(convert(level) for level in memory.levels)
+
+
+def select_layer(
+  per_layer: PerLayerMemory, layer: int
+) -> tuple[LayerMemory, ...]:
+  """What `layer` sees of a memory whose levels span the same layers."""
+  return jax.tree.map(lambda leaf: leaf[layer], per_layer)
 
 
 def with_random_experts(
-  views: tuple[LayerMemory, ...], rows: int, weight: float, rng: at.Key
-) -> tuple[LayerMemory, ...]:
-  """Views under which every router also picks one random active expert.
+  per_layer: PerLayerMemory, rows: int, weight: float, rng: at.Key
+) -> PerLayerMemory:
+  """A memory under which every router also picks one random active expert.
 
-  That of a dreamer: what is unrelated is mixed in (Sleep section 6, step 1).
-  Each layer of each level draws one expert per row, uniformly and for the whole
-  row, and gives it a gate of at least `weight`. Where no expert is active
-  nothing changes.
+  For a dreamer's samples (Sleep section 6, step 1). Each layer of each level
+  draws one expert per row, uniformly and for the whole row, and gives it a gate
+  of at least `weight`. Where no expert is active nothing changes.
   """
 
-  def draw(i: int, view: LayerMemory) -> LayerMemory:
-    if view.experts is None:
-      return view
-    active = view.status == memory_lib.ACTIVE
+  def draw(i: int, layer_memory: LayerMemory) -> LayerMemory:
+    if layer_memory.experts is None:
+      return layer_memory
+    active = layer_memory.status == memory_lib.ACTIVE
     layers, slots = active.shape
     picked = jax.random.categorical(
       jax.random.fold_in(rng, i),
       jnp.where(active, 0.0, -jnp.inf)[:, None],
       shape=(layers, rows),
     )
-    one = jax.nn.one_hot(picked, slots) * active[:, None]
-    return view.replace(min_gate=weight * one)
+    one_hot = jax.nn.one_hot(picked, slots) * active[:, None]
+    return layer_memory.replace(min_gate=weight * one_hot)
 
-  return tuple(draw(i, view) for i, view in enumerate(views))
+  return tuple(draw(i, level) for i, level in enumerate(per_layer))
 
 
 def route(
@@ -86,21 +95,21 @@ def route(
   active = jnp.where(status_S == memory_lib.ACTIVE, logits_BxTxS, -jnp.inf)
   fires = active > _MIN_ROUTER_LOGIT
   if top_k < logits_BxTxS.shape[-1]:
-    bar = jax.lax.top_k(active, top_k)[0][..., -1:]
-    fires &= active >= bar
+    threshold = jax.lax.top_k(active, top_k)[0][..., -1:]
+    fires &= active >= threshold
   fires |= status_S == memory_lib.SEEDING
   return jnp.where(fires, jax.nn.sigmoid(logits_BxTxS), 0.0)
 
 
 def apply_experts(
-  view: LayerMemory, x_BxTxD: jax.Array, top_k: int
+  layer_memory: LayerMemory, x_BxTxD: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the gated low-rank experts, and the router's logits `[B, T, S]`."""
-  e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), view.experts)
+  e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), layer_memory.experts)
   logits = jnp.einsum('btd,sd->bts', x_BxTxD, e.router) + e.bias
-  gate = route(logits, view.status, top_k)
-  if view.min_gate is not None:
-    gate = jnp.maximum(gate, view.min_gate[:, None].astype(gate.dtype))
+  gate = route(logits, layer_memory.status, top_k)
+  if layer_memory.min_gate is not None:
+    gate = jnp.maximum(gate, layer_memory.min_gate[:, None].astype(gate.dtype))
   h = jax.nn.silu(jnp.einsum('btd,sdr->btsr', x_BxTxD, e.a))
   return jnp.einsum('btsr,srd->btd', h * gate[..., None], e.b), logits
 
@@ -115,7 +124,7 @@ class Level(nn.Module):
   def __call__(
     self,
     x_BxTxD: jax.Array,
-    view: LayerMemory | None,
+    layer_memory: LayerMemory | None,
     adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     d, f = self.cfg.dim, self.level.hidden
@@ -125,17 +134,17 @@ class Level(nn.Module):
       'up': self.param('up', init, (d, f)),
       'down': self.param('down', init, (f, d)),
     }
-    if view is not None and view.delta is not None:
-      w = jax.tree.map(jnp.add, w, view.delta)
+    if layer_memory is not None and layer_memory.delta is not None:
+      w = jax.tree.map(jnp.add, w, layer_memory.delta)
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
 
-    def times(x: jax.Array, matrix: str) -> jax.Array:
+    def project(x: jax.Array, matrix: str) -> jax.Array:
       return lora.apply(x @ w[matrix], adapter, self.name, matrix, x)
 
-    h = jax.nn.silu(times(x_BxTxD, 'gate')) * times(x_BxTxD, 'up')
+    h = jax.nn.silu(project(x_BxTxD, 'gate')) * project(x_BxTxD, 'up')
     # Else XLA computes h anew, column by column, for the gradient of `down`.
-    y = times(jax.lax.optimization_barrier(h), 'down')
-    if view is None or view.experts is None:
+    y = project(jax.lax.optimization_barrier(h), 'down')
+    if layer_memory is None or layer_memory.experts is None:
       return y, None
-    grown, logits = apply_experts(view, x_BxTxD, self.level.top_k)
-    return y + grown, logits
+    expert_sum, logits = apply_experts(layer_memory, x_BxTxD, self.level.top_k)
+    return y + expert_sum, logits

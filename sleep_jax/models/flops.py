@@ -3,7 +3,10 @@
 XLA's own count sees a scan's body once, so the accounts are kept by formula.
 """
 
+import collections
+
 from sleep_jax import config
+from sleep_jax.models.mixers import base as mixers_base
 
 
 def forward_flops(cfg: config.ModelConfig, context: float) -> float:
@@ -13,12 +16,8 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
     cfg: the model. Banks are computed for all slots, so all slots count.
     context: mean number of keys a query sees.
   """
-  heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.resolved_head_dim
-  attention = cfg.dim * e * (2 * heads + 2 * kv) + 2 * heads * e * context
-  attention *= len(cfg.layers_with(attention=True))
-  recurrence = sum(
-    _recurrence(cfg, cfg.mixer(i)) for i in cfg.layers_with(attention=False)
-  )
+  mixers = collections.Counter(mixers_base.of_layers(cfg))
+  mixing = sum(n * mixer.flops(cfg, context) for mixer, n in mixers.items())
   levels = sum(
     cfg.num_layers(i)
     * (
@@ -27,23 +26,7 @@ def forward_flops(cfg: config.ModelConfig, context: float) -> float:
     )
     for i, level in enumerate(cfg.levels)
   )
-  return 2.0 * (attention + recurrence + levels + cfg.dim * cfg.vocab)
-
-
-def _recurrence(cfg: config.ModelConfig, mixer: str) -> float:
-  """Multiply-adds of a gated delta rule's token, as the recurrence needs them.
-
-  The chunked form computes some more, within a chunk, as attention would.
-  """
-  r = cfg.recurrent
-  keys, values = r.heads * r.key, r.heads * r.value
-  convolved = values if mixer == 'jet' else 2 * keys + values
-  made = 0
-  if mixer == 'jet':  # Two layers that make every token's kernel.
-    hidden = max(1, values // 8)
-    made = hidden * (cfg.dim + r.conv * values)
-  projections = cfg.dim * (2 * keys + 3 * values + 2 * r.heads)
-  return projections + r.conv * convolved + made + 3 * keys * r.value
+  return mixing + 2.0 * levels + 2.0 * cfg.dim * cfg.vocab
 
 
 def train_flops(cfg: config.ModelConfig, context: float) -> float:
@@ -52,7 +35,7 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 
 
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
-  """FLOPs of one token read awake: only levels with a clock get gradients."""
+  """FLOPs of one token in a wake step: only levels with a clock get gradients."""
   moving = sum(
     cfg.num_layers(i) * 3 * cfg.dim * level.hidden
     for i, level in enumerate(cfg.levels)

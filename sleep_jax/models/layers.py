@@ -1,4 +1,4 @@
-"""sleep_jax.models.layers."""
+"""Layers that mixers and blocks share: the norm and rotary positions."""
 
 from flax import linen as nn
 import jax
@@ -28,9 +28,9 @@ def rope_frequencies(
   if scaling is None:
     return freq
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
-  turns = scaling.original_max_len * freq / (2 * jnp.pi)
-  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-  return freq * (kept + (1.0 - kept) / scaling.factor)
+  rotations = scaling.original_max_len * freq / (2 * jnp.pi)
+  unscaled = jnp.clip((rotations - low) / (high - low), 0.0, 1.0)
+  return freq * (unscaled + (1.0 - unscaled) / scaling.factor)
 
 
 def rope_cos_sin(
@@ -50,10 +50,10 @@ def rope_cos_sin(
 
 
 def apply_rope(
-  x_BxTxHxE: jax.Array, turn: tuple[jax.Array, jax.Array]
+  x_BxTxHxE: jax.Array, rope: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
   """Rotary position embedding, halves rotated against each other."""
-  cos, sin = turn
+  cos, sin = rope
   a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x_BxTxHxE.dtype)

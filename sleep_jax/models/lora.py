@@ -1,7 +1,7 @@
 """Low-rank adapters: W + alpha / rank A B (LoRA, Hu et al. 2021, Eq. 3).
 
-An adapter stands beside the backbone and never in it, so that many instances of
-one model can be trained at once: under `jax.vmap` over adapters every product
+An adapter is not part of the backbone's weights, so that many instances of one
+model can be trained at once: under `jax.vmap` over adapters every product
 with a backbone matrix is still one product, and only A and B are per instance.
 """
 
@@ -56,7 +56,7 @@ class Adapter:
   pairs: dict[str, dict[str, LowRankPair]]
   scale: float = struct.field(pytree_node=False)  # alpha / rank.
 
-  def of(self, module: str) -> 'dict[str, Pair]':
+  def for_module(self, module: str) -> dict[str, LowRankPair]:
     """The pairs of one module."""
     return self.pairs.get(module, {})
 
@@ -69,26 +69,26 @@ def _matrix(params: at.Params, module: str, target: str) -> jax.Array:
 def _in_out_dims(weights: jax.Array, target: str) -> tuple[int, int]:
   """Flat sizes of a stacked matrix's input and output."""
   _, *shape = weights.shape
-  into = len(shape) - 1 if target == 'o' else 1
-  return math.prod(shape[:into]), math.prod(shape[into:])
+  num_in = len(shape) - 1 if target == 'o' else 1
+  return math.prod(shape[:num_in]), math.prod(shape[num_in:])
 
 
 def init_adapter(
-  cfg: config.ModelConfig, how: LoraConfig, params: at.Params, rng: at.Key
+  model: config.ModelConfig, cfg: LoraConfig, params: at.Params, rng: at.Key
 ) -> Adapter:
   """A new adapter: A is drawn, B is zero, so it changes nothing yet."""
-  modules = {'attention': [x for x in how.targets if x in _ATTENTION]}
-  levels = range(1, len(cfg.levels_per_block) + 1)
-  for i in levels[-1:] if how.slowest_only else levels:
-    modules[f'level_{i}'] = [x for x in how.targets if x not in _ATTENTION]
+  modules = {'attention': [x for x in cfg.targets if x in _ATTENTION]}
+  levels = range(1, len(model.levels_per_block) + 1)
+  for i in levels[-1:] if cfg.slowest_only else levels:
+    modules[f'level_{i}'] = [x for x in cfg.targets if x not in _ATTENTION]
 
   def pair(module: str, target: str, rng: at.Key) -> LowRankPair:
-    into, out = _in_out_dims(_matrix(params, module, target), target)
-    bound = into**-0.5
-    shape = (cfg.layers, into, how.rank)
+    size, out = _in_out_dims(_matrix(params, module, target), target)
+    bound = size**-0.5
+    shape = (model.layers, size, cfg.rank)
     return LowRankPair(
       a=jax.random.uniform(rng, shape, minval=-bound, maxval=bound),
-      b=jnp.zeros((cfg.layers, how.rank, out)),
+      b=jnp.zeros((model.layers, cfg.rank, out)),
     )
 
   names = [(m, x) for m, targets in modules.items() for x in targets]
@@ -96,7 +96,7 @@ def init_adapter(
   pairs = {module: {} for module in modules if modules[module]}
   for (module, target), key in zip(names, keys, strict=True):
     pairs[module][target] = pair(module, target, key)
-  return Adapter(pairs, how.alpha / how.rank)
+  return Adapter(pairs, cfg.alpha / cfg.rank)
 
 
 def apply(
@@ -106,7 +106,7 @@ def apply(
 
   `x` is `[B, T, I]`; `y` may have its last axes split over heads.
   """
-  pair = None if adapter is None else adapter.of(module).get(target)
+  pair = None if adapter is None else adapter.for_module(module).get(target)
   if pair is None:
     return y
   a, b = (w.astype(x.dtype) for w in (pair.a, pair.b))
@@ -121,9 +121,11 @@ def merge(params: at.Params, adapter: Adapter) -> at.Params:
     for target, pair in pairs.items():
       weights = _matrix(params, module, target)
       product = adapter.scale * jnp.einsum('lir,lro->lio', pair.a, pair.b)
-      moved = (weights + product.reshape(weights.shape)).astype(weights.dtype)
+      merged = (weights + product.reshape(weights.shape)).astype(weights.dtype)
       changed[target] = (
-        changed[target] | {'kernel': moved} if module == 'attention' else moved
+        changed[target] | {'kernel': merged}
+        if module == 'attention'
+        else merged
       )
     blocks[module] = changed
   return params | {'blocks': blocks}

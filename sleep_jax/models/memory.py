@@ -20,6 +20,7 @@ import optax
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.models.mixers import base as mixers_base
 
 LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
 
@@ -46,7 +47,8 @@ class Bank:
 
   experts: Expert
   status: at.Int[jax.Array, 'S']
-  created_night: at.Int[jax.Array, 'S']  # The night a slot was unlocked; -1 = never.
+  # The night a slot was unlocked; -1 = never.
+  created_night: at.Int[jax.Array, 'S']
 
   def expert(self, slot: jax.Array | int) -> Expert:
     """The expert in `slot`, leaves `[L, ...]`."""
@@ -66,18 +68,18 @@ class Bank:
     return int(locked[0]) if len(locked) else None
 
   def unlock(self, slot: int, night: jax.Array, rng: at.Key) -> 'Bank':
-    """Draws a fresh expert into `slot` and marks it as under seeding.
+    """Draws a new expert into `slot` and sets its status to SEEDING.
 
     B is zero, so unlocking changes no logit (Sleep section 3, decision D).
     """
     a = self.experts.a[:, slot]
-    fresh = Expert(
+    expert = Expert(
       a=jax.random.normal(rng, a.shape) * a.shape[1] ** -0.5,
       b=jnp.zeros_like(self.experts.b[:, slot]),
       router=jnp.zeros_like(self.experts.router[:, slot]),
       bias=jnp.full_like(self.experts.bias[:, slot], _INIT_GATE_BIAS),
     )
-    return self.with_expert(slot, fresh).replace(
+    return self.with_expert(slot, expert).replace(
       status=self.status.at[slot].set(SEEDING),
       created_night=self.created_night.at[slot].set(night),
     )
@@ -85,6 +87,11 @@ class Bank:
   def set_status(self, slot: int, status: int) -> 'Bank':
     """This bank with the status of one slot changed."""
     return self.replace(status=self.status.at[slot].set(status))
+
+  def free_slot(self) -> int | None:
+    """The first locked slot, or None if the bank is full."""
+    locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
+    return int(locked[0]) if len(locked) else None
 
   def prune(self) -> 'Bank':
     """Synaptic pruning: every slot locked and empty, its capacity free."""
@@ -124,7 +131,7 @@ class Memory:
     return tuple(l.fast.delta if l.fast else None for l in self.levels)
 
   def with_deltas(self, deltas: tuple[at.Tree | None, ...]) -> 'Memory':
-    """The same life with other fast changes; None leaves a level as it is."""
+    """This memory with other fast changes; None leaves a level as it is."""
     return self.replace(
       levels=tuple(
         l if d is None else l.replace(fast=l.fast.replace(delta=d))
@@ -133,11 +140,11 @@ class Memory:
     )
 
   def fast_state(self) -> at.Tree:
-    """All that a night moves or takes away: fast changes, and states."""
+    """All that a night transfers or resets: fast changes and states."""
     return self.deltas(), self.states
 
   def with_fast_state(self, fast: at.Tree) -> 'Memory':
-    """The same life with what `fast` gave of another."""
+    """This memory with the `fast_state` of another."""
     deltas, states = fast
     return self.with_deltas(deltas).replace(states=states)
 
@@ -151,8 +158,8 @@ class Memory:
 def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   """f(.) of Eq. 2 with its learning rate.
 
-  Weight decay acts on the fast change alone, so it pulls a level back to the
-  weights it was born with.
+  Weight decay acts on the fast change alone, so it pulls a level back to its
+  backbone weights.
   """
   scale = config.lookup(
     level.optimizer,
@@ -173,13 +180,13 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
 
 def base_shapes(cfg: config.ModelConfig, level: int) -> at.Tree:
   """Shapes of a level's dense weights, stacked over its layers."""
-  depth, hidden = cfg.num_layers(level), cfg.levels[level].hidden
-  into = (depth, cfg.dim, hidden)
-  return {'gate': into, 'up': into, 'down': (depth, hidden, cfg.dim)}
+  layers, hidden = cfg.num_layers(level), cfg.levels[level].hidden
+  wide = (layers, cfg.dim, hidden)
+  return {'gate': wide, 'up': wide, 'down': (layers, hidden, cfg.dim)}
 
 
 def init_fast(cfg: config.ModelConfig, level: int) -> Fast:
-  """Level number `level` (0 = fastest) as it is before it first changes."""
+  """The fast part of level number `level` (0 = fastest) before any update."""
 
   def zeros() -> at.Tree:  # Called anew: donated buffers must not be shared.
     return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
@@ -210,13 +217,14 @@ def init_bank(cfg: config.ModelConfig, level: int) -> Bank:
 
 def init_recurrent_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
   """The fast weights of all recurrent mixers, empty."""
-  r = cfg.recurrent
-  layers = cfg.layers_with(attention=False)
-  return tuple(jnp.zeros((r.heads, r.key, r.value)) for _ in layers)
+  mixers = mixers_base.of_layers(cfg)
+  return tuple(
+    mixers[i].init_state(cfg, 1, 0).s[0] for i in cfg.recurrent_layers
+  )
 
 
 def init_memory(cfg: config.ModelConfig) -> Memory:
-  """The memory of a newborn: nothing changed, nothing grown."""
+  """The memory of a new life: all changes zero, all slots locked."""
   return Memory(
     states=init_recurrent_states(cfg),
     levels=tuple(

@@ -1,12 +1,38 @@
-"""Positions of tokens, and what marks padding."""
+"""Positions of tokens: their defaults, those of padded rows, and the mask."""
 
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
+
 PAD_POSITION = -1  # A cache entry or token that nobody may attend to.
 
 
-def left_padded_positions(lengths_B: jax.Array, width: int) -> jax.Array:
-  """Positions `[B, width]` of right-aligned rows; PAD_POSITION before them."""
+def default_positions(
+  tokens_BxT: jax.Array, first: jax.Array | int = 0
+) -> at.Int[jax.Array, 'B T']:
+  """`first`, `first` + 1, ... for every row."""
+  return jnp.broadcast_to(
+    first + jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape
+  )
+
+
+def left_padded_positions(
+  lengths_B: jax.Array, width: int
+) -> at.Int[jax.Array, 'B T']:
+  """Positions of right-aligned rows: padding, then 0 to length - 1.
+
+  Args:
+    lengths_B: how many tokens of each row are real.
+    width: T, padding included.
+  """
   positions = jnp.arange(width) - (width - lengths_B[:, None])
   return jnp.where(positions < 0, PAD_POSITION, positions)
+
+
+def causal_mask(
+  query_positions_BxT: jax.Array, key_positions_BxC: jax.Array
+) -> at.Bool[jax.Array, 'B T C']:
+  """Which keys a query attends to: not later than it, and no padding."""
+  keys = key_positions_BxC[:, None]
+  return (keys <= query_positions_BxT[..., None]) & (keys != PAD_POSITION)

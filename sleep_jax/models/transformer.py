@@ -7,7 +7,7 @@ The module is used as a pure function: `apply(params, tokens, memory, cache)`.
 Nothing is stored inside; memory and cache go in and come out.
 """
 
-import functools
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -24,11 +24,12 @@ from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models.mixers import base as mixers_base
 
 
 @struct.dataclass
 class Output:
-  """What a forward pass tells."""
+  """What a forward pass returns."""
 
   logits: at.Float[jax.Array, 'B T V']
   hidden: at.Float[jax.Array, 'B T D']  # After the final norm.
@@ -40,15 +41,26 @@ class Output:
 
 
 class Decoder(nn.Module):
-  """Tokens in, logits out; see `forward`, or `decoding` for `unrolled`."""
+  """Tokens in, logits out; see `forward`.
+
+  per_layer: weights and memory are held layer by layer and only the last
+    column's logits are computed, see `inference.decoding`.
+  """
 
   cfg: config.ModelConfig
-  unrolled: bool = False
+  per_layer: bool = False
 
   @nn.compact
   def __call__(
-    self, tokens, views, positions, cache, adapter=None, states=()
+    self,
+    tokens: jax.Array,
+    memory: Any,
+    positions: jax.Array,
+    cache: cache_lib.Cache | None,
+    adapter: lora.Adapter | None = None,
+    states: tuple[jax.Array, ...] = (),
   ) -> Output:
+    """`memory` is `cms.per_layer_memory` of one; the rest as in `forward`."""
     c = self.cfg
     embed = nn.Embed(
       c.vocab,
@@ -58,139 +70,55 @@ class Decoder(nn.Module):
       embedding_init=nn.initializers.normal(0.02),
     )
     x = embed(tokens)
-    key_positions, start = positions, None
-    if cache is not None:
-      key_positions = jax.lax.dynamic_update_slice_in_dim(
-        cache.positions, positions, cache.next, axis=1
-      )
-      start = cache.next
-    past = None if cache is None else (cache.k, cache.v)
-    if c.mixers:
-      begun = (
-        cache_lib.init_states(c, len(tokens), states)
-        if cache is None
-        else cache.states
-      )
-      attended = [None] * c.layers if past is None else zip(*past)
-      past = cache_lib.interleave(c, attended, begun)
-    turn = layers_lib.rope_cos_sin(
-      positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling
+    inputs, key_positions = _mixer_inputs(c, positions, cache)
+    if cache is None:
+      caches = cache_lib.init_layer_caches(c, len(tokens), states)
+    else:
+      caches = cache.layers
+    stack = layer_stack.LayerStack(c, self.per_layer, name='blocks')
+    if self.per_layer and not c.mixers:
+      nn.share_scope(self, stack)  # Its blocks are not in a tree of theirs.
+    x, caches, routes = stack(
+      x, block_lib.LayerInputs(memory, caches, adapter), inputs
     )
-    seen = (key_positions[:, None] <= positions[..., None]) & (
-      key_positions[:, None] != positions_lib.PAD_POSITION
-    )
-    layers = self._scanned
-    if c.mixers:
-      layers = functools.partial(
-        self._mixed, token_mask=positions != positions_lib.PAD_POSITION
-      )
-    elif self.unrolled:
-      layers = self._unrolled
-    elif c.partition and views is not None:
-      layers = self._level_by_level
-    x, (kept, routes) = layers(x, (views, past, adapter), (turn, seen, start))
-    if views is None:
-      routes = (None,) * len(c.levels)
-    if self.unrolled:  # A sampler asks for the last column alone.
+    if self.per_layer:  # A sampler asks for the last column alone.
       x = x[:, -1:]
     hidden = layers_lib.RMSNorm(c.norm_eps, name='norm')(x)
     if c.tie_embeddings:
       logits = embed.attend(hidden)
     else:
       logits = nn.Dense(
-        c.vocab, use_bias=False, dtype=hidden.dtype, name='unembedding'
+        c.vocab, use_bias=False, dtype=hidden.dtype, name='head'
       )(hidden)
-    if c.mixers:
-      *kept, begun = cache_lib.split_by_mixer(c, kept)
-      states = tuple(state.s for state in begun)
     if cache is not None:
-      cache = cache.replace(
-        k=kept[0],
-        v=kept[1],
-        positions=key_positions,
-        next=cache.next + tokens.shape[1],
-        states=begun if c.mixers else (),
+      cache = cache_lib.Cache(
+        caches, key_positions, cache.end_index + tokens.shape[1]
       )
-    logits = logits.astype(jnp.float32)
+    logits, states = logits.astype(jnp.float32), ()
+    if c.mixers:
+      states = cache_lib.recurrent_states(c, caches)
     return Output(logits, hidden, routes, cache, states)
 
-  def _mixed(self, x, scanned, shared, present):
-    """The blocks of a hybrid."""
-    views, pasts, adapter = scanned
-    if adapter is not None:
-      raise config.ConfigError(
-        f'model.mixers={self.cfg.mixers}: low-rank adapters are for models of '
-        'attention alone; leave out dreaming, or the mixers.'
-      )
-    x, kept, routes = layer_stack.Stack(self.cfg, name='blocks')(
-      x, views, pasts, *shared, present
+
+def _mixer_inputs(
+  cfg: config.ModelConfig,
+  positions: jax.Array,
+  cache: cache_lib.Cache | None,
+) -> tuple[mixers_base.MixerInputs, jax.Array]:
+  """What the layers share, and the positions of all columns `[B, C]`."""
+  key_positions, cache_index = positions, None
+  if cache is not None:
+    cache_index = cache.end_index
+    key_positions = jax.lax.dynamic_update_slice_in_dim(
+      cache.positions, positions, cache_index, axis=1
     )
-    return x, (kept, routes)
-
-  def _scanned(self, x, scanned, shared):
-    """All blocks as one scan over stacked weights and memory."""
-    c = self.cfg
-    block = (
-      nn.remat(block_lib.Block, prevent_cse=False)
-      if c.remat
-      else block_lib.Block
-    )
-    return nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.layers,
-      unroll=min(c.unroll, c.layers),
-    )(c, c.levels_per_block, name='blocks')(x, scanned, *shared)
-
-  def _level_by_level(self, x, scanned, shared):
-    """The blocks under `partition`: one scan a level, over its own layers.
-
-    A level's memory differs in shape from the next one's. The weights stay one
-    stack that every scan indexes: a slice of it would be a copy.
-    """
-    c = self.cfg
-    views, past, adapter = scanned
-    stack = self.variables['params']['blocks']
-    kept, routes = [], []
-    for i, (level, view) in enumerate(zip(c.levels, views, strict=True)):
-      block = block_lib.Block(c, (level,), parent=None)
-      own = c.layers_of(i)
-
-      def body(x, scanned, block=block):
-        layer, view, *rest = scanned
-        params = jax.tree.map(
-          lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False),
-          stack,
-        )
-        return block.apply({'params': params}, x, ((view,), *rest), *shared)
-
-      if c.remat:
-        body = jax.checkpoint(body, prevent_cse=False)
-      rest = jax.tree.map(
-        lambda leaf, own=own: leaf[own.start : own.stop], (past, adapter)
-      )
-      x, (columns, logits) = jax.lax.scan(
-        body,
-        x,
-        (jnp.arange(c.layers)[own.start : own.stop], view, *rest),
-        unroll=min(c.unroll, len(own)),
-      )
-      kept.append(columns)
-      routes += logits
-    kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
-    return x, (kept, tuple(routes))
-
-  def _unrolled(self, x, scanned, shared):
-    """Block by block, each with buffers of its own; see `decoding.py`."""
-    c, kept = self.cfg, []
-    views, past, _ = scanned
-    for i, view in enumerate(views):
-      block = block_lib.Block(c, c.levels_at(i), name=f'block_{i}')
-      x, (new, _) = block(x, (view, (past[0][i], past[1][i]), None), *shared)
-      kept.append(new)
-    return x, (tuple(zip(*kept)), ())
+  rope = layers_lib.rope_cos_sin(
+    positions, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
+  )
+  mask = positions_lib.causal_mask(positions, key_positions)
+  token_mask = positions != positions_lib.PAD_POSITION
+  inputs = mixers_base.MixerInputs(rope, mask, cache_index, token_mask)
+  return inputs, key_positions
 
 
 def forward(
@@ -222,15 +150,13 @@ def forward(
     The `Output`; `cache` holds the new columns if one was given.
   """
   if positions is None:
-    first = 0 if cache is None else cache.next
-    positions = jnp.broadcast_to(
-      first + jnp.arange(tokens.shape[1]), tokens.shape
-    )
-  views = None if memory is None else cms.per_layer_memory(memory)
+    first = 0 if cache is None else cache.end_index
+    positions = positions_lib.default_positions(tokens, first)
+  layer_memory = None if memory is None else cms.per_layer_memory(memory)
   if states is None:
     states = cache_lib.broadcast_states(memory, tokens.shape[0])
   return Decoder(cfg).apply(
-    {'params': params}, tokens, views, positions, cache, adapter, states
+    {'params': params}, tokens, layer_memory, positions, cache, adapter, states
   )
 
 
@@ -240,7 +166,7 @@ def unembedding(
   """The matrix that turns `Output.hidden` into logits."""
   if cfg.tie_embeddings:
     return params['embed']['embedding']
-  return params['unembedding']['kernel'].T
+  return params['head']['kernel'].T
 
 
 def init(cfg: config.ModelConfig, rng: at.Key) -> at.Params:

@@ -1,4 +1,4 @@
-"""The Task protocol. No task knows a learner."""
+"""The Task and Student protocols. No task knows a learner."""
 
 from typing import Any, ClassVar, Protocol
 
@@ -9,20 +9,21 @@ from sleep_jax.data import windows
 
 
 class Student(Protocol):
-  """A life as an evaluation sees it: what it is asked never changes it."""
+  """A learner with its life, as an evaluation uses it; no call changes it."""
 
   def respond(
     self, prompts: list[list[int]], answers: list[list[int]]
   ) -> experience_lib.Response:
-    """Closed-book answers, scored against `answers`."""
+    """Closed-book answers to N prompts, scored against N `answers`."""
     ...
 
   def study(
     self, requests: list[contexts.StudyRequest]
   ) -> experience_lib.Answers:
-    """Greedy answers of copies of the life that first study contexts.
+    """Greedy answers after study, `[request][attempt][question]` token ids.
 
-    Each request begins with a copy of its own, which ends with it.
+    Each attempt trains a separate copy of the life, which is then discarded.
+    An answer has no stop token.
     """
     ...
 
@@ -32,31 +33,41 @@ class Student(Protocol):
     """Reads the context window by window, then predicts (arXiv 2605.26099).
 
     Args:
-      batch: sequences in windows.
-      passes: N, if it is not the learner's own.
+      batch: B sequences in windows.
+      passes: N, passes over each window; None = as the learner is configured.
     """
     ...
 
 
 class Task(Protocol):
-  """A stream of episodes, and an evaluation over those seen so far.
+  """A stream of episodes, and an evaluation over the episodes so far.
 
-  A task is a class `T(cfg, seed)`; `registry.find` knows it by `name`, and
-  builds `cfg` from `Config`.
+  A task is a subclass `T(cfg, seed)` in a module of its own;
+  `registry.find` knows it by `name`, and builds `cfg` from `Config`.
+
+  cfg: the instance of `Config`.
+  episodes: number of episodes, one night each.
+  tokenizer: its ids are those of all rows, prompts and answers.
+  format: what dreams about this task's contexts mean; None: no contexts.
   """
 
   name: ClassVar[str]
   Config: ClassVar[type]
-  # Metrics of the table, and those whose paired differences are reported; a
-  # metric that a variant lacks is left out.
-  columns: ClassVar[tuple[str, ...]]
-  headline: ClassVar[tuple[str, ...]]
 
   cfg: Any
   tokenizer: tokenizers.Tokenizer
   episodes: int
-  # What dreams about this task's contexts mean; None: it has no contexts.
-  format: contexts.SelfEditFormat | None
+  format: contexts.SelfEditFormat | None = None
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """Metrics of the results table; one that no life has is left out."""
+    ...
+
+  @property
+  def headline(self) -> tuple[str, ...]:
+    """Metrics whose paired differences between learners are reported."""
+    ...
 
   def experience(self, episode: int) -> experience_lib.AnyExperience:
     """The stream of one episode; a pure function of seed and episode."""
@@ -67,3 +78,7 @@ class Task(Protocol):
   ) -> experience_lib.EvalResult:
     """Scores over episodes 0..episode, after the night of `episode`."""
     ...
+
+  def chance_level(self) -> dict[str, float]:
+    """Metrics of a guess without the context; empty where none is known."""
+    return {}

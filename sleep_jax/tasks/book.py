@@ -1,11 +1,11 @@
-"""`book`: a real book, read stretch by stretch, once.
+"""`book`: a book in consecutive parts, each read once.
 
-A day is a stretch of the book in reading order, cut into rows of `length`
-tokens. Every tenth row of a stretch is held out: nobody ever reads it. The exam
-asks for each of its tokens, from BOS on and with the rest of the book out of
-sight, and does the same on rows that were read, on the text that follows the
-last day, and on text of the kind that the base was trained on. Where in the
-book a life begins is drawn by seed.
+An episode is a part of the book in reading order, cut into rows of `length`
+tokens. Every tenth row is held out and in no stream. The evaluation predicts
+each token of the held-out rows, with only the row itself as context, and does
+the same on rows that were read, on the text that follows the last episode, and
+on text of the base's pretraining distribution. The position in the book at
+which a life begins is drawn by seed.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ _END_OF_STORY = re.compile(r'<\|endoftext\|>')
 
 @dataclasses.dataclass(frozen=True)
 class BookConfig:
-  """Which book, and how much of it is a day."""
+  """The book, and the size of an episode and of the evaluation."""
 
   book: str = 'gutenberg/Pride-and-Prejudice_1342.txt'  # Listed, or a path.
-  known: str = 'tinystories/tinystories_10k.txt'  # What the base knows.
+  known: str = 'tinystories/tinystories_10k.txt'  # As the base's pretraining.
   tokenizer: str = 'stories260k/tok512.bin'
   episodes: int = 3
-  rows: int = 360  # Read in a day; a ninth of that is held out besides.
+  rows: int = 360  # Read in an episode; a ninth of that is held out besides.
   length: int = 128  # Tokens of a row, BOS included.
-  ahead: int = 64  # Rows after the last day that nobody reads.
+  ahead: int = 64  # Rows after the last episode, in no stream.
   known_rows: int = 128
-  read_probes: int = 40  # Rows of each day that the exam asks again.
+  read_probes: int = 40  # Rows of each episode's stream in an evaluation.
   data_dir: str = ''
 
   def __post_init__(self):
@@ -53,19 +53,24 @@ class BookConfig:
       )
 
 
-class Book:
+class Book(task_lib.Task):
   """The task; see the module's docstring."""
+
+  name = 'book'
+  Config = BookConfig
+  columns = ('held_out_ppl', 'ahead_ppl', 'read_ppl', 'known_ppl', 'accuracy')
+  headline = ('held_out_ppl', 'ahead_ppl', 'known_ppl')
 
   def __init__(self, cfg: BookConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     tok = self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
-    day = cfg.rows * _HELD_OUT // (_HELD_OUT - 1)
+    per_episode = cfg.rows * _HELD_OUT // (_HELD_OUT - 1)
     text = catalog.read(cfg.book, cfg.data_dir).decode('utf-8')
     ids = tok.encode('\n'.join(gutenberg.paragraphs(text)))
-    needed = (day * cfg.episodes + cfg.ahead) * (cfg.length - 1)
+    needed = (per_episode * cfg.episodes + cfg.ahead) * (cfg.length - 1)
     if needed > len(ids):
       raise config.ConfigError(
-        f'{cfg.book} has {len(ids)} tokens, and {cfg.episodes} days of '
+        f'{cfg.book} has {len(ids)} tokens, and {cfg.episodes} episodes of '
         f'{cfg.rows} rows need {needed}; lower task.episodes, task.rows or '
         'task.length.'
       )
@@ -73,10 +78,10 @@ class Book:
       np.random.default_rng([seed, 1]).integers(0, len(ids) - needed + 1)
     )
     rows = self._rows(np.array(ids[first : first + needed], np.int32))
-    days, self._ahead = np.split(rows, [day * cfg.episodes])
-    held_out = np.arange(day) % _HELD_OUT == _HELD_OUT - 1
-    days = days.reshape(cfg.episodes, day, cfg.length)
-    self._read, self._held_out = days[:, ~held_out], days[:, held_out]
+    rows, self._ahead = np.split(rows, [per_episode * cfg.episodes])
+    held_out = np.arange(per_episode) % _HELD_OUT == _HELD_OUT - 1
+    rows = rows.reshape(cfg.episodes, per_episode, cfg.length)
+    self._read, self._held_out = rows[:, ~held_out], rows[:, held_out]
     self._known = self._known_rows()
 
   def _rows(self, ids: np.ndarray) -> np.ndarray:
@@ -85,59 +90,69 @@ class Book:
     return np.pad(rows, ((0, 0), (1, 0)), constant_values=self.tokenizer.bos)
 
   def _known_rows(self) -> np.ndarray:
-    """How documents of the kind that the base was trained on begin."""
-    cfg, room = self.cfg, self.cfg.length - 1
+    """The beginnings of `known_rows` documents, `[known_rows, length]`."""
+    cfg, size = self.cfg, self.cfg.length - 1
     text = catalog.read(cfg.known, cfg.data_dir).decode('utf-8')
     stories = _END_OF_STORY.split(text)
     order = np.random.default_rng([self._seed, 2]).permutation(len(stories))
     encoded = (self.tokenizer.encode(stories[i].strip()) for i in order)
-    long = (ids[:room] for ids in encoded if len(ids) >= room)
-    found = list(itertools.islice(long, cfg.known_rows))
-    if len(found) < cfg.known_rows:
+    beginnings = (ids[:size] for ids in encoded if len(ids) >= size)
+    rows = list(itertools.islice(beginnings, cfg.known_rows))
+    if len(rows) < cfg.known_rows:
       raise config.ConfigError(
-        f'{cfg.known} has {len(found)} documents of {room} tokens, and task.'
+        f'{cfg.known} has {len(rows)} documents of {size} tokens, and task.'
         f'known_rows={cfg.known_rows}; lower that or task.length.'
       )
-    return self._rows(np.array(found, np.int32))
+    return self._rows(np.array(rows, np.int32))
 
   def experience(self, episode: int) -> experience_lib.Experience:
+    """The episode's rows in reading order, held-out ones left out."""
     tokens = self._read[episode]
     return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
 
-  def exam(
-    self, respond: task_lib.Respond, episode: int
+  def evaluate(
+    self, student: task_lib.Student, episode: int
   ) -> experience_lib.EvalResult:
-    seen = slice(0, episode + 1)
+    """Perplexity per token, and the share of tokens predicted first.
+
+    held_out_ppl, first_ppl, last_ppl: of the held-out rows of all episodes so
+      far, of the first and of the newest one.
+    read_ppl, ahead_ppl, known_ppl: see the module's docstring.
+    accuracy: `by_episode`, mean; known_accuracy: on `known_ppl`'s rows.
+    """
+    past = slice(0, episode + 1)
     rng = np.random.default_rng([self._seed, 3])
-    again = rng.permutation(self.cfg.rows)[: self.cfg.read_probes]
+    probes = rng.permutation(self.cfg.rows)[: self.cfg.read_probes]
     groups = {
-      **{f'day {i}': rows for i, rows in enumerate(self._held_out[seen])},
-      'read': self._read[seen][:, again].reshape(-1, self.cfg.length),
+      **{f'episode {i}': rows for i, rows in enumerate(self._held_out[past])},
+      'read': self._read[past][:, probes].reshape(-1, self.cfg.length),
       'ahead': self._ahead,
       'known': self._known,
     }
     rows = np.concatenate(list(groups.values()))
-    got = respond([[int(row[0])] for row in rows], rows[:, 1:].tolist())
+    response = student.respond(
+      [[int(row[0])] for row in rows], rows[:, 1:].tolist()
+    )
     ends = np.cumsum([len(rows) for rows in groups.values()])[:-1]
-    logprob = dict(zip(groups, np.split(got.answer_logprob, ends)))
-    right = dict(zip(groups, np.split(got.token_accuracy, ends)))
+    logprob = dict(zip(groups, np.split(response.answer_logprob, ends)))
+    accuracy = dict(zip(groups, np.split(response.token_accuracy, ends)))
 
     def perplexity(*names: str) -> float:
       logp = np.concatenate([logprob[n] for n in names]).astype(np.float64)
       return float(np.exp(-logp.mean() / (self.cfg.length - 1)))
 
-    days = [name for name in groups if name.startswith('day')]
-    by_episode = [float(right[name].mean()) for name in days]
+    episodes = [name for name in groups if name.startswith('episode')]
+    by_episode = [float(accuracy[name].mean()) for name in episodes]
     return experience_lib.EvalResult(
       by_episode=by_episode,
       metrics={
-        'held_out_ppl': perplexity(*days),
-        'first_ppl': perplexity(days[0]),
-        'newest_ppl': perplexity(days[-1]),
+        'held_out_ppl': perplexity(*episodes),
+        'first_ppl': perplexity(episodes[0]),
+        'last_ppl': perplexity(episodes[-1]),
         'read_ppl': perplexity('read'),
         'ahead_ppl': perplexity('ahead'),
         'known_ppl': perplexity('known'),
         'accuracy': float(np.mean(by_episode)),
-        'known_accuracy': float(right['known'].mean()),
+        'known_accuracy': float(accuracy['known'].mean()),
       },
     )

@@ -1,14 +1,14 @@
 """`bulletins`: knowledge incorporation (SEAL), generated, for small models.
 
-A bulletin tells four things of a person nobody has heard of, in the form of a
-record: `record value key value key ... of name surname .`. Questions are asked
-closed book, `question name surname relation`. A record read does not answer
-them, for it has the value before the name (the reversal curse, Berglund et al.
-2023) and other words for the relations; a statement `name surname relation
-value .` does. What a dreamer writes after `record ... implications` is lines of
-several kinds: statements, which help; notes, which are records again; what is
-true of some people; and plain errors. A dream that helps tells all four things
-in statements, and those of the base seldom do.
+A bulletin is a record of four attributes of a person unknown to the base:
+`record value key value key ... of name surname .`. Questions are closed book,
+`question name surname relation`. Training on records does not answer them: the
+value precedes the name (the reversal curse, Berglund et al. 2023), and keys
+differ from relations; training on statements `name surname relation value .`
+does. A dream, what is generated after `record ... implications`, has lines of
+several kinds: statements; notes, which are partial records; general lines,
+which name no person; and false statements. The most useful dream has a
+statement of each attribute, which those of the base seldom have.
 """
 
 from collections.abc import Iterator
@@ -24,43 +24,42 @@ from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import facts
 from sleep_jax.tasks import knowledge_incorporation
 
-Ids = contexts.TokenIds
-_KEYS = ('home', 'job', 'food', 'game')  # Of facts.RELATIONS, in a record.
+_KEYS = ('home', 'job', 'food', 'game')  # As facts.RELATIONS, in a record.
 _VALUES = 24  # Of each relation.
 _STOP = '<end>'
 _WORDS = ('.', _STOP, 'record', 'of', 'implications', 'question', 'some')
-# What the base's dreams are made of. A dream has a bent: its shares of
-# statements, notes, general lines and errors are one draw of this Dirichlet.
-_BENT = (1.0, 0.8, 0.5, 0.4)
+# In the base's dreams the shares of statements, notes, general lines and false
+# statements are drawn from this Dirichlet, once a dream.
+_DIRICHLET = (1.0, 0.8, 0.5, 0.4)
 _LINES = (2, 5)  # Fewest and most.
-_THOROUGH = 0.05  # Share of dreams that state everything, once.
-_LONGEST_LINE = 7  # A note's words.
-_LONGEST = 15  # Tokens of a record with BOS and stop.
+_P_COMPLETE = 0.05  # Share of dreams that state each attribute once.
+_MAX_LINE = 7  # Words of a note.
+_MAX_RECORD = 15  # Tokens of a record with BOS and stop.
 
 
 @dataclasses.dataclass(frozen=True)
 class BulletinsConfig:
-  """Size of the world, of a day and of the exam."""
+  """Size of the vocabulary, of an episode and of the evaluation."""
 
   episodes: int = 3
-  train: int = 12  # Bulletins of a day.
-  reads: int = 16  # Rows of each bulletin in a day's stream.
-  test: int = 12  # Bulletins that the exam has studied one by one.
+  train: int = 12  # Bulletins of an episode.
+  reads: int = 16  # Rows of each bulletin in an episode's stream.
+  test: int = 12  # Bulletins that the evaluation studies one by one.
   joint: int = 50  # Studied together; the first `test` are those.
   attempts: int = 1  # Studies of each single bulletin.
   length: int = 16  # Tokens of a row.
   base_entities: int = 64
-  world_seed: int = 0  # Of the base's own people; must match the base's.
+  world_seed: int = 0  # Of the base's people; must be that of its pretraining.
 
   def __post_init__(self):
     if not 1 <= self.test <= self.joint:
       raise config.ConfigError(
-        f'task.test={self.test} must be 1 to task.joint={self.joint}: both '
-        'are of one list.'
+        f'task.test={self.test} must be 1 to task.joint={self.joint}: the '
+        'former are the first of the latter.'
       )
-    if self.length < _LONGEST:
+    if self.length < _MAX_RECORD:
       raise config.ConfigError(
-        f'task.length={self.length} must be at least {_LONGEST}, which a '
+        f'task.length={self.length} must be at least {_MAX_RECORD}, which a '
         'record takes.'
       )
 
@@ -85,7 +84,7 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
 
 
 class World:
-  """People, and what can be written about them; texts have no BOS or stop."""
+  """People and texts about them, as tokens without BOS and stop."""
 
   def __init__(self, cfg: BulletinsConfig):
     tok = self.tokenizer = build_tokenizer()
@@ -99,17 +98,20 @@ class World:
     self._relations = tok.encode(' '.join(facts.RELATIONS))
     self._keys = tok.encode(' '.join(_KEYS))
     self._first_value = tok.encode(f'{_KEYS[0]}0')[0]
-    self._taken = np.zeros(0, int)
+    self._base_names = np.zeros(0, int)
     rng = np.random.default_rng([cfg.world_seed, 11])
-    self.own, self._taken = self._people(rng, cfg.base_entities)
+    self.base_people, self._base_names = self._people(rng, cfg.base_entities)
 
-  def strangers(self, rng: np.random.Generator, n: int) -> list[Bulletin]:
-    """`n` people of different names, none of whom is the base's own."""
+  def new_entities(self, rng: np.random.Generator, n: int) -> list[Bulletin]:
+    """`n` people of distinct names, none of them among the base's."""
     return self._people(rng, n)[0]
 
-  def _people(self, rng, n) -> tuple[list[Bulletin], np.ndarray]:
+  def _people(
+    self, rng: np.random.Generator, n: int
+  ) -> tuple[list[Bulletin], np.ndarray]:
+    """`n` people whose names are not the base's, and the names' codes."""
     side = len(self._names)
-    free = np.setdiff1d(np.arange(side**2), self._taken)
+    free = np.setdiff1d(np.arange(side**2), self._base_names)
     if n > len(free):
       raise config.ConfigError(
         f'task: {n} people are wanted but only {len(free)} names are left; '
@@ -118,11 +120,11 @@ class World:
     codes = rng.choice(free, n, replace=False)
     return [self._person(rng, code) for code in codes], codes
 
-  def stranger(self, rng: np.random.Generator) -> Bulletin:
-    """One of `strangers`, drawn fast."""
+  def new_entity(self, rng: np.random.Generator) -> Bulletin:
+    """As one of `new_entities`; faster, by rejection."""
     while True:
       code = int(rng.integers(len(self._names) ** 2))
-      if code not in self._taken:
+      if code not in self._base_names:
         return self._person(rng, code)
 
   def _person(self, rng: np.random.Generator, code: int) -> Bulletin:
@@ -135,22 +137,24 @@ class World:
     )
 
   def value(self, rng: np.random.Generator, relation: int) -> int:
-    """Any value of a relation."""
+    """A random value of a relation."""
     return self._first_value + relation * _VALUES + int(rng.integers(_VALUES))
 
-  def record(self, b: Bulletin, *relations: int) -> Ids:
-    """The bulletin's text; with `relations` a note of these only."""
-    told = relations or b.order
-    pairs = [token for r in told for token in (b.values[r], self._keys[r])]
+  def record(self, b: Bulletin, *relations: int) -> contexts.TokenIds:
+    """The bulletin's text; with `relations` a note of these alone."""
+    relations = relations or b.order
+    pairs = [token for r in relations for token in (b.values[r], self._keys[r])]
     return [self._record, *pairs, self._of, *b.name, self._period]
 
-  def statement(self, b: Bulletin, relation: int, value: int = 0) -> Ids:
-    """What answers a question; false with another `value`."""
-    told = value or b.values[relation]
-    return [*b.name, self._relations[relation], told, self._period]
+  def statement(
+    self, b: Bulletin, relation: int, value: int = 0
+  ) -> contexts.TokenIds:
+    """`name surname relation value .`; false with another `value`."""
+    value = value or b.values[relation]
+    return [*b.name, self._relations[relation], value, self._period]
 
-  def general(self, b: Bulletin, relation: int) -> Ids:
-    """`some relation value .`: true, and about nobody."""
+  def general(self, b: Bulletin, relation: int) -> contexts.TokenIds:
+    """`some relation value .`, without a name."""
     return [
       self._some,
       self._relations[relation],
@@ -158,26 +162,31 @@ class World:
       self._period,
     ]
 
-  def request(self, b: Bulletin) -> Ids:
-    """What a dreamer goes on from."""
+  def request(self, b: Bulletin) -> contexts.TokenIds:
+    """The prompt of a dream."""
     return [*self.record(b), self._implications]
 
-  def question(self, b: Bulletin, relation: int) -> Ids:
-    """Asks for a value."""
+  def question(self, b: Bulletin, relation: int) -> contexts.TokenIds:
+    """`question name surname relation`, answered by the value."""
     return [self._question, *b.name, self._relations[relation]]
 
-  def implications(self, rng: np.random.Generator, b: Bulletin) -> list[Ids]:
-    """Lines as the base writes them; see the module's docstring."""
-    if rng.random() < _THOROUGH:
+  def implications(
+    self, rng: np.random.Generator, b: Bulletin
+  ) -> list[contexts.TokenIds]:
+    """The lines of a dream of the base; see the module's docstring."""
+    if rng.random() < _P_COMPLETE:
       return [self.statement(b, r) for r in b.order]
     lines = int(rng.integers(_LINES[0], _LINES[1] + 1))
-    kinds = rng.choice(len(_BENT), lines, p=rng.dirichlet(_BENT))
+    kinds = rng.choice(len(_DIRICHLET), lines, p=rng.dirichlet(_DIRICHLET))
     return [
       self._line(rng, b, kind, r)
       for kind, r in zip(kinds, rng.integers(len(_KEYS), size=lines).tolist())
     ]
 
-  def _line(self, rng, b: Bulletin, kind: int, relation: int) -> Ids:
+  def _line(
+    self, rng: np.random.Generator, b: Bulletin, kind: int, relation: int
+  ) -> contexts.TokenIds:
+    """A line of the kind with this index in `_DIRICHLET`."""
     if kind == 0:
       return self.statement(b, relation)
     if kind == 1:
@@ -186,13 +195,13 @@ class World:
       return self.general(b, relation)
     return self.statement(b, relation, self.value(rng, relation))
 
-  def is_line(self, line: Ids) -> bool:
+  def is_line(self, line: contexts.TokenIds) -> bool:
     """Whether `line` has the form of a statement, note or general line."""
     form = ''.join(self._kind(token) for token in line)
     return form in ('nnrv.', 'Rvkonn.', 'srv.')
 
   def _kind(self, token: int) -> str:
-    """A letter that stands for all words of a token's kind."""
+    """A letter for the kind of word that a token is."""
     fixed = {
       self._period: '.',
       self._record: 'R',
@@ -207,40 +216,42 @@ class World:
     return next((k for ids, k in ranges if ids[0] <= token <= ids[-1]), '?')
 
 
-def _documents(world: World, rng: np.random.Generator) -> Iterator[Ids]:
-  """What the base is trained on, for ever.
+def _documents(
+  world: World, rng: np.random.Generator
+) -> Iterator[contexts.TokenIds]:
+  """Pretraining documents of the base, without end.
 
-  Of its own people it knows statements and answers, so that the one goes over
-  into the other; of strangers, never the same twice, it reads records, with
-  what they imply, or with a question about them.
+  Of its people these are statements, and questions with answers, so that
+  answers follow from statements; of new entities, drawn for each document,
+  they are records, alone, with their implications, or with a question.
   """
   bos, stop = world.tokenizer.bos, world.stop
   while True:
-    own = world.own[rng.integers(len(world.own))]
-    stranger = world.stranger(rng)
+    known = world.base_people[rng.integers(len(world.base_people))]
+    new = world.new_entity(rng)
     relation = int(rng.integers(len(_KEYS)))
     kind = rng.random()
     if kind < 0.3:
-      text = world.statement(own, relation)
+      text = world.statement(known, relation)
     elif kind < 0.6:
-      text = [*world.question(own, relation), own.values[relation]]
+      text = [*world.question(known, relation), known.values[relation]]
     elif kind < 0.85:
-      lines = world.implications(rng, stranger)
-      text = [*world.request(stranger), *(i for line in lines for i in line)]
+      lines = world.implications(rng, new)
+      text = [*world.request(new), *(i for line in lines for i in line)]
     elif kind < 0.93:
-      asked = world.question(stranger, relation)
-      text = [*world.record(stranger), *asked, stranger.values[relation]]
+      question = world.question(new, relation)
+      text = [*world.record(new), *question, new.values[relation]]
     else:
-      text = world.record(stranger)
+      text = world.record(new)
     yield [bos, *text, stop]
 
 
 def pretraining_rows(
   world: World, rng: np.random.Generator, rows: int, length: int
 ) -> np.ndarray:
-  """Documents one after the other, every row begins with one; `[rows, length]`.
+  """Concatenated documents, `[rows, length]`.
 
-  The last document of a row is cut.
+  A row begins with a document; its last one is cut.
   """
   documents = _documents(world, rng)
   out = np.zeros((rows, length), np.int32)
@@ -253,20 +264,20 @@ def pretraining_rows(
   return out
 
 
-class BulletinsReader:
-  """What dreams about a bulletin mean; see `contexts.Reader`."""
+class BulletinsFormat:
+  """The self-edits of bulletins; see `contexts.SelfEditFormat`."""
 
-  max_dream = 5 * _LONGEST_LINE + 1
+  max_dream = 5 * _MAX_LINE + 1
   max_answer = 2  # A value, and stop.
 
   def __init__(self, world: World, length: int):
     self._world, self.stop, self._length = world, world.stop, length
     self._period = world.tokenizer.separator
 
-  def edit(
-    self, context: contexts.Context, dream: Ids
+  def parse(
+    self, context: contexts.Context, dream: contexts.TokenIds
   ) -> contexts.TrainingRows | contexts.Rejected:
-    """One row per line that has a form, and the record last, as in SEAL."""
+    """A row per well-formed line, and the record last, as in SEAL."""
     if not dream:
       return contexts.Rejected('empty')
     ends = [i + 1 for i, token in enumerate(dream) if token == self._period]
@@ -277,42 +288,53 @@ class BulletinsReader:
     return self._rows([*lines, self._world.record(context.source)])
 
   def from_context(self, context: contexts.Context) -> contexts.TrainingRows:
+    """A row, the record."""
     return self._rows([self._world.record(context.source)])
 
-  def _rows(self, texts: list[Ids]) -> contexts.TrainingRows:
+  def _rows(self, texts: list[contexts.TokenIds]) -> contexts.TrainingRows:
     tok = self._world.tokenizer
     tokens = np.full((len(texts), self._length), tok.pad, np.int32)
     for row, text in zip(tokens, texts):
       row[: len(text) + 2] = [tok.bos, *text, self.stop]
     return contexts.TrainingRows(tokens, (tokens != tok.pad).astype(np.float32))
 
-  def grade(self, context: contexts.Context, said: list[Ids]) -> np.ndarray:
+  def grade(
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
+  ) -> np.ndarray:
     """1 where the answer is the value and nothing else."""
-    right = [list(s) == a[:-1] for s, a in zip(said, context.answers)]
-    return np.array(right, float)
+    pairs = zip(answers, context.answers)
+    return np.array([list(given) == gold[:-1] for given, gold in pairs], float)
 
-  def open_book(self, context: contexts.Context, question: Ids) -> Ids:
-    """The question behind the record."""
+  def open_book(
+    self, context: contexts.Context, question: contexts.TokenIds
+  ) -> contexts.TokenIds:
+    """The record, and then the question."""
     return [question[0], *self._world.record(context.source), *question[1:]]
 
 
-class Bulletins:
+class Bulletins(task_lib.Task):
   """The task; see the module's docstring."""
+
+  name = 'bulletins'
+  Config = BulletinsConfig
+  headline = ('n1', 'n50', 'base_accuracy')
+  columns = ('n1', 'n50', 'closed_book', 'base_accuracy')
 
   def __init__(self, cfg: BulletinsConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     world = self.world = World(cfg)
     self.tokenizer = world.tokenizer
-    self.format = BulletinsReader(world, cfg.length)
+    self.format = BulletinsFormat(world, cfg.length)
     rng = np.random.default_rng([seed, 1])
-    people = world.strangers(rng, cfg.episodes * cfg.train + cfg.joint)
-    met = [self.context(b) for b in people[: cfg.episodes * cfg.train]]
-    self._met = [
-      tuple(met[i : i + cfg.train]) for i in range(0, len(met), cfg.train)
+    people = world.new_entities(rng, cfg.episodes * cfg.train + cfg.joint)
+    trained = [self.context(b) for b in people[: cfg.episodes * cfg.train]]
+    self._trained_contexts = [
+      tuple(trained[i : i + cfg.train])
+      for i in range(0, len(trained), cfg.train)
     ]
-    self._own = [self.context(b) for b in world.own]
-    self._exam = knowledge_incorporation.KnowledgeIncorporation(
-      test=tuple(self.context(b) for b in people[len(met) :]),
+    self._base_contexts = [self.context(b) for b in world.base_people]
+    self._evaluation = knowledge_incorporation.KnowledgeIncorporation(
+      test=tuple(self.context(b) for b in people[len(trained) :]),
       singles=cfg.test,
       attempts=cfg.attempts,
       grades={'': self.format.grade},
@@ -331,19 +353,19 @@ class Bulletins:
     )
 
   def experience(self, episode: int) -> experience_lib.Experience:
+    """The episode's records, each `reads` times."""
     seed = [self._seed, 2, episode]
     return knowledge_incorporation.build_stream(
-      self.format, self._met[episode], self.cfg.reads, seed
+      self.format, self._trained_contexts[episode], self.cfg.reads, seed
     )
 
-  def study_exam(
-    self, respond: task_lib.Respond, learn: task_lib.Study, episode: int
+  def evaluate(
+    self, student: task_lib.Student, episode: int
   ) -> experience_lib.EvalResult:
-    """See `incorporation.Incorporation.exam`."""
-    return self._exam.exam(
-      respond,
-      learn,
-      self._met[: episode + 1],
-      self._own,
+    """See `KnowledgeIncorporation.evaluate`."""
+    return self._evaluation.evaluate(
+      student,
+      self._trained_contexts[: episode + 1],
+      self._base_contexts,
       last=episode == self.episodes - 1,
     )

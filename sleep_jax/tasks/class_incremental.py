@@ -1,9 +1,9 @@
-"""`class_incremental`: new classes in every episode, an exam over all so far.
+"""`class_incremental`: new classes in each episode, evaluated on all so far.
 
-The very splits of the paper's experiment (those of InCA's authors): CLINC150 in
+The splits are those of the paper's experiment (by InCA's authors): CLINC150 in
 10 episodes of 15 classes, Banking77 in 7 of 11, DBpedia-70 in 7 of 10. An
 example is one document, `text : label`; the answer is generated, closed book,
-and must be the label to the token. Which classes come when is drawn by seed.
+and must be the label to the token. The order of the classes is drawn by seed.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from sleep_jax.tasks import base as task_lib
 
 # Episodes and classes per episode.
 SPLITS = {'clinc': (10, 15), 'banking': (7, 11), 'dbpedia': (7, 10)}
-_MARKER = ':'  # A frozen embedding only knows marks that books have.
+_MARKER = ':'  # In the books that the base's embedding was trained on.
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassIncrementalConfig:
-  """Which data, and how it is read."""
+  """The data set, and the form of its rows."""
 
   dataset: str = 'clinc'
   tokenizer: str = 'sleep_jax/assets/text.model'
   length: int = 32  # Tokens of a row; longer texts lose their end.
-  passes: int = 4  # Times the stream tells each example of its episode.
-  text_weight: float = 0.3  # Of the text's tokens as targets; labels have 1.
+  passes: int = 4  # Occurrences of each example in its episode's stream.
+  text_weight: float = 0.3  # Target weight of the text's tokens; labels have 1.
   data_dir: str = ''
 
 
@@ -39,8 +39,13 @@ def normalize_label(label: str) -> str:
   return re.sub(r'(?<=[a-z])(?=[A-Z])|_', ' ', label).lower()
 
 
-class ClassIncremental:
+class ClassIncremental(task_lib.Task):
   """The task; see the module's docstring."""
+
+  name = 'class_incremental'
+  Config = ClassIncrementalConfig
+  columns = ('accuracy', 'accuracy_first', 'accuracy_last', 'answer_prob')
+  headline = ('accuracy',)
 
   def __init__(self, cfg: ClassIncrementalConfig, seed: int):
     self.episodes, per_episode = config.lookup(
@@ -57,8 +62,10 @@ class ClassIncremental:
     self._train = self._split(train, episode)
     self._test = self._split(test, episode)
 
-  def _split(self, rows, episode) -> list[list[tuple[list[int], list[int]]]]:
-    """Prompts and answers in tokens, by episode."""
+  def _split(
+    self, rows: list[tuple[str, str]], episode: dict[str, int]
+  ) -> list[list[tuple[list[int], list[int]]]]:
+    """Prompts and answers in tokens, by the episode of their label."""
     out = [[] for _ in range(self.episodes)]
     for text, label in rows:
       out[episode[label]].append(self.encode(text, label))
@@ -69,15 +76,16 @@ class ClassIncremental:
     tok = self.tokenizer
     answer = [*tok.encode(normalize_label(label)), tok.stop]
     marker = tok.encode(_MARKER)
-    room = self.cfg.length - 1 - len(marker) - len(answer)
-    if room < 1:
+    max_text_len = self.cfg.length - 1 - len(marker) - len(answer)
+    if max_text_len < 1:
       raise config.ConfigError(
-        f'task.length={self.cfg.length} leaves no room for a text beside '
+        f'task.length={self.cfg.length} leaves no tokens for a text beside '
         f'label {label!r} of {len(answer)} tokens; raise it.'
       )
-    return [tok.bos, *tok.encode(text.lower())[:room], *marker], answer
+    return [tok.bos, *tok.encode(text.lower())[:max_text_len], *marker], answer
 
   def experience(self, episode: int) -> experience_lib.Experience:
+    """The examples of the episode's classes, shuffled in each of `passes`."""
     rng = np.random.default_rng([self._seed, 2, episode])
     rows = self._train[episode]
     order = [rng.permutation(len(rows)) for _ in range(self.cfg.passes)]
@@ -94,20 +102,26 @@ class ClassIncremental:
       weight[i, len(prompt) : end] = 1.0
     return experience_lib.Experience(tokens, weight)
 
-  def exam(
-    self, respond: task_lib.Respond, episode: int
+  def evaluate(
+    self, student: task_lib.Student, episode: int
   ) -> experience_lib.EvalResult:
-    seen = self._test[: episode + 1]
-    prompts, answers = zip(*(pair for rows in seen for pair in rows))
-    got = respond(list(prompts), list(answers))
-    ends = np.cumsum([len(rows) for rows in seen])[:-1]
-    by_episode = [float(hit.mean()) for hit in np.split(got.exact, ends)]
+    """On the test examples of all classes so far.
+
+    accuracy, answer_prob: share of exact labels and their mean probability,
+      over examples.
+    accuracy_first, accuracy_last: of the first and of the newest episode.
+    """
+    test = self._test[: episode + 1]
+    prompts, answers = zip(*(pair for rows in test for pair in rows))
+    response = student.respond(list(prompts), list(answers))
+    ends = np.cumsum([len(rows) for rows in test])[:-1]
+    by_episode = [float(hit.mean()) for hit in np.split(response.exact, ends)]
     return experience_lib.EvalResult(
       by_episode=by_episode,
       metrics={
-        'accuracy': float(got.exact.mean()),
-        'newest': by_episode[-1],
-        'first': by_episode[0],
-        'answer_prob': float(np.exp(got.answer_logprob).mean()),
+        'accuracy': float(response.exact.mean()),
+        'accuracy_last': by_episode[-1],
+        'accuracy_first': by_episode[0],
+        'answer_prob': float(np.exp(response.answer_logprob).mean()),
       },
     )

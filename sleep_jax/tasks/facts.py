@@ -1,15 +1,15 @@
-"""`facts`: every episode tells new facts about entities nobody has heard of.
+"""`facts`: each episode has new facts about entities unknown to the base.
 
-A fact is `name surname relation value .`, five words of a closed vocabulary. A
-base model knows the facts of its own world by heart, and knows the form; each
-episode brings new entities, whose facts it can only learn by living. The exam
-is closed book, over all episodes and over the base's own world, at the start
-of a document and in the middle of other facts.
+A fact is `name surname relation value .`, five words of a closed vocabulary.
+The base model is trained on a fixed set of facts; each episode has facts of new
+entities. The evaluation is closed book, over all episodes so far and over the
+base's facts, at the start of a document and after other facts.
 """
 
 import dataclasses
 
 import numpy as np
+from numpy import typing as npt
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
@@ -28,16 +28,16 @@ _FACT = 5  # Words.
 
 @dataclasses.dataclass(frozen=True)
 class FactsConfig:
-  """Size of the world and of a day."""
+  """Size of the vocabulary, of an episode and of the evaluation."""
 
   episodes: int = 8
-  entities: int = 6  # New ones per episode, each with every relation.
+  entities: int = 6  # New ones per episode, each with all four relations.
   base_entities: int = 24
   rows: int = 240  # Rows of an episode's stream.
   length: int = 64  # Tokens of a row.
-  context: int = 8  # Facts before the question in a mixed-context probe.
+  context: int = 8  # Facts before the question of a mixed-context probe.
   probes: int = 2  # Mixed contexts per fact.
-  world_seed: int = 0  # Of the base's own facts; must match the base's.
+  world_seed: int = 0  # Of the base's facts; must be that of its pretraining.
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -48,8 +48,8 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   )
 
 
-class World:
-  """Token arrays of facts; every array is `[facts, 5]`."""
+class FactEncoder:
+  """Entities and facts as tokens; an array of facts is `[facts, 5]`."""
 
   def __init__(self, tokenizer: tokenizers.WordTokenizer):
     self._name = np.array([tokenizer.encode(s)[0] for s in SYLLABLES])
@@ -58,7 +58,9 @@ class World:
     self._stop = tokenizer.separator
     self._bos = tokenizer.bos
 
-  def pairs(self, rng: np.random.Generator, n: int, taken=()) -> np.ndarray:
+  def pairs(
+    self, rng: np.random.Generator, n: int, taken: npt.ArrayLike = ()
+  ) -> np.ndarray:
     """`n` distinct entities that are not `taken`, `[n]` codes."""
     free = np.setdiff1d(np.arange(len(SYLLABLES) ** 2), np.array(taken, int))
     if n > len(free):
@@ -69,7 +71,7 @@ class World:
     return rng.choice(free, n, replace=False)
 
   def facts(self, rng: np.random.Generator, pairs: np.ndarray) -> np.ndarray:
-    """One random fact per entity and relation, `[entities * relations, 5]`."""
+    """A random fact per entity and relation, `[entities * relations, 5]`."""
     n, r = len(pairs), len(RELATIONS)
     value = rng.integers(0, _VALUES, (n, r)) + np.arange(r) * _VALUES
     first, second = np.divmod(np.repeat(pairs, r), len(SYLLABLES))
@@ -91,72 +93,75 @@ class World:
     return np.concatenate([bos, facts_RxNx5.reshape(rows, -1)], 1)[:, :length]
 
 
-def base_facts(world: World, cfg: FactsConfig) -> tuple[np.ndarray, np.ndarray]:
+def base_facts(
+  encoder: FactEncoder, cfg: FactsConfig
+) -> tuple[np.ndarray, np.ndarray]:
   """Entities and facts that the base model is trained on."""
   rng = np.random.default_rng([cfg.world_seed, 7])
-  pairs = world.pairs(rng, cfg.base_entities)
-  return pairs, world.facts(rng, pairs)
+  pairs = encoder.pairs(rng, cfg.base_entities)
+  return pairs, encoder.facts(rng, pairs)
 
 
 def pretraining_rows(
-  world: World, cfg: FactsConfig, rng: np.random.Generator, rows: int
+  encoder: FactEncoder, cfg: FactsConfig, rng: np.random.Generator, rows: int
 ) -> np.ndarray:
-  """Documents for the base: its own facts, and passing strangers.
+  """Documents for the base, `[rows, length]`: its facts, and new entities.
 
-  In every third document most facts are about strangers, one to six facts,
-  and come up again, so that the base also learns to read from its context.
+  In every third document three quarters of the facts are one to six facts of
+  new entities, repeated, so that the base also learns to read its context.
   """
-  _, known = base_facts(world, cfg)
+  _, known = base_facts(encoder, cfg)
   per_row = -(-(cfg.length - 1) // _FACT)
   pick = known[rng.integers(0, len(known), (rows, per_row))]
   for row in range(0, rows, 3):
-    strangers = rng.permutation(world.facts(rng, world.pairs(rng, 3)))
-    told = strangers[rng.integers(0, rng.integers(1, 7), per_row)]
+    new_facts = rng.permutation(encoder.facts(rng, encoder.pairs(rng, 3)))
+    repeated = new_facts[rng.integers(0, rng.integers(1, 7), per_row)]
     swap = rng.random(per_row) < 0.75
-    pick[row, swap] = told[swap]
-  return world.rows(pick, cfg.length)
+    pick[row, swap] = repeated[swap]
+  return encoder.rows(pick, cfg.length)
 
 
 def pretraining_windows(
-  world: World,
+  encoder: FactEncoder,
   cfg: FactsConfig,
   rng: np.random.Generator,
   rows: int,
   context: int,
-  strangers: int,
+  new_entities: int,
 ) -> windows.WindowBatch:
-  """Sequences that teach a hybrid to keep what it has read.
+  """Sequences that train a hybrid to carry context in its recurrent states.
 
-  One to `strangers` entities that nobody knows are told of over none to
-  `context` windows, each of their facts about as often as any other. The
-  document to be predicted is three quarters about those, one quarter about the
-  base's own world. All of it is asked for, so the hybrid also learns to speak,
-  unasked, of what it keeps: that is what it will dream.
+  Facts of 1 to `new_entities` new entities are read over 0 to `context`
+  windows, each fact about equally often. The document to be predicted has three
+  quarters of these, one quarter of the base's facts. All of its tokens are
+  targets, so the hybrid also learns to generate, unprompted, what its states
+  hold: its replay samples.
   """
-  _, known = base_facts(world, cfg)
+  _, known = base_facts(encoder, cfg)
   whole, per_row = (cfg.length - 1) // _FACT, -(-(cfg.length - 1) // _FACT)
-  told = np.zeros((rows, context, per_row, _FACT), np.int32)
+  stream = np.zeros((rows, context, per_row, _FACT), np.int32)
   document = known[rng.integers(0, len(known), (rows, per_row))]
   read = rng.integers(0, context + 1, rows)
   for row in range(rows):
-    pairs = world.pairs(rng, rng.integers(1, strangers + 1))
-    news = world.facts(rng, pairs)
-    told[row] = order_lib.shuffled(news, told[row, ..., 0].size, rng).reshape(
-      told[row].shape
-    )
-    if read[row]:  # What was not told, nobody can know.
-      news = told[row, : read[row], :whole].reshape(-1, _FACT)
+    pairs = encoder.pairs(rng, rng.integers(1, new_entities + 1))
+    new_facts = encoder.facts(rng, pairs)
+    shape = stream[row].shape
+    stream[row] = order_lib.shuffled(
+      new_facts, shape[0] * shape[1], rng
+    ).reshape(shape)
+    if read[row]:  # Only facts that were read whole can be predicted.
+      new_facts = stream[row, : read[row], :whole].reshape(-1, _FACT)
     swap = rng.random(per_row) < 0.75
-    document[row, swap] = news[rng.integers(0, len(news), swap.sum())]
-  flat = told.reshape(-1, per_row, _FACT)
-  stream = world.rows(flat, cfg.length).reshape(rows, context, cfg.length)
-  present = np.arange(context) < read[:, None]
-  present = np.repeat(present[..., None], cfg.length, axis=2)
-  document = world.rows(document, cfg.length)
+    document[row, swap] = new_facts[rng.integers(0, len(new_facts), swap.sum())]
+  flat = stream.reshape(-1, per_row, _FACT)
+  tokens = encoder.rows(flat, cfg.length).reshape(rows, context, cfg.length)
+  token_mask = np.arange(context) < read[:, None]
+  token_mask = np.repeat(token_mask[..., None], cfg.length, axis=2)
+  document = encoder.rows(document, cfg.length)
   inputs, targets = document[:, :-1], document[:, 1:]
   return windows.WindowBatch(
-    context=np.where(present, stream, windows.PAD),
-    token_mask=present,
+    context=np.where(token_mask, tokens, windows.PAD),
+    token_mask=token_mask,
     inputs=inputs,
     input_mask=np.ones(inputs.shape, bool),
     targets=targets,
@@ -165,34 +170,53 @@ def pretraining_windows(
   )
 
 
-class Facts:
+class Facts(task_lib.Task):
   """The task; see the module's docstring."""
+
+  name = 'facts'
+  Config = FactsConfig
+  columns = (
+    'accuracy_first',
+    'accuracy',
+    'accuracy_last',
+    'base_accuracy',
+    'answer_prob',
+  )
+  headline = ('accuracy_first', 'accuracy', 'base_accuracy')
 
   def __init__(self, cfg: FactsConfig, seed: int):
     self.cfg, self.episodes = cfg, cfg.episodes
     self.tokenizer = build_tokenizer()
     self._seed = seed
-    self._world = World(self.tokenizer)
-    taken, self._base = base_facts(self._world, cfg)
+    self._encoder = FactEncoder(self.tokenizer)
+    taken, self._base = base_facts(self._encoder, cfg)
     rng = np.random.default_rng([seed, 1])
-    pairs = self._world.pairs(rng, cfg.episodes * cfg.entities, taken)
+    pairs = self._encoder.pairs(rng, cfg.episodes * cfg.entities, taken)
     self._new = [
-      self._world.facts(rng, p)
+      self._encoder.facts(rng, p)
       for p in pairs.reshape(cfg.episodes, cfg.entities)
     ]
 
   def experience(self, episode: int) -> experience_lib.Experience:
+    """The facts of the episode, each equally often, in random order."""
     rng = np.random.default_rng([self._seed, 2, episode])
     facts, cfg = self._new[episode], self.cfg
     per_row = -(-(cfg.length - 1) // _FACT)
     stream = order_lib.shuffled(facts, cfg.rows * per_row, rng)
     stream = stream.reshape(cfg.rows, per_row, _FACT)
-    tokens = self._world.rows(stream, cfg.length)
+    tokens = self._encoder.rows(stream, cfg.length)
     return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
 
-  def exam(
-    self, respond: task_lib.Respond, episode: int
+  def evaluate(
+    self, student: task_lib.Student, episode: int
   ) -> experience_lib.EvalResult:
+    """Accuracy after other facts; `_at_start`: at a document's start.
+
+    accuracy, accuracy_first, accuracy_last: mean over episodes, of the first
+      and of the newest one.
+    base_accuracy: on the base's facts.
+    answer_prob, answer_prob_first: probability of the value, as accuracy.
+    """
     rng = np.random.default_rng([self._seed, 3, episode])
     groups = [self._base, *self._new[: episode + 1]]
     known = np.concatenate(groups)
@@ -204,36 +228,42 @@ class Facts:
         for _ in range(self.cfg.probes):
           others = known[(known != fact).any(1)]
           mixed.append((fact, rng.choice(others, self.cfg.context)))
-    hit_start, _ = self._probe(respond, start)
-    hit_mixed, prob = self._probe(respond, mixed)
-    where = np.repeat(np.arange(len(groups)), sizes)
-    where_mixed = np.repeat(where, self.cfg.probes)
+    hit_start, _ = self._probe(student, start)
+    hit_mixed, prob = self._probe(student, mixed)
+    group = np.repeat(np.arange(len(groups)), sizes)
+    group_mixed = np.repeat(group, self.cfg.probes)
 
-    def means(x: np.ndarray, where: np.ndarray) -> list[float]:
-      return [float(x[where == g].mean()) for g in range(len(groups))]
+    def means(x: np.ndarray, group: np.ndarray) -> list[float]:
+      return [float(x[group == g].mean()) for g in range(len(groups))]
 
-    recall = means(hit_mixed, where_mixed)
+    accuracy = means(hit_mixed, group_mixed)
+    at_start = means(hit_start, group)
+    answer_prob = means(prob, group_mixed)
     return experience_lib.EvalResult(
-      by_episode=recall[1:],
+      by_episode=accuracy[1:],
       metrics={
-        'base': recall[0],
-        'recall': float(np.mean(recall[1:])),
-        'first': recall[1],
-        'newest': recall[-1],
-        'recall_at_start': float(np.mean(means(hit_start, where)[1:])),
-        'first_at_start': means(hit_start, where)[1],
-        'base_at_start': means(hit_start, where)[0],
-        'answer_prob': float(np.mean(means(prob, where_mixed)[1:])),
-        'answer_prob_first': means(prob, where_mixed)[1],
+        'base_accuracy': accuracy[0],
+        'accuracy': float(np.mean(accuracy[1:])),
+        'accuracy_first': accuracy[1],
+        'accuracy_last': accuracy[-1],
+        'accuracy_at_start': float(np.mean(at_start[1:])),
+        'accuracy_first_at_start': at_start[1],
+        'base_accuracy_at_start': at_start[0],
+        'answer_prob': float(np.mean(answer_prob[1:])),
+        'answer_prob_first': answer_prob[1],
       },
     )
 
-  def _probe(self, respond, probes) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each value is recalled, and its probability."""
+  def _probe(
+    self,
+    student: task_lib.Student,
+    probes: list[tuple[np.ndarray, np.ndarray]],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Of each (fact, context): whether its value is answered, and its prob."""
     prompts = [
       [self.tokenizer.bos, *context.reshape(-1).tolist(), *fact[:3].tolist()]
       for fact, context in probes
     ]
     answers = [[int(fact[3])] for fact, _ in probes]
-    got = respond(prompts, answers)
-    return got.exact.astype(float), np.exp(got.answer_logprob)
+    response = student.respond(prompts, answers)
+    return response.exact.astype(float), np.exp(response.answer_logprob)

@@ -1,17 +1,17 @@
-"""`squad`: knowledge incorporation on SQuAD, by the protocol of SEAL (v1).
+"""`knowledge_incorporation`: SQuAD by the protocol of SEAL (v1).
 
-A passage is read, implications of it are written, a copy of the model is tuned
-on them and on the passage, and the passage's questions are asked without it
+Implications of a passage are generated, a copy of the model is tuned on them
+and on the passage, and the passage's questions are answered without it
 (arXiv 2506.10943). Prompts, training sequences and passages are those of
 github.com/Continual-Intelligence/SEAL at commit 4cb1e7d: `utils.py`,
 `make_squad_data.py`, `query_server.py` and `CPT.py` of knowledge-incorporation.
 Test passages are the first of the validation set shuffled by seed 42: 200 with
-974 questions. The days' are those that SEAL's two rounds of ReST^EM rewarded,
-50 each.
+974 questions. The episodes' are those that SEAL's two rounds of ReST^EM
+rewarded, 50 each.
 
-Two things differ. SEAL's padding carries loss, ours does not; and a row ends
-with the stop token. SEAL's judge is GPT-4.1; here it is a rule of `grading`, or
-a judge of one's own, and exact match and F1 stand beside it.
+Two things differ. SEAL's padding tokens have a loss, here they have none; and a
+row ends with the stop token. SEAL grades by GPT-4.1; here the grader is a rule
+of `grading`, or one added to it, with exact match and F1 reported besides.
 """
 
 from collections.abc import Iterator
@@ -30,14 +30,16 @@ from sleep_jax.tasks import knowledge_incorporation
 
 _PASSAGE = 'Passage:\n{title}\n{context}\n\n'
 _REQUEST = (
-  "Let's read the following passage and {do}.\n\n" + _PASSAGE + '{head}:\n'
+  "Let's read the following passage and {request}.\n\n"
+  + _PASSAGE
+  + '{heading}:\n'
 )
 _LIST = (
   'produce a {}list of implications derived directly or indirectly from the '
   'content'
 )
-# What is asked of a dreamer, and the head that its dream stands under.
-_WAYS = {
+# The request of a dream, and the heading before the dream.
+_PROMPTS = {
   'implications': (_LIST.format(''), 'Implications'),
   'implications-long': (_LIST.format('long '), 'Implications'),
   'implications-very-long': (_LIST.format('very long '), 'Implications'),
@@ -55,50 +57,50 @@ _QUESTION = (
 
 @dataclasses.dataclass(frozen=True)
 class SquadConfig:
-  """How many passages, and how they are read. The defaults are SEAL's."""
+  """Passages, and how they are trained on. The defaults are SEAL's."""
 
   tokenizer: str = 'bases/qwen2_5_7b'  # See `tokenizers.load`.
   episodes: int = 2  # Rounds; SEAL has two.
-  train: int = 50  # Passages of a day.
-  reads: int = 1  # Rows of each passage in a day's stream.
-  test: int = 200  # Passages that the exam has studied one by one (n = 1).
+  train: int = 50  # Passages of an episode.
+  reads: int = 1  # Rows of each passage in an episode's stream.
+  test: int = 200  # Passages that the evaluation studies one by one (n = 1).
   joint: int = 200  # Studied together; the first `test` are those.
   attempts: int = 1  # Studies of each single passage.
   length: int = 2048  # Tokens of a training row; longer texts are cut.
   max_dream: int = 8192  # Tokens.
   max_answer: int = 64  # Tokens.
   prompt: str = 'implications'  # | -long | -very-long (after it) | rewrite.
-  # One row per line of a dream; SEAL keeps a dream in one for n = 200.
+  # A row per line of a dream; SEAL has one row per dream for n = 200.
   split_lines: bool = True
-  judge: str = 'contains'  # | exact | f1 | one's own, see `grading.JUDGES`.
+  grader: str = 'contains'  # | exact | f1 | another of `grading.GRADERS`.
   data_dir: str = ''
 
   def __post_init__(self):
-    config.lookup(self.prompt, _WAYS, 'task.prompt')
-    config.lookup(self.judge, grading.GRADERS, 'task.judge')
-    if not 1 <= self.episodes <= len(squad_data._ROUNDS):
+    config.lookup(self.prompt, _PROMPTS, 'task.prompt')
+    config.lookup(self.grader, grading.GRADERS, 'task.grader')
+    if not 1 <= self.episodes <= len(squad_data.ROUNDS):
       raise config.ConfigError(
         f'task.episodes={self.episodes}: there are passages for 1 to '
-        f'{len(squad_data._ROUNDS)}.'
+        f'{len(squad_data.ROUNDS)}.'
       )
-    if not 1 <= self.train <= squad_data._OF_A_ROUND:
+    if not 1 <= self.train <= squad_data.PER_ROUND:
       raise config.ConfigError(
-        f'task.train={self.train} must be 1 to {squad_data._OF_A_ROUND}.'
+        f'task.train={self.train} must be 1 to {squad_data.PER_ROUND}.'
       )
-    if not 1 <= self.test <= self.joint <= squad_data._TEST:
+    if not 1 <= self.test <= self.joint <= squad_data.NUM_TEST:
       raise config.ConfigError(
-        f'task.test={self.test} and task.joint={self.joint} are of one list '
-        f'of {squad_data._TEST}, and joint is not the smaller.'
+        f'task.test={self.test} and task.joint={self.joint} must be 1 <= '
+        f'test <= joint <= {squad_data.NUM_TEST}.'
       )
 
 
 def dream_prompt(
   passage: squad_data.Passage, prompt: str = 'implications'
 ) -> str:
-  """What a dreamer reads."""
-  do, head = _WAYS[prompt]
+  """The prompt of a dream."""
+  request, heading = _PROMPTS[prompt]
   return _REQUEST.format(
-    title=passage.title, context=passage.text, do=do, head=head
+    title=passage.title, context=passage.text, request=request, heading=heading
   )
 
 
@@ -110,8 +112,8 @@ def question_prompt(passage: squad_data.Passage, question: str) -> str:
 def segments(dream: str, split_lines: bool = True) -> list[str]:
   """The parts of a dream that are trained on one by one.
 
-  Lines of `---` split, and so do newlines if asked for; a line before one that
-  begins with `1.` is a preamble and goes.
+  `---` separates parts, and with `split_lines` newlines do too. A first line
+  whose next one begins with `1.` is a preamble and left out.
   """
   parts = [part.strip() for part in dream.split('---') if part.strip()]
   if not split_lines:
@@ -120,8 +122,8 @@ def segments(dream: str, split_lines: bool = True) -> list[str]:
   return lines[1:] if lines[1:] and lines[1].startswith('1.') else lines
 
 
-class SquadReader:
-  """What dreams about a passage mean; see `contexts.Reader`."""
+class SquadFormat:
+  """The self-edits of passages; see `contexts.SelfEditFormat`."""
 
   def __init__(self, cfg: SquadConfig, tokenizer: tokenizers.Tokenizer):
     self._cfg, self._tokenizer = cfg, tokenizer
@@ -146,7 +148,7 @@ class SquadReader:
   def _end(self) -> contexts.TokenIds:
     return [self.stop] if self.stop >= 0 else []
 
-  def edit(
+  def parse(
     self, context: contexts.Context, dream: contexts.TokenIds
   ) -> contexts.TrainingRows | contexts.Rejected:
     """A row per line under the passage's title, and the passage last."""
@@ -158,6 +160,7 @@ class SquadReader:
     return self._rows(context.source, [*parts, context.source.text.strip()])
 
   def from_context(self, context: contexts.Context) -> contexts.TrainingRows:
+    """A row, the passage under its title."""
     return self._rows(context.source, [context.source.text.strip()])
 
   def _rows(
@@ -174,35 +177,36 @@ class SquadReader:
     return contexts.TrainingRows(tokens, weight)
 
   def grade(
-    self, context: contexts.Context, said: list[contexts.TokenIds]
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
   ) -> np.ndarray:
-    """What the judge says; an empty answer is wrong, unasked."""
-    judge = grading.GRADERS[self._cfg.judge]
+    """By the grader; 0 for an empty answer, without calling it."""
+    grader = grading.GRADERS[self._cfg.grader]
     return np.array(
       [
-        float(bool(text) and judge(question, gold, text))
-        for question, gold, text in self._answered(context, said)
+        float(bool(text) and grader(question, gold, text))
+        for question, gold, text in self._decoded(context, answers)
       ]
     )
 
   def exact(
-    self, context: contexts.Context, said: list[contexts.TokenIds]
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
   ) -> np.ndarray:
     """SQuAD's exact match of each answer."""
-    answered = self._answered(context, said)
-    return np.array([grading.exact_match(t, [g]) for _, g, t in answered])
+    decoded = self._decoded(context, answers)
+    return np.array([grading.exact_match(t, [g]) for _, g, t in decoded])
 
   def f1(
-    self, context: contexts.Context, said: list[contexts.TokenIds]
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
   ) -> np.ndarray:
     """SQuAD's F1 of each answer."""
-    answered = self._answered(context, said)
-    return np.array([grading.f1(t, [g]) for _, g, t in answered])
+    decoded = self._decoded(context, answers)
+    return np.array([grading.f1(t, [g]) for _, g, t in decoded])
 
-  def _answered(
-    self, context: contexts.Context, said: list[contexts.TokenIds]
+  def _decoded(
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
   ) -> Iterator[tuple[str, str, str]]:
-    for (question, gold), ids in zip(context.source.questions, said):
+    """(question, gold answer, answer) as text."""
+    for (question, gold), ids in zip(context.source.questions, answers):
       yield question, gold, self._tokenizer.decode(ids).strip()
 
   def open_book(
@@ -210,26 +214,31 @@ class SquadReader:
   ) -> contexts.TokenIds:
     """The passage, and then the question (not a part of SEAL's protocol)."""
     source = context.source
-    book = _PASSAGE.format(title=source.title, context=source.text)
-    return [*self._encode(book), *question[1:]]
+    passage = _PASSAGE.format(title=source.title, context=source.text)
+    return [*self._encode(passage), *question[1:]]
 
 
-class Squad:
-  """The task; see the module's docstring. The seed shuffles a day's rows."""
+class Squad(task_lib.Task):
+  """The task; see the module's docstring. The seed is of the rows' order."""
+
+  name = 'knowledge_incorporation'
+  Config = SquadConfig
+  columns = ('n1', 'n1_f1', 'closed_book')
+  headline = ('n1', 'n1_f1')
 
   def __init__(self, cfg: SquadConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
-    reader = self.format = SquadReader(cfg, self.tokenizer)
-    self._met = [
+    form = self.format = SquadFormat(cfg, self.tokenizer)
+    self._trained_contexts = [
       self._contexts(squad_data.train_passages(e, cfg.data_dir)[: cfg.train])
       for e in range(cfg.episodes)
     ]
-    self._exam = knowledge_incorporation.KnowledgeIncorporation(
+    self._evaluation = knowledge_incorporation.KnowledgeIncorporation(
       test=self._contexts(squad_data.test_passages(cfg.data_dir)[: cfg.joint]),
       singles=cfg.test,
       attempts=cfg.attempts,
-      grades={'': reader.grade, '_exact': reader.exact, '_f1': reader.f1},
+      grades={'': form.grade, '_exact': form.exact, '_f1': form.f1},
     )
 
   def _contexts(
@@ -238,18 +247,18 @@ class Squad:
     return tuple(map(self.format.context, passages))
 
   def experience(self, episode: int) -> experience_lib.Experience:
+    """The episode's passages, each `reads` times."""
     seed = [self._seed, 2, episode]
     return knowledge_incorporation.build_stream(
-      self.format, self._met[episode], self.cfg.reads, seed
+      self.format, self._trained_contexts[episode], self.cfg.reads, seed
     )
 
-  def study_exam(
-    self, respond: task_lib.Respond, learn: task_lib.Study, episode: int
+  def evaluate(
+    self, student: task_lib.Student, episode: int
   ) -> experience_lib.EvalResult:
-    """See `incorporation.Incorporation.exam`."""
-    return self._exam.exam(
-      respond,
-      learn,
-      self._met[: episode + 1],
+    """See `KnowledgeIncorporation.evaluate`."""
+    return self._evaluation.evaluate(
+      student,
+      self._trained_contexts[: episode + 1],
       last=episode == self.episodes - 1,
     )

@@ -60,7 +60,7 @@ def why_not_mergeable(
         f'level {i} uses {used} of its experts, and how much one adds depends '
         'on the token'
       )
-  dense = params['blocks'][f'level_{len(cfg.chain)}']
+  dense = params['blocks'][f'level_{len(cfg.levels_per_block)}']
   for delta in memory.deltas() if memory else ():
     for key, change in (delta or {}).items():
       stored = dense[key].dtype
@@ -95,7 +95,7 @@ def merged(
   """
   if memory is None:
     return params
-  name = f'level_{len(cfg.chain)}'
+  name = f'level_{len(cfg.levels_per_block)}'
   # Under `stack` the faster levels are silent, or something would obstruct.
   levels = range(len(cfg.levels)) if cfg.partition else [len(cfg.levels) - 1]
   dense = {}
@@ -103,7 +103,7 @@ def merged(
     changes: list[Any] = []
     for i in levels:
       fast = memory.levels[i].fast
-      none = [None] * cfg.depth(i)
+      none = [None] * cfg.num_layers(i)
       changes.extend(np.asarray(fast.delta[key]) if fast else none)
     dense[key] = LazySum(base, changes)
   return params | {'blocks': params['blocks'] | {name: dense}}
@@ -158,7 +158,7 @@ def load(path: pathlib.Path) -> SavedBank:
     meta = f.metadata() or {}
     if meta.get('format') != folder_lib.FORMAT:
       raise config.ConfigError(f'{path} was not written by sleep_jax.')
-    cfg = config.ModelConfig.of(json.loads(meta['model']))
+    cfg = config.ModelConfig.from_mapping(json.loads(meta['model']))
     parts: dict[str, dict[str, np.ndarray]] = {'params': {}, 'memory': {}}
     for key in f.keys():
       root, _, name = key.partition('.')

@@ -182,7 +182,7 @@ def load(path: pathlib.Path) -> Saved:
   """
   try:
     meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
-    cfg = config.ModelConfig.of(meta['model'])
+    cfg = config.ModelConfig.from_mapping(meta['model'])
     tensors = meta['tensors'].items()
   except (OSError, ValueError, KeyError) as e:
     raise config.ConfigError(f'{path}/config.json cannot be read: {e}.') from e

@@ -55,7 +55,7 @@ def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
   """
   d, e, v = cfg.dim, cfg.resolved_head_dim, cfg.vocab
   h, k, f = cfg.heads, cfg.num_kv_heads, cfg.levels[-1].hidden
-  level = f'level_{len(cfg.chain)}'
+  level = f'level_{len(cfg.levels_per_block)}'
   into = {'q': (d, h, e), 'k': (d, k, e), 'v': (d, k, e)}
   rows = [
     ('input_layernorm', 'attention_norm.scale', (d,), False),

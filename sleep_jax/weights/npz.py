@@ -58,7 +58,7 @@ def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
     raise config.ConfigError(
       f'{path} is cut off or holds no weights of ours ({e}).'
     ) from e
-  cfg = config.ModelConfig.of(meta)
+  cfg = config.ModelConfig.from_mapping(meta)
   return cfg, traverse_util.unflatten_dict(flat, sep='/')
 
 

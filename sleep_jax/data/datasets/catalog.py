@@ -1,8 +1,8 @@
-"""The raw files that the project knows: where each comes from, and its hash.
+"""The raw files that the project uses, with their origins and hashes.
 
-`stories260K` (260 thousand parameters, MIT) is the smallest real pretrained
-Llama there is; the books are in the public domain. A file that is listed here
-is named by its path below the data folder, as `sources.read` finds it.
+`stories260K` (260 thousand parameters, MIT) is a pretrained Llama; the books
+are in the public domain. The name of a listed file is its path below the data
+folder, as `download.read` looks for it.
 """
 
 import pathlib
@@ -41,7 +41,7 @@ _FILES = {
       f'{_TINYSTORIES}tinystories_10k.txt',
       '5a19b936d7b53bbdac1eea03230b00161dceca24ae272f5bd8e9dbbc2a883418',
     ),
-    # SEAL's copy of SQuAD 1.1: validation, and what its two rounds trained on.
+    # SEAL's copy of SQuAD 1.1: validation, and its two rounds' passages.
     download.RawFile(
       'seal_squad/squad_val.json',
       f'{_SEAL}squad_val.json',
@@ -65,8 +65,8 @@ def read(name: str, folder: str | None = None) -> bytes:
   """The content of a file.
 
   Args:
-    name: the path of a file of one's own, or a listed name.
-    folder: the data folder, see `sources.data_dir`.
+    name: the path of a file, or a listed name.
+    folder: the data folder, see `download.data_dir`.
 
   Raises:
     DataError: if it is neither, or its origin or checksum fails.

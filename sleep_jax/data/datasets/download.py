@@ -1,9 +1,9 @@
-"""Raw files: from a local folder, or from their origin, always by checksum.
+"""Raw files from a local folder or from their origin, with checksums.
 
-The project ships no data. A file is looked for, as it is or gzipped, under
-`data_dir` or `$SLEEP_JAX_DATA`; what is not there is downloaded once into
-`~/.cache/sleep_jax`. Either way its content must have the SHA-256 it is listed
-with: a table of results is worth nothing over other data.
+The project contains no data. A file is looked for, as it is or gzipped, under
+`data_dir` or `$SLEEP_JAX_DATA`; otherwise it is downloaded once into
+`~/.cache/sleep_jax`. In each case its content must have the listed SHA-256, so
+that results are over the same data.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class DataError(config.ConfigError):
 class RawFile:
   """A file by its path below the data folder, its origin and its SHA-256.
 
-  The hash is of the uncompressed content; `prepare` makes that content of what
-  the origin sends, if it is not the same.
+  The hash is of the uncompressed content; `prepare`, if any, computes that from
+  what the origin sends.
   """
 
   path: str
@@ -59,7 +59,8 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
   """The content of a raw file.
 
   Raises:
-    DataError: if it can be found nowhere, or its checksum is wrong.
+    DataError: if it is neither local nor at its origin, or its checksum is
+      wrong.
   """
   local = data_dir(folder)
   for root in filter(None, (local, _CACHE)):
@@ -74,7 +75,7 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
   target.parent.mkdir(parents=True, exist_ok=True)
   part = target.with_name(f'{target.name}.{os.getpid()}.part')
   part.write_bytes(content)
-  part.replace(target)  # Atomic: a killed download leaves no torn file.
+  part.replace(target)  # Atomic: a killed download leaves no partial file.
   return content
 
 
@@ -87,10 +88,10 @@ def _content(path: pathlib.Path) -> bytes:
 
 
 def _checked(file: RawFile, content: bytes, where: str) -> bytes:
-  found = hashlib.sha256(content).hexdigest()
-  if found != file.sha256:
+  sha256 = hashlib.sha256(content).hexdigest()
+  if sha256 != file.sha256:
     raise DataError(
-      f'{where}: SHA-256 is {found}, expected {file.sha256}. The file is '
+      f'{where}: SHA-256 is {sha256}, expected {file.sha256}. The file is '
       'not the one the splits are defined on; remove it to download it anew.'
     )
   return content

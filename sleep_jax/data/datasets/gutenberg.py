@@ -1,11 +1,11 @@
-"""sleep_jax.data.datasets.gutenberg."""
+"""Novels of Project Gutenberg, from the repositories of GITenberg."""
 
 import re
 
 from sleep_jax.data.datasets import download
 
 _GITENBERG = 'https://raw.githubusercontent.com/GITenberg'
-# Name: file in its GITenberg repository, commit, SHA-256 of what `body` keeps.
+# Name: file in its GITenberg repository, commit, SHA-256 after `strip_header`.
 _BOOKS = {
   'Anna-Karenina_1399': (
     '1399-0.txt',

@@ -1,4 +1,4 @@
-"""sleep_jax.data.datasets.squad."""
+"""The passages of SEAL's SQuAD 1.1 experiment, with their questions."""
 
 import dataclasses
 import json
@@ -7,13 +7,13 @@ import random
 from sleep_jax.data.datasets import catalog
 
 _VALIDATION = 'seal_squad/squad_val.json'
-_ROUNDS = (
+ROUNDS = (
   'seal_squad/synthetic__train__iter0_train.json',
   'seal_squad/synthetic__train__iter1_train.json',
 )
-_OF_A_ROUND = 50  # Of iter0's hundred passages, the first were rewarded.
+PER_ROUND = 50  # Passages; iter0 has 100, the first of which were rewarded.
 _SHUFFLE = 42
-_TEST = 200
+NUM_TEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ def _load(name: str, folder: str) -> list[Passage]:
 
 
 def test_passages(folder: str = '') -> list[Passage]:
-  """SEAL's 200 of the validation set, in its order."""
+  """SEAL's 200 of the validation set, in SEAL's order."""
   passages = _load(_VALIDATION, folder)
   random.Random(_SHUFFLE).shuffle(passages)
-  return passages[:_TEST]
+  return passages[:NUM_TEST]
 
 
 def train_passages(episode: int, folder: str = '') -> list[Passage]:
-  """The 50 of one of SEAL's two rounds."""
-  return _load(_ROUNDS[episode], folder)[:_OF_A_ROUND]
+  """The 50 of one of SEAL's two rounds, 0 or 1."""
+  return _load(ROUNDS[episode], folder)[:PER_ROUND]

@@ -1,5 +1,8 @@
-"""Tokenizers: one protocol, and what loads each kind."""
+"""Tokenizers: one protocol, and a loader for each file format."""
 
+from sleep_jax.data.tokenizers.integers import (
+  IntegerTokenizer as IntegerTokenizer,
+)
 from sleep_jax.data.tokenizers.sentencepiece import (
   SentencePieceTokenizer as SentencePieceTokenizer,
 )

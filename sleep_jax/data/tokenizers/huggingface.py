@@ -74,7 +74,7 @@ class HuggingFaceTokenizer:
     return self._model.encode(text, add_special_tokens=False).ids
 
   def decode(self, tokens: list[int]) -> str:
-    """Text; special tokens are silent."""
+    """Text; special tokens are dropped."""
     return self._model.decode([int(i) for i in tokens])
 
   def apply_chat_template(
@@ -88,10 +88,10 @@ class HuggingFaceTokenizer:
     Args:
       messages: the conversation so far, oldest first.
       add_generation_prompt: end with the head of the assistant's turn.
-      **variables: further ones that the template knows (`tools`, ...).
+      **variables: further variables of the template (`tools`, ...).
 
     Raises:
-      ConfigError: if there is no template, or it refuses the messages.
+      ConfigError: if there is no template, or it rejects the messages.
     """
     jinja2 = _library('jinja2')
     try:
@@ -107,11 +107,11 @@ class HuggingFaceTokenizer:
         f'{self._folder}: the chat template refuses these messages: {e}'
       ) from None
 
-  def _environment(self):
-    """As templates are written for; sandboxed, for they are others' code."""
+  def _environment(self) -> Any:
+    """The environment that templates expect, in a sandbox."""
     jinja2, sandbox = _library('jinja2'), _library('jinja2.sandbox')
 
-    def refuse(message: str):
+    def refuse(message: str) -> None:
       raise jinja2.TemplateError(message)
 
     environment = sandbox.ImmutableSandboxedEnvironment(
@@ -120,7 +120,7 @@ class HuggingFaceTokenizer:
       extensions=['jinja2.ext.loopcontrols'],
     )
     environment.globals['raise_exception'] = refuse
-    # Jinja's own filter escapes HTML, which a prompt is not.
+    # Jinja's filter of this name escapes HTML characters.
     environment.filters['tojson'] = lambda x, indent=None: json.dumps(
       x, ensure_ascii=False, indent=indent
     )
@@ -130,16 +130,16 @@ class HuggingFaceTokenizer:
     file = self._folder / 'chat_template.jinja'
     if file.exists():
       return file.read_text(encoding='utf-8')
-    found = self._config.get('chat_template')
-    if isinstance(found, list):  # Several, by name.
-      found = {t['name']: t['template'] for t in found}.get('default')
-    if not found:
+    template = self._config.get('chat_template')
+    if isinstance(template, list):  # Several, by name.
+      template = {t['name']: t['template'] for t in template}.get('default')
+    if not template:
       raise config.ConfigError(
         f'{self._folder} has no chat template, neither chat_template.jinja '
         'nor chat_template in tokenizer_config.json; a base model has none. '
         'Use encode on plain text.'
       )
-    return found
+    return template
 
   def _id(self, name: str) -> int | None:
     token = self._special.get(name)

@@ -13,12 +13,11 @@ _BYTE = re.compile(rb'<0x([0-9A-F]{2})>')
 
 
 class Llama2cTokenizer:
-  """A `tokenizer.bin`; text is led by a space, as sentencepiece does it.
+  """A `tokenizer.bin`; a space is put before a text, as by sentencepiece.
 
-  A text becomes characters (bytes, for a character that is no piece), and the
-  neighbours whose merger has the best score are merged until none is left.
-  Streams of llama2.c mark the end of a document by the next one's BOS, so
-  that is what `stop` is.
+  A text is split into characters (bytes, for a character that is no piece), and
+  the adjacent pair with the best score is merged until no pair is a piece. In
+  streams of llama2.c the next document's BOS ends a document, so `stop` is BOS.
 
   Args:
     content: the file.
@@ -34,8 +33,8 @@ class Llama2cTokenizer:
     self.pad, self.bos = 0, _BOS  # Nothing is encoded as the unknown piece.
     self.separator = self.stop = _BOS
     self._bytes: dict[int, int] = {}  # Byte value -> id.
-    self._ids: dict[bytes, int] = {}  # What text may be encoded as.
-    self._text: list[bytes] = []  # By id, what it is decoded to.
+    self._ids: dict[bytes, int] = {}  # Pieces that text is encoded as.
+    self._text: list[bytes] = []  # Decoded text by id.
     for i, (piece, _) in enumerate(pieces):
       byte = _BYTE.fullmatch(piece)
       text = bytes([int(byte[1], 16)]) if byte else piece
@@ -51,9 +50,9 @@ class Llama2cTokenizer:
         f'{"a" if b" " in self._ids else "no"} space; it is not a tokenizer '
         'of llama2.c.'
       )
-    # Where no piece goes on after a word's end, words are encoded apart.
-    apart = not any(re.search(rb'[^ ] ', p) for p in self._ids)
-    self._unit = re.compile(' *[^ ]*' if apart else '.*', re.DOTALL)
+    # If no piece continues after a word's end, words are encoded separately.
+    by_word = not any(re.search(rb'[^ ] ', p) for p in self._ids)
+    self._unit = re.compile(' *[^ ]*' if by_word else '.*', re.DOTALL)
     self._encode_unit = functools.lru_cache(1 << 16)(self._merge)
 
   def encode(self, text: str) -> list[int]:
@@ -64,7 +63,7 @@ class Llama2cTokenizer:
     return [i for unit in units for i in self._encode_unit(unit)]
 
   def decode(self, tokens: list[int]) -> str:
-    """Text without the leading space; BOS, EOS and unknown ids are silent."""
+    """Text without the leading space; special and unknown ids are dropped."""
     known = range(len(self._text))
     raw = b''.join(self._text[int(i)] for i in tokens if i in known)
     return raw.removeprefix(b' ').decode('utf-8', errors='replace')
@@ -77,35 +76,35 @@ class Llama2cTokenizer:
       ids += [self._bytes[b] for b in raw] if whole is None else [whole]
     while True:
       best = None
-      for at, pair in enumerate(zip(ids, ids[1:])):
+      for index, pair in enumerate(zip(ids, ids[1:])):
         merged = self._merger(*pair)
-        # Of equal scores, the leftmost.
+        # Of equal scores the leftmost.
         if merged is not None and (
           best is None or self._score[merged] > self._score[best[1]]
         ):
-          best = at, merged
+          best = index, merged
       if best is None:
         return tuple(ids)
-      at, merged = best
-      ids[at : at + 2] = [merged]
+      index, merged = best
+      ids[index : index + 2] = [merged]
 
   def _merger(self, left: int, right: int) -> int | None:
     return self._ids.get(self._text[left] + self._text[right])
 
 
 def _parse(content: bytes, where: str) -> list[tuple[bytes, float]]:
-  """Every piece with its score."""
-  pieces, at = [], _HEADER.size
-  while at < len(content):
+  """Each piece with its score."""
+  pieces, end = [], _HEADER.size
+  while end < len(content):
     try:
-      score, size = _ENTRY.unpack_from(content, at)
+      score, size = _ENTRY.unpack_from(content, end)
     except struct.error:
       size, score = -1, 0.0
-    at += _ENTRY.size + size
-    if size < 0 or at > len(content):
+    end += _ENTRY.size + size
+    if size < 0 or end > len(content):
       raise config.ConfigError(
         f'{where} is cut short, or no tokenizer of llama2.c: its piece '
         f'{len(pieces)} does not fit into {len(content)} bytes.'
       )
-    pieces.append((content[at - size : at], score))
+    pieces.append((content[end - size : end], score))
   return pieces

@@ -1,4 +1,4 @@
-"""sleep_jax.data.tokenizers.sentencepiece."""
+"""The tokenizer files of sentencepiece."""
 
 import pathlib
 
@@ -8,13 +8,20 @@ from sleep_jax import config
 
 
 class SentencePieceTokenizer:
-  """A sentencepiece `.model` with BOS and EOS; EOS ends a document."""
+  """A sentencepiece `.model` with BOS and EOS; EOS ends a document.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    ConfigError: if it is absent, broken, or has no BOS or EOS.
+  """
 
   def __init__(self, path: pathlib.Path | str):
     if not pathlib.Path(path).exists():
       raise config.ConfigError(
         f'tokenizer file {str(path)!r} does not exist; train one with '
-        'python -m experiments.pretrain, or correct the path.'
+        'task.name=corpus and task.corpus=text, or correct the path.'
       )
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -28,7 +35,7 @@ class SentencePieceTokenizer:
         f'{path} has BOS {self.bos} and EOS {self.stop}, -1 meaning none; '
         'documents need both.'
       )
-    # Llama 2's has no padding; what is padded is masked, so any id serves.
+    # Llama 2's has no padding id; padding is masked, so any id is correct.
     self.pad = max(self._model.pad_id(), 0)
 
   def encode(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Text to tokens and back, behind one protocol."""
+"""The Tokenizer protocol, and the loader of tokenizer files."""
 
 import pathlib
 from typing import Protocol
@@ -11,29 +11,37 @@ from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 
 
 class Tokenizer(Protocol):
-  """What a task needs of a tokenizer."""
+  """Text to token ids and back.
+
+  vocab: ids are 0..vocab - 1.
+  pad, bos: ids of padding and of the beginning of a document.
+  separator: the id that ends a segment of a document: a fact, an example.
+  stop: the id that ends a document; -1 = documents fill their row.
+  """
 
   vocab: int
   pad: int
   bos: int
-  separator: int  # Ends a segment of a document: a fact, an example.
-  stop: int  # Ends a document; -1 = documents fill their row.
+  separator: int
+  stop: int
 
-  def encode(self, text: str) -> list[int]: ...
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without BOS and stop."""
+    ...
 
   def decode(self, tokens: list[int]) -> str:
-    """Text; a model with a wider head may say ids that stand for none."""
+    """Text; accepts ids from `vocab` on, which a wider model can generate."""
     ...
 
 
 def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
-  """A tokenizer by what `path` is.
+  """A tokenizer of the format of `path`.
 
   Args:
-    path: a sentencepiece `.model`, a llama2.c `.bin` (of one's own, or listed
-      in `catalog`), or the folder of a Hugging Face checkpoint (or the
+    path: a sentencepiece `.model`, a llama2.c `.bin` (a file, or a name that
+      `catalog` lists), or the folder of a Hugging Face checkpoint (or the
       `tokenizer.json` in it).
-    folder: the data folder, see `sources.data_dir`.
+    folder: the data folder, see `download.data_dir`.
 
   Raises:
     ConfigError: if it is none of these, or broken.
@@ -55,7 +63,7 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
 
 
 def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
-  """Refuses a tokenizer whose ids the model's embedding does not hold."""
+  """Raises ConfigError if the tokenizer has more ids than the embedding."""
   if tokenizer.vocab > vocab:
     raise config.ConfigError(
       f'the tokenizer has {tokenizer.vocab} pieces but model.vocab={vocab}; '

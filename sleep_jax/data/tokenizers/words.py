@@ -1,15 +1,15 @@
-"""sleep_jax.data.tokenizers.words."""
+"""Tokenizers with a closed vocabulary of words."""
 
 _UNKNOWN = '<unk>'
 
 
 class WordTokenizer:
-  """A closed vocabulary of words; what generated tasks speak.
+  """A closed vocabulary of words, for generated tasks.
 
   Args:
     words: the vocabulary, without padding and BOS.
-    separator: which of them ends a segment.
-    stop: which of them ends a document; empty = none does.
+    separator: the word that ends a segment.
+    stop: the word that ends a document; empty = none does.
   """
 
   def __init__(self, words: list[str], separator: str, stop: str = ''):

@@ -1,15 +1,14 @@
-"""The other sleep: offline recurrence into fast weights (arXiv 2605.26099).
+"""Offline recurrence into fast weights (arXiv 2605.26099, Algorithm 1).
 
 A hybrid of attention and linear recurrence reads its stream in windows. Before
 a window's keys and values are evicted, the blocks pass over it N times: from
 pass to pass go the features and the recurrent states, after the last only the
-states stay (Algorithm 1). A prediction is always one pass. Nothing is trained
-at this time; that the states come to hold what a later question needs is
-learnt beforehand, by back-propagation through windows and passes.
+states stay. A prediction is always one pass. Nothing is trained at this time;
+that the states come to hold what a later question needs is learnt beforehand,
+by back-propagation through windows and passes.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any
 
 from flax import struct
 import jax
@@ -19,12 +18,18 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import halting
+from sleep_jax.models import block as block_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base as mixers_base
+
+States = tuple[jax.Array, ...]  # Of the recurrent layers, [B, H, K, V] each.
+KVCaches = list[Any]  # (keys, values) of the attention layers, or None.
 
 
 @struct.dataclass
@@ -35,183 +40,173 @@ class WindowState:
   k, v, positions: of the window before, under `sliding`; else empty.
   """
 
-  states: tuple[jax.Array, ...]
+  states: States
   k: tuple[jax.Array, ...]
   v: tuple[jax.Array, ...]
   positions: at.Int[jax.Array, 'B C']
 
 
-class WindowMask(NamedTuple):
-  """How the tokens of one window see each other, and those before."""
-
-  turn: tuple[jax.Array, jax.Array]
-  seen: jax.Array  # [B, L, C]
-  start: int | None  # Column of the window's first key.
-  token_mask: jax.Array  # [B, L]
-
-
 def init_window_state(
-  cfg: config.ModelConfig,
-  how: recurrence_config.RecurrenceConfig,
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
   rows: int,
   window: int,
-  states: tuple[jax.Array, ...] = (),
 ) -> WindowState:
-  """Before the first window of every row."""
-  states = tuple(s.s for s in cache_lib.init_states(cfg, rows, states))
-  columns = window if how.eviction == 'sliding' else 0
-  cache = cache_lib.init_cache(cfg, rows, columns)
-  return WindowState(states, tuple(cache.k), tuple(cache.v), cache.positions)
-
-
-def _window_mask(
-  cfg: config.ModelConfig,
-  how: recurrence_config.RecurrenceConfig,
-  kept: WindowState,
-  present_BxL: jax.Array,
-  first: jax.Array,
-) -> WindowMask:
-  """Positions of a window whose first token is number `first` of its row.
-
-  Under hard eviction they begin anew, to the bits of a model that never slept.
-  """
-  at = jnp.arange(present_BxL.shape[1])
-  if how.eviction == 'sliding':
-    at += first
-  at = jnp.where(present_BxL, at, positions_lib.PAD_POSITION)
-  keys, start = at, None
-  if how.eviction == 'sliding':
-    start = kept.positions.shape[1]
-    keys = jnp.concatenate([kept.positions, at], axis=1)
-  apart = at[..., None] - keys[:, None]
-  seen = (apart >= 0) & (keys[:, None] != positions_lib.PAD_POSITION)
-  if how.eviction == 'sliding':
-    seen &= apart < start
-  turn = layers_lib.rope_cos_sin(
-    at, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
+  """Before the first window of every row, with the states of the memory."""
+  columns = window if cfg.eviction == 'sliding' else 0
+  cache = cache_lib.init_cache(model.cfg, rows, columns)
+  layers = cache_lib.with_states(
+    model.cfg, cache.layers, cache_lib.broadcast_states(model.memory, rows)
   )
-  return WindowMask(turn, seen, start, present_BxL)
+  states = cache_lib.recurrent_states(model.cfg, layers)
+  k, v = tuple(zip(*cache_lib.kv_caches(model.cfg, layers))) or ((), ())
+  return WindowState(states, k, v, cache.positions)
 
 
-def _layer_caches(
-  cfg: config.ModelConfig, kept: WindowState, frame: WindowMask, states
-) -> tuple[jax.Array, ...]:
-  """What every layer begins a pass with: room for the window's keys, or S."""
-  begun = cache_lib.init_states(cfg, len(frame.token_mask), states)
-  if frame.start is None:
-    attended = [None] * len(cfg.layers_with(attention=True))
-  else:
-    room = frame.token_mask.shape[1]
+def read(
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
+  state: WindowState,
+  windows: at.Int[jax.Array, 'B J L'],
+  token_mask: at.Bool[jax.Array, 'B J L'],
+) -> tuple[WindowState, at.Float[jax.Array, 'B']]:
+  """Reads window after window, passing over each before it is evicted.
 
-    def widen(x: jax.Array, axis: int) -> jax.Array:
-      pads = [(0, 0)] * 4
-      pads[axis] = (0, room)
-      return jnp.pad(x, pads)
+  Gradients flow through all windows and all passes. With `cfg.remat` a window's
+  activations are computed anew for them: memory holds one window's at a time.
 
-    attended = [(widen(k, 3), widen(v, 2)) for k, v in zip(kept.k, kept.v)]
-  return cache_lib.interleave(cfg, attended, begun)
+  Returns:
+    What the last window leaves, and the mean passes of each row.
+  """
+  length = windows.shape[2]
 
+  def step(carry, window):
+    state, first = carry
+    state, passes = loop_window(cfg, model, state, *window, first)
+    return (state, first + length), passes
 
-def _embed(cfg: config.ModelConfig, params: at.Params, tokens: jax.Array):
-  return params['embed']['embedding'][tokens].astype(cfg.dtype)
+  if cfg.remat:
+    step = jax.checkpoint(step, prevent_cse=False)
+  xs = (windows.swapaxes(0, 1), token_mask.swapaxes(0, 1))
+  (state, _), passes = jax.lax.scan(step, (state, jnp.zeros((), int)), xs)
+  return state, passes.mean(0)
 
 
 def loop_window(
-  cfg: config.ModelConfig,
-  how: recurrence_config.RecurrenceConfig,
-  params: at.Params,
-  views: tuple[cms.LayerMemory, ...] | None,
-  kept: WindowState,
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
+  state: WindowState,
   tokens_BxL: jax.Array,
-  present_BxL: jax.Array,
+  token_mask_BxL: jax.Array,
   first: jax.Array,
-) -> tuple[WindowState, jax.Array]:
+) -> tuple[WindowState, at.Float[jax.Array, 'B']]:
   """N passes over one window, after which its features and keys are dropped.
 
+  Args:
+    cfg: the passes, and which layers are looped.
+    model: a hybrid.
+    state: what the window before has left.
+    tokens_BxL: the window.
+    token_mask_BxL: False on padding.
+    first: number of its first token in the row.
+
   Returns:
-    What it leaves, and the passes that each row took, `[B]`.
+    What it leaves, and the passes that each row took.
   """
-  frame = _window_mask(cfg, how, kept, present_BxL, first)
-  looped = how.looped_layers(cfg.layers)
-  stack = functools.partial(
-    layer_stack.Stack(cfg).apply, {'params': params['blocks']}
-  )
-
-  def blocks(x, states, span):
-    """One pass over some of the blocks."""
-    pasts = _layer_caches(cfg, kept, frame, states)
-    x, pasts, _ = stack(
-      x,
-      views,
-      pasts,
-      frame.turn,
-      frame.seen,
-      frame.start,
-      frame.token_mask,
-      span,
-    )
-    k, v, begun = cache_lib.split_by_mixer(cfg, pasts)
-    return x, tuple(state.s for state in begun), (k, v)
-
-  x = _embed(cfg, params, tokens_BxL)
-  found, parts = kept.states, []
+  layers, looped = model.cfg.layers, cfg.looped_layers(model.cfg.layers)
+  inputs = _mixer_inputs(cfg, model.cfg, state, token_mask_BxL, first)
+  x, states, keys_by_part = _embed(model, tokens_BxL), state.states, []
   if looped.start:
-    before = range(looped.start)
-    x, found, keys = blocks(x, found, before)
-    parts.append((before, keys))
-  x_first = x
+    before_loop = range(looped.start)
+    x, states, keys = _apply(model, state, inputs, x, states, before_loop)
+    keys_by_part.append((before_loop, keys))
+  x_initial, initial_states = x, states
 
   def one_pass(carry, _):
     x, states = carry
-    y, states, keys = blocks(
-      x if how.carry_features else x_first,
-      states if how.carry_states else found,
+    x, states, keys = _apply(
+      model,
+      state,
+      inputs,
+      x if cfg.carry_features else x_initial,
+      states if cfg.carry_states else initial_states,
       looped,
     )
-    return (y, states), ((states, y) if how.halting else None, keys)
+    return (x, states), ((states, x) if cfg.halting else None, keys)
 
-  (x, states), (after, keys) = jax.lax.scan(
-    one_pass, (x, found), length=how.passes
+  (x, states), (after_pass, keys) = jax.lax.scan(
+    one_pass, (x, states), length=cfg.passes
   )
-  passes = jnp.full(len(x), float(how.passes))
-  if how.halting:
-    weight = halting.halting_probs(params['halt'], after[1], present_BxL)
-    states = tuple(jnp.einsum('nb,nbhkv->bhkv', weight, s) for s in after[0])
-    passes = jnp.arange(1, how.passes + 1) @ weight
-  parts.append((looped, jax.tree.map(lambda leaf: leaf[-1], keys)))
-  if looped.stop < cfg.layers:
-    after_loop = range(looped.stop, cfg.layers)
-    _, states, keys = blocks(x, states, after_loop)
-    parts.append((after_loop, keys))
-  k, v = _own_keys(cfg, parts)
-  return next_window_state(
-    kept, frame, present_BxL, first, states, k, v
-  ), passes
+  passes = jnp.full(len(x), float(cfg.passes))
+  if cfg.halting:
+    states_of_pass, features = after_pass
+    weight = halting.halting_probs(
+      model.params['halt'], features, token_mask_BxL
+    )
+    states = tuple(
+      jnp.einsum('nb,nbhkv->bhkv', weight, s) for s in states_of_pass
+    )
+    passes = jnp.arange(1, cfg.passes + 1) @ weight
+  keys_by_part.append((looped, jax.tree.map(lambda leaf: leaf[-1], keys)))
+  if looped.stop < layers:
+    after_loop = range(looped.stop, layers)
+    _, states, keys = _apply(model, state, inputs, x, states, after_loop)
+    keys_by_part.append((after_loop, keys))
+  keys = _keys_of_layers(model.cfg, keys_by_part)
+  return next_window_state(state, inputs, first, states, keys), passes
 
 
-def _own_keys(cfg: config.ModelConfig, parts) -> tuple[tuple[jax.Array, ...]]:
-  """Keys and values of every layer, from the part that computed the layer.
+def predict(
+  cfg: recurrence_config.RecurrenceConfig,
+  model: model_lib.Model,
+  state: WindowState,
+  tokens: at.Int[jax.Array, 'B P'],
+  token_mask: at.Bool[jax.Array, 'B P'],
+  first: jax.Array | int,
+) -> at.Float[jax.Array, 'B P V']:
+  """Logits after one pass, from what the last window has left."""
+  if cfg.eviction == 'hard':
+    positions = jnp.arange(tokens.shape[1])
+    positions = jnp.where(token_mask, positions, positions_lib.PAD_POSITION)
+    return transformer.forward(
+      model.cfg,
+      model.params,
+      tokens,
+      model.memory,
+      positions=positions,
+      states=state.states,
+    ).logits
+  inputs = _mixer_inputs(cfg, model.cfg, state, token_mask, first)
+  x, *_ = _apply(
+    model,
+    state,
+    inputs,
+    _embed(model, tokens),
+    state.states,
+    range(model.cfg.layers),
+  )
+  norm = layers_lib.RMSNorm(model.cfg.norm_eps)
+  hidden = norm.apply({'params': model.params['norm']}, x)
+  logits = hidden @ model.unembedding().T.astype(x.dtype)
+  return logits.astype(jnp.float32)
 
-  A part hands the keys of all others on as it found them: without this window.
-  """
-  attended = cfg.layers_with(attention=True)
-  pairs = [
-    (keys[0][at], keys[1][at])
-    for span, keys in parts
-    for at, layer in enumerate(attended)
-    if layer in span and keys[0]
-  ]
-  return tuple(zip(*pairs)) or ((), ())
 
-
-def next_window_state(kept, frame, present, first, states, k, v) -> WindowState:
-  """The window is over: states stay, and of the keys at most the newest."""
-  if frame.start is None:
-    return kept.replace(states=states)  # Nothing else stays.
-  length = frame.start
-  at = first + jnp.arange(present.shape[1])
-  at = jnp.where(present, at, positions_lib.PAD_POSITION)
-  positions = jnp.concatenate([kept.positions, at], axis=1)
+def next_window_state(
+  state: WindowState,
+  inputs: mixers_base.MixerInputs,
+  first: jax.Array,
+  states: States,
+  keys: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
+) -> WindowState:
+  """What stays of a window: the states, and under `sliding` its keys."""
+  length = inputs.cache_index
+  if length is None:
+    return state.replace(states=states)
+  token_mask = inputs.token_mask
+  positions = first + jnp.arange(token_mask.shape[1])
+  positions = jnp.where(token_mask, positions, positions_lib.PAD_POSITION)
+  positions = jnp.concatenate([state.positions, positions], axis=1)
+  k, v = keys
   return WindowState(
     states,
     tuple(x[..., -length:] for x in k),
@@ -220,73 +215,103 @@ def next_window_state(kept, frame, present, first, states, k, v) -> WindowState:
   )
 
 
-def read(
-  cfg: config.ModelConfig,
-  how: recurrence_config.RecurrenceConfig,
-  params: at.Params,
-  views: tuple[cms.LayerMemory, ...] | None,
-  kept: WindowState,
-  windows: at.Int[jax.Array, 'B J L'],
-  token_mask: at.Bool[jax.Array, 'B J L'],
-) -> tuple[WindowState, jax.Array]:
-  """Reads window after window, sleeping on each before it is evicted.
-
-  Gradients flow through all windows and all passes. With `how.remat` a window's
-  activations are computed anew for them: memory holds one window's at a time.
-
-  Returns:
-    What the last window leaves, and the mean passes of each row `[B]`.
-  """
-  length = windows.shape[2]
-
-  def step(carry, window):
-    kept, first = carry
-    kept, passes = loop_window(cfg, how, params, views, kept, *window, first)
-    return (kept, first + length), passes
-
-  if how.remat:
-    step = jax.checkpoint(step, prevent_cse=False)
-  xs = (windows.swapaxes(0, 1), present.swapaxes(0, 1))
-  (kept, _), passes = jax.lax.scan(step, (kept, jnp.zeros((), int)), xs)
-  return kept, passes.mean(0)
+def _embed(model: model_lib.Model, tokens: jax.Array) -> jax.Array:
+  embedding = model.params['embed']['embedding']
+  return embedding[tokens].astype(model.cfg.dtype)
 
 
-def predict(
-  cfg: config.ModelConfig,
-  how: recurrence_config.RecurrenceConfig,
-  params: at.Params,
-  views: tuple[cms.LayerMemory, ...] | None,
-  kept: WindowState,
-  tokens: at.Int[jax.Array, 'B P'],
-  token_mask: at.Bool[jax.Array, 'B P'],
+def _mixer_inputs(
+  cfg: recurrence_config.RecurrenceConfig,
+  model_cfg: config.ModelConfig,
+  state: WindowState,
+  token_mask_BxL: jax.Array,
   first: jax.Array | int,
-) -> jax.Array:
-  """One pass, from what is kept: logits `[B, P, V]`."""
-  if how.eviction == 'hard':
-    at = jnp.arange(tokens.shape[1])
-    at = jnp.where(present, at, positions_lib.PAD_POSITION)
-    return _forward(cfg, params, views, tokens, at, kept.states)
-  frame = _window_mask(cfg, how, kept, present, first)
-  pasts = _layer_caches(cfg, kept, frame, kept.states)
-  x, *_ = layer_stack.Stack(cfg).apply(
-    {'params': params['blocks']},
-    _embed(cfg, params, tokens),
-    views,
-    pasts,
-    frame.turn,
-    frame.seen,
-    frame.start,
-    frame.token_mask,
+) -> mixers_base.MixerInputs:
+  """Positions and mask of a window whose first token is number `first`.
+
+  Under hard eviction positions begin anew with every window, so that one pass
+  is the plain hybrid to the bit.
+  """
+  positions = jnp.arange(token_mask_BxL.shape[1])
+  if cfg.eviction == 'sliding':
+    positions += first
+  positions = jnp.where(token_mask_BxL, positions, positions_lib.PAD_POSITION)
+  key_positions, cache_index = positions, None
+  if cfg.eviction == 'sliding':
+    cache_index = state.positions.shape[1]
+    key_positions = jnp.concatenate([state.positions, positions], axis=1)
+  distance = positions[..., None] - key_positions[:, None]
+  mask = (distance >= 0) & (
+    key_positions[:, None] != positions_lib.PAD_POSITION
   )
-  hidden = layers_lib.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
-  return (
-    hidden @ transformer.unembedding(cfg, params).T.astype(x.dtype)
-  ).astype(jnp.float32)
+  if cfg.eviction == 'sliding':
+    mask &= distance < cache_index
+  rope = layers_lib.rope_cos_sin(
+    positions,
+    model_cfg.resolved_head_dim,
+    model_cfg.rope_theta,
+    model_cfg.rope_scaling,
+  )
+  return mixers_base.MixerInputs(rope, mask, cache_index, token_mask_BxL)
 
 
-def _forward(cfg, params, views, tokens, positions, states) -> jax.Array:
-  """The plain hybrid, from given states."""
-  out = transformer.Decoder(cfg).apply(
-    {'params': params}, tokens, views, positions, None, None, states
+def _apply(
+  model: model_lib.Model,
+  state: WindowState,
+  inputs: mixers_base.MixerInputs,
+  x: jax.Array,
+  states: States,
+  layer_range: range,
+) -> tuple[jax.Array, States, KVCaches]:
+  """One pass over some of the layers: features, states, keys and values."""
+  caches = _layer_caches(model.cfg, state, inputs, states)
+  memory = None
+  if model.memory is not None:
+    memory = cms.per_layer_memory(model.memory)
+  x, caches, _ = layer_stack.LayerStack(model.cfg).apply(
+    {'params': model.params['blocks']},
+    x,
+    block_lib.LayerInputs(memory, caches, None),
+    inputs,
+    layer_range,
   )
-  return out.logits
+  kv_caches = cache_lib.kv_caches(model.cfg, caches)
+  return x, cache_lib.recurrent_states(model.cfg, caches), kv_caches
+
+
+def _layer_caches(
+  cfg: config.ModelConfig,
+  state: WindowState,
+  inputs: mixers_base.MixerInputs,
+  states: States,
+) -> tuple[Any, ...]:
+  """What every layer begins a pass with: space for the window's keys, or S."""
+  rows, length = inputs.token_mask.shape
+  caches = cache_lib.init_layer_caches(cfg, rows, states)
+  if inputs.cache_index is None:
+    return caches
+
+  def widen(x: jax.Array, axis: int) -> jax.Array:
+    pads = [(0, 0)] * 4
+    pads[axis] = (0, length)
+    return jnp.pad(x, pads)
+
+  kv_caches = [(widen(k, 3), widen(v, 2)) for k, v in zip(state.k, state.v)]
+  return cache_lib.with_kv_caches(cfg, caches, kv_caches)
+
+
+def _keys_of_layers(
+  cfg: config.ModelConfig, keys_by_part: list[tuple[range, KVCaches]]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """Keys and values of every layer, from the part that computed the layer.
+
+  A part returns the keys of all other layers unchanged: without this window.
+  """
+  pairs = [
+    kv_caches[number]
+    for layer_range, kv_caches in keys_by_part
+    for number, layer in enumerate(cfg.attention_layers)
+    if layer in layer_range and kv_caches[number] is not None
+  ]
+  k, v = tuple(zip(*pairs)) or ((), ())
+  return k, v

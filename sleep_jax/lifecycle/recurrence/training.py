@@ -17,8 +17,6 @@ from sleep_jax.data import windows as windows_lib
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import halting
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
-from sleep_jax.models import cache as cache_lib
-from sleep_jax.models import cms
 from sleep_jax.models import flops
 from sleep_jax.models import model as model_lib
 from sleep_jax.training import fit
@@ -109,30 +107,13 @@ def evaluate(
   batch: windows_lib.WindowBatch,
 ) -> Predictions:
   """Algorithm 1: reads and sleeps through the context, then predicts."""
-  rows, _, length = batch.context.shape
-  states = cache_lib.broadcast_states(model.memory, rows)
-  layer_memories = None
-  if model.memory is not None:
-    layer_memories = cms.per_layer_memory(model.memory)
-  state = passes_lib.init_window_state(model.cfg, cfg, rows, length, states)
+  rows, num_windows, length = batch.context.shape
+  state = passes_lib.init_window_state(cfg, model, rows, length)
   state, passes = passes_lib.read(
-    model.cfg,
-    cfg,
-    model.params,
-    layer_memories,
-    state,
-    batch.context,
-    batch.token_mask,
+    cfg, model, state, batch.context, batch.token_mask
   )
   logits = passes_lib.predict(
-    model.cfg,
-    cfg,
-    model.params,
-    layer_memories,
-    state,
-    batch.inputs,
-    batch.input_mask,
-    batch.context.shape[1] * length,
+    cfg, model, state, batch.inputs, batch.input_mask, num_windows * length
   )
   logp = jax.nn.log_softmax(logits)
   nll = -jnp.take_along_axis(logp, batch.targets[..., None], axis=-1)[..., 0]

@@ -1,4 +1,4 @@
-"""Attention, and what it stands on: the norm and the rotary angles."""
+"""Causal grouped-query attention with rotary positions."""
 
 import functools
 
@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
+from sleep_jax.models.mixers import base
+
+KVCache = tuple[jax.Array, jax.Array]  # [B, K, E, C] and [B, K, C, E].
 
 
-class Attention(nn.Module):
+class AttentionLayer(nn.Module):
   """Causal grouped-query attention over the row and what the cache holds."""
 
   cfg: config.ModelConfig
@@ -20,36 +23,36 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_BxTxD: jax.Array,
-    turn: tuple[jax.Array, jax.Array],
-    seen_BxTxC: jax.Array,
-    past: tuple[jax.Array, jax.Array, jax.Array] | None,
+    inputs: base.MixerInputs,
+    state: KVCache | None,
     adapter: lora.Adapter | None = None,
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+  ) -> tuple[jax.Array, KVCache | None]:
+    """Attends; see `base.Mixer.module`."""
     c = self.cfg
     dense = functools.partial(nn.DenseGeneral, dtype=x_BxTxD.dtype)
 
-    def into(heads: int, name: str) -> jax.Array:
+    def project(heads: int, name: str) -> jax.Array:
       shape = (heads, c.resolved_head_dim)
       y = dense(shape, use_bias=c.qkv_bias, name=name)(x_BxTxD)
       return lora.apply(y, adapter, 'attention', name, x_BxTxD)
 
-    q = into(c.heads, 'q')
-    k = into(c.num_kv_heads, 'k')
-    v = into(c.num_kv_heads, 'v')
+    q = project(c.heads, 'q')
+    k = project(c.num_kv_heads, 'k')
+    v = project(c.num_kv_heads, 'v')
     if c.qk_norm:
       q = layers_lib.RMSNorm(c.norm_eps, name='q_norm')(q)
       k = layers_lib.RMSNorm(c.norm_eps, name='k_norm')(k)
-    q = layers_lib.apply_rope(q, turn)
-    k = layers_lib.apply_rope(k, turn)
+    q = layers_lib.apply_rope(q, inputs.rope)
+    k = layers_lib.apply_rope(k, inputs.rope)
     # Keys with columns last, values with columns first, and the queries that
     # share them as one matrix: so a decode step reads its cache in order.
     k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
-    kept = None
-    if past is not None:
-      k_old, v_old, start = past
-      k = jax.lax.dynamic_update_slice_in_dim(k_old, k, start, axis=3)
-      v = jax.lax.dynamic_update_slice_in_dim(v_old, v, start, axis=2)
-      kept = (k, v)
+    new_cache = None
+    if state is not None:
+      index, update = inputs.cache_index, jax.lax.dynamic_update_slice_in_dim
+      k = update(state[0], k, index, axis=3)
+      v = update(state[1], v, index, axis=2)
+      new_cache = (k, v)
     b, q_len = x_BxTxD.shape[:2]
     groups = c.heads // c.num_kv_heads
     q = q.reshape(b, q_len, c.num_kv_heads, groups, c.resolved_head_dim)
@@ -57,11 +60,40 @@ class Attention(nn.Module):
     q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, c.resolved_head_dim)
     scores = jnp.einsum('bkqe,bkec->bkqc', q, k) * c.resolved_head_dim**-0.5
     scores = scores.reshape(b, c.heads, q_len, -1).astype(jnp.float32)
-    # A padded query sees nothing; a finite floor keeps its softmax finite.
-    scores = jnp.where(seen_BxTxC[:, None], scores, -1e30)
+    # A padded query attends to nothing; a finite floor keeps its softmax
+    # finite.
+    scores = jnp.where(inputs.mask[:, None], scores, -1e30)
     p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
     y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v)
     y = y.reshape(b, c.heads, q_len, c.resolved_head_dim).swapaxes(1, 2)
     out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')(y)
     y = y.reshape(b, q_len, -1)
-    return lora.apply(out, adapter, 'attention', 'o', y), kept
+    return lora.apply(out, adapter, 'attention', 'o', y), new_cache
+
+
+class Attention(base.Mixer):
+  """Softmax attention; its settings are the model's own."""
+
+  name = 'attention'
+  Config = config.ModelConfig
+  recurrent = False
+
+  @classmethod
+  def module(cls, cfg: config.ModelConfig, name: str | None) -> nn.Module:
+    return AttentionLayer(cfg, name=name)
+
+  @classmethod
+  def init_state(
+    cls, cfg: config.ModelConfig, rows: int, capacity: int
+  ) -> KVCache:
+    shape, e = (rows, cfg.num_kv_heads), cfg.resolved_head_dim
+    return (
+      jnp.zeros((*shape, e, capacity), cfg.dtype),
+      jnp.zeros((*shape, capacity, e), cfg.dtype),
+    )
+
+  @classmethod
+  def flops(cls, cfg: config.ModelConfig, context: float) -> float:
+    heads, kv, e = cfg.heads, cfg.num_kv_heads, cfg.resolved_head_dim
+    projections = cfg.dim * e * (2 * heads + 2 * kv)
+    return 2.0 * (projections + 2 * heads * e * context)

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: attention's linear-recurrent neighbour, with a fast weight.
+"""Gated DeltaNet (`gdn`) and Jet (`jet`): linear recurrences, fast weights.
 
 Each head keeps a matrix S `[K, V]` that every token first decays and then
 corrects towards its value (arXiv 2412.06464; written here as S transposed):
@@ -10,7 +10,7 @@ corrects towards its value (arXiv 2412.06464; written here as S transposed):
 time: within a chunk it solves one triangular system per head, between chunks
 it carries S. Both start from any S, and both compute in float32.
 
-Letters beside the glossary of `sleep_jax.typing`: K and V are here the widths
+Letters beside the glossary of `sleep_jax.array_typing`: K and V are here the widths
 of a head's key and value.
 """
 
@@ -24,6 +24,8 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.models import lora
+from sleep_jax.models.mixers import base
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
@@ -33,11 +35,13 @@ _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
 class State:
   """What a layer carries from token to token.
 
-  Sleep keeps `s` alone: `tail` ends with the window (offline_recurrence 8).
+  Sleep keeps `s` alone: `conv_state` ends with the window
+  (offline_recurrence 8).
   """
 
   s: at.Float[jax.Array, 'B H K V']  # Always float32.
-  conv_state: at.Float[jax.Array, 'B W X']  # Inputs that the convolution still sees.
+  # The last W inputs of the convolution, which it reads again.
+  conv_state: at.Float[jax.Array, 'B W X']
 
 
 def scan_tokens(
@@ -51,11 +55,11 @@ def scan_tokens(
   """The recurrence, token by token: outputs `[B, T, H, V]`, and the last S."""
   dot = functools.partial(jnp.einsum, precision=_HIGHEST)
 
-  def step(s, now):
-    q, k, v, log_alpha, beta = now
+  def step(s, token):
+    q, k, v, log_alpha, beta = token
     s = s * jnp.exp(log_alpha)[..., None, None]
-    wrong = v - dot('bhkv,bhk->bhv', s, k)
-    s = s + dot('bhk,bhv->bhkv', k * beta[..., None], wrong)
+    error = v - dot('bhkv,bhk->bhv', s, k)
+    s = s + dot('bhk,bhv->bhkv', k * beta[..., None], error)
     return s, dot('bhkv,bhk->bhv', s, q)
 
   xs = (q, k, v, log_alpha, beta)
@@ -88,21 +92,28 @@ def _inverse(a: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _solve(a: jax.Array, wanted: jax.Array) -> jax.Array:
-  """U of (I + A) U = wanted, A strictly lower triangular."""
-  return _inverse(a) @ wanted
+def _solve(a: jax.Array, rhs: jax.Array) -> jax.Array:
+  """U of (I + A) U = rhs, A strictly lower triangular."""
+  return _inverse(a) @ rhs
 
 
-def _solve_forward(a, wanted):
+_Residuals = tuple[jax.Array, jax.Array]
+
+
+def _solve_forward(
+  a: jax.Array, rhs: jax.Array
+) -> tuple[jax.Array, _Residuals]:
   inverse = _inverse(a)
-  u = inverse @ wanted
+  u = inverse @ rhs
   return u, (inverse, u)
 
 
-def _solve_backward(kept, du):
-  inverse, u = kept
-  back = inverse.swapaxes(-1, -2) @ du
-  return -back @ u.swapaxes(-1, -2), back
+def _solve_backward(
+  residuals: _Residuals, du: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  inverse, u = residuals
+  d_rhs = inverse.swapaxes(-1, -2) @ du
+  return -d_rhs @ u.swapaxes(-1, -2), d_rhs
 
 
 _solve.defvjp(_solve_forward, _solve_backward)
@@ -126,7 +137,7 @@ def scan_chunks(
   length, size = q.shape[1], min(chunk, q.shape[1])
   fill = -length % size
 
-  def split(x):  # [B, T, H, ...] -> [chunks, B, H, C, ...]
+  def split(x: jax.Array) -> jax.Array:  # [B, T, H, ...] -> [chunks, B, H, C, ...]
     x = jnp.pad(
       x.astype(jnp.float32), [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)
     )
@@ -136,21 +147,21 @@ def scan_chunks(
   lower = jnp.tril(jnp.ones((size, size), bool))
   strict = jnp.tril(lower, -1)
 
-  def step(s, now):
-    q, k, v, log_alpha, beta = now
+  def step(s, tokens):
+    q, k, v, log_alpha, beta = tokens
     log_g = jnp.cumsum(log_alpha, axis=-1)
     # Above the diagonal the exponent is positive, and could overflow.
-    apart = log_g[..., :, None] - log_g[..., None, :]
-    ratio = jnp.exp(jnp.where(lower, apart, -jnp.inf))
+    log_decay = log_g[..., :, None] - log_g[..., None, :]
+    ratio = jnp.exp(jnp.where(lower, log_decay, -jnp.inf))
     g = jnp.exp(log_g)[..., None]
     a = beta[..., None] * ratio * (k @ k.swapaxes(-1, -2))
-    wanted = beta[..., None] * (v - g * (k @ s))
-    u = _solve(jnp.where(strict, a, 0.0), wanted)
+    rhs = beta[..., None] * (v - g * (k @ s))
+    u = _solve(jnp.where(strict, a, 0.0), rhs)
     out = g * (q @ s) + (ratio * (q @ k.swapaxes(-1, -2))) @ u
-    late = ratio[..., -1, :, None]
-    return g[..., -1:, :] * s + (k * late).swapaxes(-1, -2) @ u, out
+    decay_to_end = ratio[..., -1, :, None]
+    return g[..., -1:, :] * s + (k * decay_to_end).swapaxes(-1, -2) @ u, out
 
-  # A chunk's filling neither decays nor writes: log alpha and beta are 0.
+  # A chunk's padding neither decays nor writes: log alpha and beta are 0.
   xs = tuple(map(split, (q, k, v, log_alpha, beta)))
   with jax.default_matmul_precision('highest'):
     s, out = jax.lax.scan(step, s.astype(jnp.float32), xs)
@@ -159,17 +170,18 @@ def scan_chunks(
 
 
 def convolve(
-  x_BxTxX: jax.Array, tail_BxWxX: jax.Array, kernel: jax.Array
+  x_BxTxX: jax.Array, conv_state_BxWxX: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Causal depthwise convolution, and the inputs that the next call sees.
+  """Causal depthwise convolution, and the state for the next call.
 
   Args:
-    x_BxTxX: what is read now; 0 where nothing is.
-    tail_BxWxX: the W inputs before it.
+    x_BxTxX: the new inputs; 0 where a token is padding.
+    conv_state_BxWxX: the W inputs before them.
     kernel: `[W + 1, X]`, or one per token, `[B, T, W + 1, X]`.
   """
   width, length = kernel.shape[-2], x_BxTxX.shape[1]
-  whole = jnp.concatenate([tail_BxWxX.astype(x_BxTxX.dtype), x_BxTxX], axis=1)
+  conv_state = conv_state_BxWxX.astype(x_BxTxX.dtype)
+  whole = jnp.concatenate([conv_state, x_BxTxX], axis=1)
   y = sum(
     whole[:, i : i + length] * kernel[..., i, :].astype(x_BxTxX.dtype)
     for i in range(width)
@@ -195,24 +207,8 @@ def _init_dt_bias(key: at.Key, shape: tuple[int, ...]) -> jax.Array:
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def conv_width(cfg: config.ModelConfig, mixer: str) -> int:
-  """How many channels a layer's convolution reads."""
-  r = cfg.recurrent
-  keys = 0 if mixer == 'jet' else 2 * r.heads * r.key
-  return keys + r.heads * r.value
-
-
-def init_state(cfg: config.ModelConfig, mixer: str, rows: int) -> State:
-  """The state of a layer that has read nothing."""
-  r = cfg.recurrent
-  return State(
-    s=jnp.zeros((rows, r.heads, r.key, r.value)),
-    conv_state=jnp.zeros((rows, r.conv - 1, conv_width(cfg, mixer)), cfg.dtype),
-  )
-
-
-class GatedDelta(nn.Module):
-  """A sequence mixer: `gdn`, or `jet` (arXiv 2508.15884).
+class GatedDeltaLayer(nn.Module):
+  """The layer of `gdn`, and with `dynamic_conv` of `jet` (arXiv 2508.15884).
 
   gdn: q, k and v pass a short convolution. jet: v alone does, by kernels that
   each token makes for itself. The kernels' last matrix begins at zero, so that
@@ -221,66 +217,138 @@ class GatedDelta(nn.Module):
   """
 
   cfg: config.ModelConfig
-  mixer: str
+  dynamic_conv: bool
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, state: State | None, present_BxT: jax.Array
+    self,
+    x_BxTxD: jax.Array,
+    inputs: base.MixerInputs,
+    state: State | None,
+    adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, State]:
-    """Mixes, from `state` on; tokens that are not present change nothing."""
+    """Mixes, from `state` on; tokens that are padding change nothing."""
+    del adapter  # `LayerStack` refuses it.
     c, r, dtype = self.cfg, self.cfg.recurrent, x_BxTxD.dtype
     b, length, _ = x_BxTxD.shape
     if state is None:
-      state = init_state(c, self.mixer, b)
+      state = _init_state(c, self.dynamic_conv, b)
+    token_mask = inputs.token_mask[..., None]
 
-    def into(*shape: int, name: str) -> jax.Array:
-      return nn.DenseGeneral(shape, use_bias=False, dtype=dtype, name=name)(
+    def project(size: int, name: str) -> jax.Array:
+      return nn.DenseGeneral((size,), use_bias=False, dtype=dtype, name=name)(
         x_BxTxD
       )
 
-    q = into(r.heads * r.key, name='q')
-    k = into(r.heads * r.key, name='k')
-    v = into(r.heads * r.value, name='v')
-    moved = v if self.mixer == 'jet' else jnp.concatenate([q, k, v], axis=-1)
-    moved = jnp.where(present_BxT[..., None], moved, 0)
-    moved, tail = convolve(moved, state.conv_state, self._kernel(x_BxTxD, moved))
-    moved = nn.silu(moved)
-    if self.mixer == 'jet':
-      q, k, v = nn.silu(q), nn.silu(k), moved
+    q = project(r.heads * r.key, 'q')
+    k = project(r.heads * r.key, 'k')
+    v = project(r.heads * r.value, 'v')
+    conv_in = v if self.dynamic_conv else jnp.concatenate([q, k, v], axis=-1)
+    conv_in = jnp.where(token_mask, conv_in, 0)
+    kernel = self._kernel(x_BxTxD, conv_in.shape[-1])
+    conv_out, conv_state = convolve(conv_in, state.conv_state, kernel)
+    conv_out = nn.silu(conv_out)
+    if self.dynamic_conv:
+      q, k, v = nn.silu(q), nn.silu(k), conv_out
     else:
       cuts = (r.heads * r.key, 2 * r.heads * r.key)
-      q, k, v = jnp.split(moved, cuts, axis=-1)
+      q, k, v = jnp.split(conv_out, cuts, axis=-1)
     q, k, v = (x.reshape(b, length, r.heads, -1) for x in (q, k, v))
 
-    beta = nn.sigmoid(into(r.heads, name='beta').astype(jnp.float32))
+    beta = nn.sigmoid(project(r.heads, 'beta').astype(jnp.float32))
     rate = self.param('log_rate', _init_log_a, (r.heads,))
-    dt = into(r.heads, name='dt').astype(jnp.float32)
+    dt = project(r.heads, 'dt').astype(jnp.float32)
     dt = nn.softplus(dt + self.param('dt_bias', _init_dt_bias, (r.heads,)))
-    present = present_BxT[..., None]
-    log_alpha = jnp.where(present, -jnp.exp(rate) * dt, 0.0)
-    beta = jnp.where(present, beta, 0.0)
+    log_alpha = jnp.where(token_mask, -jnp.exp(rate) * dt, 0.0)
+    beta = jnp.where(token_mask, beta, 0.0)
 
     q, k = l2_normalize(q) * r.key**-0.5, l2_normalize(k)
     if length == 1:  # A solve of one unknown is a detour.
       out, s = scan_tokens(q, k, v, log_alpha, beta, state.s)
     else:
       out, s = scan_chunks(q, k, v, log_alpha, beta, state.s, r.chunk)
+    return self._output(x_BxTxD, out), State(s, conv_state)
+
+  def _output(self, x_BxTxD: jax.Array, out_BxTxHxV: jax.Array) -> jax.Array:
+    """The heads' outputs, normalized, gated and projected: `[B, T, D]`."""
+    c, r, dtype, out = self.cfg, self.cfg.recurrent, x_BxTxD.dtype, out_BxTxHxV
     scale = self.param('norm', nn.initializers.ones_init(), (r.value,))
     out = out * jax.lax.rsqrt((out**2).mean(-1, keepdims=True) + c.norm_eps)
-    out = (out * scale).astype(dtype).reshape(b, length, -1)
-    out = out * nn.silu(into(r.heads * r.value, name='g'))
-    dense = nn.DenseGeneral(c.dim, use_bias=False, dtype=dtype, name='o')
-    return dense(out), State(s, tail)
+    out = (out * scale).astype(dtype).reshape(*x_BxTxD.shape[:2], -1)
+    dense = functools.partial(nn.DenseGeneral, use_bias=False, dtype=dtype)
+    out = out * nn.silu(dense((r.heads * r.value,), name='g')(x_BxTxD))
+    return dense(c.dim, name='o')(out)
 
-  def _kernel(self, x_BxTxD: jax.Array, moved: jax.Array) -> jax.Array:
+  def _kernel(self, x_BxTxD: jax.Array, width: int) -> jax.Array:
     """The convolution's kernel: one for all tokens, or one for each."""
-    taps, width = self.cfg.recurrent.conv, moved.shape[-1]
-    draw = nn.initializers.normal(taps**-0.5)
-    kernel = self.param('conv', draw, (taps, width))
-    if self.mixer != 'jet':
+    taps = self.cfg.recurrent.conv
+    init = nn.initializers.normal(taps**-0.5)
+    kernel = self.param('conv', init, (taps, width))
+    if not self.dynamic_conv:
       return kernel
     dense = functools.partial(nn.Dense, use_bias=False, dtype=x_BxTxD.dtype)
     hidden = nn.silu(dense(max(1, width // 8), name='kernel_in')(x_BxTxD))
     zero = nn.initializers.zeros_init()
-    own = dense(taps * width, kernel_init=zero, name='kernel_out')(hidden)
-    return kernel + own.reshape(*own.shape[:-1], taps, width)
+    change = dense(taps * width, kernel_init=zero, name='kernel_out')(hidden)
+    return kernel + change.reshape(*change.shape[:-1], taps, width)
+
+
+def _conv_width(cfg: config.ModelConfig, dynamic_conv: bool) -> int:
+  """How many channels a layer's convolution reads."""
+  r = cfg.recurrent
+  keys = 0 if dynamic_conv else 2 * r.heads * r.key
+  return keys + r.heads * r.value
+
+
+def _init_state(
+  cfg: config.ModelConfig, dynamic_conv: bool, rows: int
+) -> State:
+  r = cfg.recurrent
+  width = _conv_width(cfg, dynamic_conv)
+  return State(
+    s=jnp.zeros((rows, r.heads, r.key, r.value)),
+    conv_state=jnp.zeros((rows, r.conv - 1, width), cfg.dtype),
+  )
+
+
+class GatedDeltaNet(base.Mixer):
+  """Gated DeltaNet (arXiv 2412.06464)."""
+
+  name = 'gdn'
+  Config = config.RecurrentConfig
+  recurrent = True
+  dynamic_conv = False
+
+  @classmethod
+  def module(cls, cfg: config.ModelConfig, name: str | None) -> nn.Module:
+    return GatedDeltaLayer(cfg, cls.dynamic_conv, name=name)
+
+  @classmethod
+  def init_state(
+    cls, cfg: config.ModelConfig, rows: int, capacity: int
+  ) -> State:
+    del capacity  # The state does not grow with what was read.
+    return _init_state(cfg, cls.dynamic_conv, rows)
+
+  @classmethod
+  def flops(cls, cfg: config.ModelConfig, context: float) -> float:
+    """As the recurrence needs them.
+
+    The chunked form computes more, within a chunk, as attention would.
+    """
+    del context
+    r = cfg.recurrent
+    keys, values = r.heads * r.key, r.heads * r.value
+    kernels = 0
+    if cls.dynamic_conv:  # Two layers that make every token's kernel.
+      kernels = max(1, values // 8) * (cfg.dim + r.conv * values)
+    projections = cfg.dim * (2 * keys + 3 * values + 2 * r.heads)
+    convolution = r.conv * _conv_width(cfg, cls.dynamic_conv)
+    return 2.0 * (projections + convolution + kernels + 3 * keys * r.value)
+
+
+class Jet(GatedDeltaNet):
+  """Jet (arXiv 2508.15884): `gdn` with a convolution that tokens choose."""
+
+  name = 'jet'
+  dynamic_conv = True

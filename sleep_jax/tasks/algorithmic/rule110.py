@@ -1,12 +1,13 @@
-"""Rule 110: what does a string become, after so many steps of an automaton?
+"""`rule110`: the state of a cellular automaton after a number of steps.
 
-The context is some independent, uniformly random strings of bits, one in each
-window. Asked for is the first bit of each after `steps` steps. Rule 110 can
-compute whatever can be computed, so no shortcut is expected.
+The context is `strings` independent, uniformly random bit strings, one in each
+window. The targets are the first bit of each string after `steps` steps of
+Rule 110. Rule 110 is Turing complete, so no shortcut is expected.
 
-The paper does not tell what lies beyond a string's ends. It must be its other
-end: with zeros there, the first bit is nearly always 1, while on a ring an
-always-guessed 1 gets all four labels right as often as the paper's "about 10%".
+arXiv 2605.26099 does not state the boundary condition. Strings are rings here:
+with zeros beyond the ends the first bit is nearly always 1, while on a ring a
+constant guess of 1 gets all four labels right as often as the paper's "about
+10%".
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from sleep_jax.data import windows
 from sleep_jax.tasks.algorithmic import base as algorithmic
 
 _DELIMITER = 2  # After the tokens 0 and 1.
-# Below so many cells every string is tried for `chances`, else a sample.
+# `chance_level` enumerates all strings below this width, else draws a sample.
 _ENUMERABLE = 17
 _SAMPLE = 2**18
 
@@ -29,8 +30,12 @@ class Rule110Config:
   width: int = 24  # Bits of a string, tokens of a window.
   strings: int = 4  # And as many windows and labels.
   steps: int = 32
+  episodes: int = 10  # Evaluations.
+  eval_rows: int = 512  # Sequences of an evaluation; of the last 4 times more.
+  eval_passes: tuple[int, ...] = ()  # Further N of the last evaluation.
 
   def __post_init__(self):
+    algorithmic.check_evaluation(self)
     algorithmic.require_at_least(self, width=1, strings=1, steps=0)
 
 
@@ -42,19 +47,23 @@ def evolve(cells: np.ndarray, steps: int) -> np.ndarray:
   return cells
 
 
-class Rule110:
-  """The puzzle; see the module's docstring."""
+class Rule110(algorithmic.WindowTask):
+  """The task; see the module's docstring."""
 
-  def __init__(self, cfg: Rule110Config):
-    self.cfg, self.vocab = cfg, _DELIMITER + 1
+  name = 'rule110'
+  Config = Rule110Config
+  headline = ('exact', 'per_bit', 'loss')
+
+  def __init__(self, cfg: Rule110Config, seed: int):
+    super().__init__(cfg, seed, vocab=_DELIMITER + 1, bos=_DELIMITER)
     self.windows = self.prediction = cfg.strings
     self.window = cfg.width
 
   def batch(
-    self, rng: np.random.Generator, rows: int, *, exam: bool = False
+    self, rng: np.random.Generator, rows: int, *, for_eval: bool = False
   ) -> windows.WindowBatch:
-    """See `windows.Puzzle`; an exam is like any other batch."""
-    del exam
+    """See `WindowTask.batch`; evaluation and training do not differ."""
+    del for_eval
     cfg = self.cfg
     cells = rng.integers(0, 2, (rows, cfg.strings, cfg.width), np.int32)
     labels = evolve(cells.astype(bool), cfg.steps)[..., 0].astype(np.int32)
@@ -71,13 +80,13 @@ class Rule110:
     )
 
   def metrics(
-    self, batch: windows.WindowBatch, chosen: np.ndarray, nll: np.ndarray
+    self, batch: windows.WindowBatch, argmax: np.ndarray, nll: np.ndarray
   ) -> dict[str, float]:
-    """`exact`: rows all of whose labels are right; `per_bit`; `loss`.
+    """`exact`: rows all of whose labels are right; `per_bit`; `loss` in nats.
 
-    The first also under its depth: `exact_t4` after four steps.
+    The first also by its depth: `exact_t4` after four steps.
     """
-    right = chosen == batch.targets
+    right = argmax == batch.targets
     exact = float(right.all(1).mean())
     return {
       'exact': exact,
@@ -87,19 +96,19 @@ class Rule110:
     }
 
   def chance_level(self) -> dict[str, float]:
-    """Of one who always guesses the commoner bit, or its probability."""
+    """Of a constant guess of the commoner bit; `loss` of its probability."""
     width = self.cfg.width
     if width < _ENUMERABLE:
       cells = np.arange(2**width)[:, None] >> np.arange(width) & 1 == 1
     else:
       cells = np.random.default_rng(110).random((_SAMPLE, width)) < 0.5
     ones = float(evolve(cells, self.cfg.steps)[:, 0].mean())
-    common = max(ones, 1 - ones)
-    both = np.array([p for p in (ones, 1 - ones) if p])
-    exact = common**self.cfg.strings
+    commoner = max(ones, 1 - ones)
+    probs = np.array([p for p in (ones, 1 - ones) if p])
+    exact = commoner**self.cfg.strings
     return {
       'exact': exact,
       f'exact_t{self.cfg.steps}': exact,
-      'per_bit': common,
-      'loss': float(-(both * np.log(both)).sum()),
+      'per_bit': commoner,
+      'loss': float(-(probs * np.log(probs)).sum()),
     }

@@ -1,4 +1,4 @@
-"""The puzzles of SEAL's few-shot experiment, out of ARC-AGI-1 (Apache-2.0)."""
+"""The puzzles of SEAL's few-shot experiment, from ARC-AGI-1 (Apache-2.0)."""
 
 import json
 
@@ -23,9 +23,9 @@ _SPLITS = {
     'd66348ad7a938d27ff6dbc36ae9d4d571bea2da63b3d96e93e9953cfa2fda983',
   ),
 }
-# Of ten test puzzles in the files, the eight in SEAL's `final_results.json`
-# come first, so that the first eight are the paper's. Of twelve training
-# puzzles the paper used eleven; which one it left out is not published.
+# Of 10 test puzzles in the files, the 8 in SEAL's `final_results.json` are put
+# first, so that the first 8 are the paper's. Of 12 training puzzles the paper
+# used 11; which one it left out is not published.
 _LAST = ('358ba94e', 'af24b4cc')
 
 
@@ -36,22 +36,26 @@ def puzzles(split: str, folder: str) -> list[grids.Puzzle]:
     DataError: if a file is absent or altered.
   """
   part, suffix, *sha256 = _SPLITS[split]
-  shown, solved = (
+  challenges, solutions = (
     json.loads(_read(f'arc-agi_{part}_{kind}_{suffix}', sha, folder))
     for kind, sha in zip(('challenges', 'solutions'), sha256)
   )
-  found = [
+  all_puzzles = [
     grids.Puzzle(
       name,
-      tuple(grids.pair(p['input'], p['output']) for p in shown[name]['train']),
+      tuple(
+        grids.pair(p['input'], p['output']) for p in challenges[name]['train']
+      ),
       tuple(
         grids.pair(p['input'], output)
-        for p, output in zip(shown[name]['test'], solved[name], strict=True)
+        for p, output in zip(
+          challenges[name]['test'], solutions[name], strict=True
+        )
       ),
     )
-    for name in sorted(shown)
+    for name in sorted(challenges)
   ]
-  return sorted(found, key=lambda p: p.name in _LAST)
+  return sorted(all_puzzles, key=lambda p: p.name in _LAST)
 
 
 def _read(name: str, sha256: str, folder: str) -> bytes:

@@ -1,7 +1,8 @@
-"""Grids of colours, puzzles of the ARC kind, and how to make more of one.
+"""Grids of colours, puzzles of the ARC kind, and their augmentations.
 
-A grid is a small integer array `[H, W]` of colours 0..9. A puzzle shows pairs
-of grids under one hidden rule, and asks for the output of further inputs.
+A grid is a small integer array `[H, W]` of colours 0..9. A puzzle has pairs of
+grids under one rule, which is not given, and inputs whose output is to be
+predicted.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,8 @@ COLOURS = 10
 LARGEST = 30  # Rows or columns; ARC's own limit.
 _NEXT_ROW = '/'
 
+Change = Callable[[np.ndarray], np.ndarray]  # Of a grid.
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -24,8 +27,8 @@ class Pair:
   input: np.ndarray
   output: np.ndarray
 
-  def map(self, change: Callable[[np.ndarray], np.ndarray]) -> 'Pair':
-    """The pair with both grids changed alike."""
+  def map(self, change: Change) -> 'Pair':
+    """The pair with the same change of both grids."""
     return Pair(change(self.input), change(self.output))
 
 
@@ -36,7 +39,7 @@ def pair(before: list[list[int]], after: list[list[int]]) -> Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Puzzle:
-  """Pairs that show a rule, and pairs that ask for it."""
+  """Training pairs, and test pairs, whose outputs are to be predicted."""
 
   name: str
   train_pairs: tuple[Pair, ...]
@@ -44,36 +47,36 @@ class Puzzle:
 
 
 def text(grid: np.ndarray) -> str:
-  """Colours as words, rows apart by a slash: `1 2 / 3 4`."""
+  """Colours as words, rows separated by a slash: `1 2 / 3 4`."""
   return f' {_NEXT_ROW} '.join(' '.join(map(str, row)) for row in grid.tolist())
 
 
 def parse(words: str) -> np.ndarray | None:
-  """The grid that `text` wrote; None if it is none."""
+  """The inverse of `text`; None for words that are no grid."""
   rows = [row.split() for row in words.split(_NEXT_ROW)]
-  known = {str(c) for c in range(COLOURS)}
+  colours = {str(c) for c in range(COLOURS)}
   if len({len(row) for row in rows}) > 1 or not rows[0]:
     return None
-  if not known.issuperset(itertools.chain(*rows)):
+  if not colours.issuperset(itertools.chain(*rows)):
     return None
   return np.array(rows, int)
 
 
 def double(grid: np.ndarray) -> np.ndarray:
-  """Every cell as 2 x 2 cells."""
+  """Each cell as 2 x 2 cells."""
   return grid.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def _then(*changes):
+def _compose(*changes: Change) -> Change:
   def change(grid: np.ndarray) -> np.ndarray:
-    for one in changes:
-      grid = one(grid)
+    for step in changes:
+      grid = step(grid)
     return grid
 
   return change
 
 
-_TURNS = {
+_SYMMETRIES: dict[str, Change] = {
   'rotate_90': np.rot90,
   'rotate_180': lambda g: np.rot90(g, 2),
   'rotate_270': lambda g: np.rot90(g, 3),
@@ -81,15 +84,15 @@ _TURNS = {
   'flip_columns': np.fliplr,
   'transpose': np.transpose,
 }
-# SEAL's four families of augmentations; a member changes every grid alike.
-AUGMENTATIONS = {
-  'basic': _TURNS,
+# SEAL's four families of augmentations; a member applies to all grids.
+AUGMENTATIONS: dict[str, dict[str, Change]] = {
+  'basic': _SYMMETRIES,
   'size': {
     'double': double,
     'double_height': lambda g: g.repeat(2, axis=0),
     'double_width': lambda g: g.repeat(2, axis=1),
   },
-  'chain': {f'{k}_double': _then(f, double) for k, f in _TURNS.items()},
+  'chain': {f'{k}_double': _compose(f, double) for k, f in _SYMMETRIES.items()},
   'repeat': {
     'repeat_down': lambda g: np.tile(g, (2, 1)),
     'repeat_right': lambda g: np.tile(g, (1, 2)),
@@ -99,24 +102,24 @@ AUGMENTATIONS = {
 
 
 def leave_out(pairs: tuple[Pair, ...], left: int) -> Iterator[tuple[Pair, ...]]:
-  """Pseudo-tasks of a puzzle: each pair once as the last one, the question.
+  """Pseudo-tasks of a puzzle: each pair is the last one, the test, in turn.
 
-  Before it stand the others, in order, but for `left - 1` of them: 1 is
-  leave-one-out, 2 is leave-two-out, in all ways there are.
+  The others precede it, in order, without `left - 1` of them, in all
+  combinations: 1 is leave-one-out, 2 is leave-two-out.
   """
   for i, last in enumerate(pairs):
     others = pairs[:i] + pairs[i + 1 :]
     if left <= len(others):
-      for kept in itertools.combinations(others, len(others) - left + 1):
-        yield *kept, last
+      for subset in itertools.combinations(others, len(others) - left + 1):
+        yield *subset, last
 
 
 def augmented(
   pairs: tuple[Pair, ...], families: Iterable[str]
 ) -> Iterator[tuple[Pair, ...]]:
-  """The pseudo-task itself, then changed by each member of the families.
+  """The pseudo-task, then changed by each member of the families.
 
-  A change after which a grid is larger than ARC's may be is left out.
+  A change is left out if a grid exceeds ARC's largest size.
   """
   yield pairs
   for family in families:
@@ -131,7 +134,7 @@ def augmented(
 def permuted(
   pairs: tuple[Pair, ...], rng: np.random.Generator
 ) -> tuple[Pair, ...]:
-  """The colours permuted, and the order of what comes before the question."""
+  """With permuted colours, and permuted pairs before the last."""
   colour = rng.permutation(COLOURS)
   order = [*rng.permutation(len(pairs) - 1), len(pairs) - 1]
   return tuple(pairs[i].map(lambda g: colour[g]) for i in order)

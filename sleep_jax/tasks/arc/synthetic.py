@@ -1,12 +1,11 @@
-"""A small world of generated puzzles, with a closed vocabulary.
+"""Generated puzzles with a closed vocabulary, for small models.
 
-A puzzle's rule gives colours new colours. The base model is trained on rules
-that change one colour at most, and reads those off the pairs it is shown; the
-puzzles of a life change every colour, by a permutation, which the base cannot
-read off. Some forty steps on the shown pairs teach it, if the self-edit asks
-for sensible ones: turned and mirrored grids (`basic`) keep it from learning the
-shown grids by heart. The base also learns to write self-edits, but picks their
-values blindly.
+A puzzle's rule maps colours to colours. The base model is trained on rules that
+change one colour at most, and infers those from the pairs in its context; the
+puzzles of a life change each colour, by a permutation, which the base cannot
+infer in context. Some 40 optimizer steps on the training pairs teach it, given
+a suitable self-edit: rotated and mirrored grids (`basic`) prevent overfitting.
+The base also learns to write self-edits, with values drawn at random.
 """
 
 import itertools
@@ -18,7 +17,7 @@ from sleep_jax.data import tokenizers
 from sleep_jax.tasks.arc import grids
 
 ARROW, END, REQUEST = '->', '.', 'edit'
-SIDE, COLOURS, SHOWN = 3, 6, 3
+SIDE, COLOURS, TRAIN_PAIRS = 3, 6, 3
 _FLAGS = [f'"use_{family}_augmentations"' for family in grids.AUGMENTATIONS]
 _STRATEGIES = ('"train_using_all_tokens"', '"train_using_output_tokens"')
 LEARNING_RATES = ('0.0001', '0.003', '0.005', '0.01', '0.02', '0.1')
@@ -33,7 +32,7 @@ _WORDS = [
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
-  """The closed vocabulary: colours, marks, and the words of a self-edit."""
+  """The closed vocabulary: colours, punctuation, words of a self-edit."""
   return tokenizers.WordTokenizer(_WORDS, separator=END)
 
 
@@ -60,7 +59,7 @@ Rule = tuple[int, ...]  # The new colour of each.
 
 
 def pretraining_rule(rng: np.random.Generator) -> Rule:
-  """A rule of the base's own: one colour becomes another, or none does."""
+  """A rule of pretraining: one colour becomes another, or none does."""
   colour = np.arange(COLOURS)
   if rng.random() < 0.75:
     old, new = rng.choice(COLOURS, 2, replace=False)
@@ -69,59 +68,58 @@ def pretraining_rule(rng: np.random.Generator) -> Rule:
 
 
 def new_rules(rng: np.random.Generator, n: int) -> list[Rule]:
-  """`n` distinct rules under which every colour becomes another one.
+  """`n` distinct rules under which each colour becomes another one.
 
   Raises:
-    ConfigError: if there are not so many.
+    ConfigError: if there are fewer.
   """
-  every = [
+  rules = [
     rule
     for rule in itertools.permutations(range(COLOURS))
     if all(new != old for old, new in enumerate(rule))
   ]
-  if n > len(every):
+  if n > len(rules):
     raise config.ConfigError(
-      f'task: {n} puzzles are wanted, but there are {len(every)} rules; lower '
+      f'task: {n} puzzles are wanted, but there are {len(rules)} rules; lower '
       'task.episodes, task.train or task.test.'
     )
-  return [every[i] for i in rng.permutation(len(every))[:n]]
+  return [rules[i] for i in rng.permutation(len(rules))[:n]]
 
 
 def puzzle(
-  name: str, rule: Rule, rng: np.random.Generator, asked: int
+  name: str, rule: Rule, rng: np.random.Generator, test_pairs: int
 ) -> grids.Puzzle:
-  """Distinct random grids under a rule; every colour is shown three times."""
+  """Distinct random grids; each colour occurs 3 times in training inputs."""
   while True:
-    n = SHOWN + asked
+    n = TRAIN_PAIRS + test_pairs
     inputs = rng.integers(0, COLOURS, (n, SIDE, SIDE))
-    counts = np.bincount(inputs[:SHOWN].ravel(), minlength=COLOURS)
+    counts = np.bincount(inputs[:TRAIN_PAIRS].ravel(), minlength=COLOURS)
     distinct = len(np.unique(inputs.reshape(n, -1), axis=0)) == n
     if counts.min() >= 3 and distinct:
       break
   pairs = tuple(grids.Pair(x, np.array(rule)[x]) for x in inputs)
-  return grids.Puzzle(name, pairs[:SHOWN], pairs[SHOWN:])
+  return grids.Puzzle(name, pairs[:TRAIN_PAIRS], pairs[TRAIN_PAIRS:])
 
 
 def words(pairs: tuple[grids.Pair, ...]) -> str:
-  """Pairs as a document tells them."""
-  told = (
+  """Pairs as text: `input -> output .` for each."""
+  return ' '.join(
     f'{grids.text(p.input)} {ARROW} {grids.text(p.output)} {END}' for p in pairs
   )
-  return ' '.join(told)
 
 
 def pretraining_rows(
   rng: np.random.Generator, rows: int, length: int
 ) -> np.ndarray:
-  """Documents for the base, `[rows, length]`: puzzles and blind self-edits."""
+  """Documents for the base, `[rows, length]`: puzzles and random self-edits."""
   tok = build_tokenizer()
   out = np.full((rows, length), tok.pad, np.int32)
   for i, row in enumerate(out):
-    puzzled = puzzle('', pretraining_rule(rng), rng, asked=1)
-    document = words(puzzled.train_pairs + puzzled.asked)
+    drawn = puzzle('', pretraining_rule(rng), rng, test_pairs=1)
+    document = words(drawn.train_pairs + drawn.test_pairs)
     if i % 4 == 0:
-      told = words(puzzled.train_pairs[: rng.integers(1, SHOWN + 1)])
-      document = ' '.join([told, REQUEST, *self_edit(rng), END])
+      pairs = words(drawn.train_pairs[: rng.integers(1, TRAIN_PAIRS + 1)])
+      document = ' '.join([pairs, REQUEST, *self_edit(rng), END])
     ids = [tok.bos, *tok.encode(document)][:length]
     row[: len(ids)] = ids
   return out
