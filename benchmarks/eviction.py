@@ -124,9 +124,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
 
 
 def _bytes(cache: cache_lib.Cache) -> int:
-  return sum(
-    x.nbytes for x in jax.tree.leaves(cache.layers)
-  )
+  return sum(x.nbytes for x in jax.tree.leaves(cache.layers))
 
 
 def _check(cfg, params, kept, cache, token) -> None:

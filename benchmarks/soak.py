@@ -71,7 +71,7 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
 
     task.exam(respond, 0)
     saved.save(checkpoint.Snapshot(len(marks), 'sleep', life, {}))
-    saved.finish()  # A save under way has files open, and buffers.
+    saved.wait()  # A save under way has files open, and buffers.
     done = sum(a['steps'] for a in ledger.totals().values())
     marks.append((done, resident(), files(), len(compiled)))
   saved.close()

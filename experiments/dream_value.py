@@ -1,9 +1,9 @@
-"""What dreams are worth: does importance predict reward; do dreams differ?
+"""Does the importance of a dream predict its reward, and do dreams differ?
 
-Every dream of one night is weighed by every rule and tried, once with a random
-expert mixed in and once without, by lives that have slept one night.
+After one night, every dream about the next day's contexts is scored by every
+importance rule and tried; once with a random expert mixed in, once without.
 
-  python -m experiments.worth --config=experiments/configs/bulletins.py \
+  python -m experiments.dream_value --config=experiments/configs/bulletins.py \
       --out=results/dreams_worth
 """
 
@@ -37,11 +37,11 @@ DreamScores = dict[str, float]
 
 def auc(omega: np.ndarray, rewarded: np.ndarray) -> float:
   """Probability that a rewarded dream outranks another; ties count half."""
-  good, bad = omega[rewarded], omega[~rewarded]
-  if not len(good) or not len(bad):
+  positive, negative = omega[rewarded], omega[~rewarded]
+  if not len(positive) or not len(negative):
     return float('nan')
-  apart = good[:, None] - bad[None]
-  return float(np.mean((apart > 0) + 0.5 * (apart == 0)))
+  difference = positive[:, None] - negative[None]
+  return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
 def by_rank(omega: np.ndarray, rewarded: np.ndarray) -> list[float]:
@@ -52,20 +52,20 @@ def by_rank(omega: np.ndarray, rewarded: np.ndarray) -> list[float]:
   ]
 
 
-def diversity(dreamt: Sequence[propose_lib.Dream], pad: int) -> DreamScores:
-  """Share of different dreams, and mean edit distance of two, by length."""
-  tokens = [d.tokens for d in dreamt]
+def diversity(dreams: Sequence[propose_lib.Dream], pad: int) -> DreamScores:
+  """Share of distinct dreams, and mean relative edit distance of two."""
+  tokens = [d.tokens for d in dreams]
   longest = max(1, *map(len, tokens))
   rows = np.full((len(tokens), longest), pad, np.int32)
-  for row, own in zip(rows, tokens, strict=True):
-    row[: len(own)] = own
-  sizes = np.array([len(own) for own in tokens], np.int32)
+  for row, of_dream in zip(rows, tokens, strict=True):
+    row[: len(of_dream)] = of_dream
+  lengths = np.array([len(of_dream) for of_dream in tokens], np.int32)
   a, b = np.triu_indices(len(tokens), 1)
-  apart = rewards.levenshtein(rows[a], sizes[a], rows[b], sizes[b])
-  relative = np.asarray(apart) / np.maximum(np.maximum(sizes[a], sizes[b]), 1)
+  distance = rewards.levenshtein(rows[a], lengths[a], rows[b], lengths[b])
+  longer = np.maximum(np.maximum(lengths[a], lengths[b]), 1)
   return {
-    'distinct': len({tuple(own) for own in tokens}) / len(tokens),
-    'distance': float(relative.mean()),
+    'distinct': len({tuple(of_dream) for of_dream in tokens}) / len(tokens),
+    'distance': float((np.asarray(distance) / longer).mean()),
   }
 
 
@@ -75,11 +75,15 @@ def _mean(rows: Sequence[DreamScores]) -> DreamScores:
 
 
 def measure(
-  c: build_lib.Settings, seed: int, random_expert: float, each: int
+  c: build_lib.Settings, seed: int, random_expert: float, num_dreams: int
 ) -> DreamScores:
-  """One life, one night: marks of all its dreams, means over contexts.
+  """One life, one night: scores of all its dreams, means over contexts.
 
-  `each` is how many dreams every context has.
+  Args:
+    c: of an experiment with an arm `sleep` and a task with contexts.
+    seed: of the life.
+    random_expert: gate of the random expert.
+    num_dreams: of every context.
   """
   settings = build_lib.arm_config(c, 'sleep')
   settings['dreaming'] = settings['dreaming'] | {'enabled': False}
@@ -88,85 +92,104 @@ def measure(
     learner.init(jax.random.PRNGKey(seed)), task.experience(0)
   )
   life, _ = learner.sleep(life)
-  how = dataclasses.replace(
-    learner.dreamer.how, enabled=True, random_expert=random_expert
+  cfg = dataclasses.replace(
+    learner.dreamer.cfg, enabled=True, random_expert=random_expert
   )
-  dreamer = dataclasses.replace(learner.dreamer, how=how)
-  about = task.experience(1).contexts
+  dreamer = dataclasses.replace(learner.dreamer, cfg=cfg)
+  contexts = task.experience(1).contexts
   keys = jax.random.split(jax.random.fold_in(life.rng, 99), 3)
-  dreamt = propose_lib.propose(dreamer, life, about, each, keys[0])
-  omega = importance.importance_scores(dreamer, life, dreamt, keys[1], RULES)
-  usable = [d for of_one in dreamt for d in of_one if d.usable]
-  tried = reward_lib.run_trials(
-    dreamer, life, [(d, 0.0) for d in usable], keys[2]
+  dreams = propose_lib.propose(
+    dreamer, life.model, contexts, num_dreams, keys[0]
   )
-  reward = {id(x.dream): x.reward for x in tried}
+  omega = importance.importance_scores(
+    dreamer, life.model, dreams, keys[1], RULES
+  )
+  usable = [d for of_context in dreams for d in of_context if d.usable]
+  results = reward_lib.run_trials(
+    dreamer, life.model, [(d, 0.0) for d in usable], keys[2]
+  )
+  reward = {id(x.dream): x.reward for x in results}
   rows = []
-  for i, of_one in enumerate(dreamt):
-    own = [j for j, d in enumerate(of_one) if d.usable]
-    rewarded = np.array([reward[id(of_one[j])] for j in own])
-    row = diversity(of_one, dreamer.tokenizer.pad)
-    row |= {'usable': len(own) / len(of_one), 'reward': rewarded.mean()}
-    for rule in RULES:
-      scored = omega[rule][i][own]
-      row[f'{rule}/auc'] = auc(scored, rewarded)
-      for rank, rate in enumerate(by_rank(scored, rewarded)):
-        row[f'{rule}/rank_{rank}'] = rate
-    rows.append(row)
+  for i, of_context in enumerate(dreams):
+    scores = {rule: omega[rule][i] for rule in RULES}
+    pad = dreamer.tokenizer.pad
+    rows.append(_of_context(of_context, scores, reward, pad))
   return _mean(rows)
 
 
-def report(found: dict[str, list[DreamScores]]) -> str:
-  """The tables as Markdown; `found` by arm, a row per seed."""
+def _of_context(
+  dreams: Sequence[propose_lib.Dream],
+  omega: dict[str, np.ndarray],
+  reward: dict[int, bool],
+  pad: int,
+) -> DreamScores:
+  """Scores of one context's dreams.
 
-  def cells(marks: list[DreamScores], keys: Sequence[str]) -> list[str]:
-    return [tables.cell([m[k] for m in marks]) for k in keys]
+  Args:
+    dreams: m of them.
+    omega: importance `[m]` by rule.
+    reward: of usable dreams, by id.
+    pad: a token.
+  """
+  usable = [i for i, d in enumerate(dreams) if d.usable]
+  rewarded = np.array([reward[id(dreams[i])] for i in usable])
+  row = diversity(dreams, pad)
+  row |= {'usable': len(usable) / len(dreams), 'reward': rewarded.mean()}
+  for rule in RULES:
+    of_rule = omega[rule][usable]
+    row[f'{rule}/auc'] = auc(of_rule, rewarded)
+    for rank, rate in enumerate(by_rank(of_rule, rewarded)):
+      row[f'{rule}/rank_{rank}'] = rate
+  return row
 
-  plain = found['with a random expert']
+
+def report(scores: dict[str, list[DreamScores]]) -> str:
+  """The tables as Markdown; `scores` by arm, a row per seed."""
+
+  def cells(rows: list[DreamScores], keys: Sequence[str]) -> list[str]:
+    return [tables.cell([row[k] for row in rows]) for k in keys]
+
+  with_expert = scores['with a random expert']
   quarters = [f'quarter {i + 1}' for i in range(_RANKS)]
   text = (
-    f'{len(plain)} seeds; ± is a 95% t interval over them.\n\n'
+    f'{len(with_expert)} seeds; ± is a 95% t interval over them.\n\n'
     'Does omega predict reward? AUC within a context (chance: 0.5), and reward '
     'rate by rank:\n\n'
   )
+  by_rule = {
+    rule: [f'{rule}/auc', *(f'{rule}/rank_{i}' for i in range(_RANKS))]
+    for rule in RULES
+  }
   text += tables.markdown(
     ['omega', 'AUC', *quarters],
-    [
-      [
-        rule,
-        *cells(
-          plain,
-          [f'{rule}/auc', *(f'{rule}/rank_{i}' for i in range(_RANKS))],
-        ),
-      ]
-      for rule in RULES
-    ],
+    [[rule, *cells(with_expert, keys)] for rule, keys in by_rule.items()],
   )
   keys = ('distinct', 'distance', 'usable', 'reward')
   text += '\nDreams about one context, with and without a random expert:\n\n'
   text += tables.markdown(
     ['dreams', *keys],
-    [[arm, *cells(marks, keys)] for arm, marks in found.items()],
+    [[arm, *cells(rows, keys)] for arm, rows in scores.items()],
   )
-  apart = [
-    {k: a[k] - b[k] for k in keys} for a, b in zip(*found.values(), strict=True)
+  differences = [
+    {k: a[k] - b[k] for k in keys}
+    for a, b in zip(*scores.values(), strict=True)
   ]
   return text + tables.markdown(
     ['with minus without, paired', *keys],
-    [['', *(tables.cell([m[k] for m in apart], '+') for k in keys)]],
+    [['', *(tables.cell([d[k] for d in differences], '+') for k in keys)]],
   )
 
 
 def define_flags() -> None:
-  """Of the command line alone: other commands have flags of these names."""
+  """Called by `main` alone: other commands have flags of the same names."""
   config_flags.DEFINE_config_file('config')
   flags.DEFINE_string('out', None, 'A folder.', required=True)
   flags.DEFINE_integer('dreams', 16, 'Dreams of each context.')
 
 
 def main(_) -> None:
-  given = flags.FLAGS
-  c: dict[str, Any] = json.loads(given.config.to_json())
+  values = flags.FLAGS
+  c: dict[str, Any] = json.loads(values.config.to_json())
   compilation.enable_cache()
   weight = c['dreaming']['random_expert']
   if not weight:
@@ -174,15 +197,15 @@ def main(_) -> None:
       'dreaming.random_expert=0 leaves nothing to compare; set it above 0.'
     )
   arms = {'with a random expert': weight, 'without': 0.0}
-  found = {arm: [] for arm in arms}
+  scores = {arm: [] for arm in arms}
   for seed in tqdm.tqdm(c['seeds'], unit='seed'):
     for arm, value in arms.items():
-      found[arm].append(measure(c, seed, value, given.dreams))
-  out = pathlib.Path(given.out)
+      scores[arm].append(measure(c, seed, value, values.dreams))
+  out = pathlib.Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'marks.json').write_text(json.dumps(found, indent=1) + '\n')
-  (out / 'table.md').write_text(report(found))
-  print(report(found))
+  (out / 'scores.json').write_text(json.dumps(scores, indent=1) + '\n')
+  (out / 'table.md').write_text(report(scores))
+  print(report(scores))
 
 
 if __name__ == '__main__':

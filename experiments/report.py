@@ -3,13 +3,14 @@
 python -m experiments.report --workdir=runs/facts --out=results/facts
 """
 
-import json
 import pathlib
+import sys
 
 from absl import app
 from absl import flags
 
-from experiments import kinds
+from sleep_jax import config
+from sleep_jax.harness import report
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Of experiments.run.', required=True
@@ -21,13 +22,10 @@ _OUT = flags.DEFINE_string(
 
 def main(_) -> None:
   workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
-  settings = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-  ended = sorted(workdir.glob('lives/*/summary.json'))
-  lives = [json.loads(path.read_text(encoding='utf-8')) for path in ended]
-  order = {arm: i for i, arm in enumerate(settings['arms'])}
-  lives.sort(key=lambda life: (order[life['learner']], life['seed']))
-  out.mkdir(parents=True, exist_ok=True)
-  kinds.of(settings).tell(lives, settings, out)
+  try:
+    report.report_workdir(workdir, out)
+  except config.ConfigError as e:
+    sys.exit(f'error: {e}')
 
 
 if __name__ == '__main__':

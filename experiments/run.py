@@ -4,8 +4,8 @@
 
 The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
-with everything saved (docs/surviving.md). With --coordinator, --processes and
---process_id several processes live the same lives.
+with everything saved (docs/checkpointing.md). With --coordinator, --processes
+and --process_id several processes run the same lives.
 """
 
 from concurrent.futures import process
@@ -28,7 +28,7 @@ from sleep_jax.runtime import termination
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where lives, tables and pictures go; default runs/NAME.'
+  'workdir', None, 'For lives, tables and pictures; default runs/NAME.'
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'host:port of process 0 of several; or auto.'
@@ -53,10 +53,10 @@ def _join_others(c: build_lib.Settings) -> None:
         '--processes and --process_id need --coordinator=host:port.'
       )
     return
-  if c['workers'] > 1:
+  if c.get('workers', 1) > 1:
     raise config.ConfigError(
-      f'workers={c["workers"]}: several processes (--coordinator) live one '
-      'life after the other; set --config.workers=1.'
+      f'workers={c["workers"]}: several processes (--coordinator) run '
+      'lives one after the other; set --config.workers=1.'
     )
   distributed.start(
     _COORDINATOR.value,
@@ -68,11 +68,13 @@ def _join_others(c: build_lib.Settings) -> None:
 
 def main(_) -> None:
   c = json.loads(_CONFIG.value.to_json())
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
   compilation.enable_cache()
   try:
+    build_lib.check_sections(c)
+    workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
     _join_others(c)
-    termination.watch()  # After JAX, which listens for SIGTERM as well.
+    # After JAX, which listens for SIGTERM as well.
+    termination.install_handler()
     table = workers.run(c, workdir)
   except (
     config.ConfigError,
@@ -85,7 +87,7 @@ def main(_) -> None:
   except process.BrokenProcessPool as e:
     sys.exit(
       f'error: a worker process was killed, perhaps for want of memory ({e}). '
-      'What it had saved is whole; the same command goes on.'
+      'What it had saved is intact; run the same command again.'
     )
   print(f'\n{table}\nEverything else: {workdir.absolute()}')
 

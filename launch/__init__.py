@@ -1,1 +1,1 @@
-"""How an experiment gets onto machines; the lowest floor is `job`."""
+"""Launchers: how an experiment is started on each platform."""

@@ -1,12 +1,12 @@
-"""The same five verbs on every platform.
+"""The command line of the launcher: five verbs, the same on every platform.
 
   python -m launch.cli --platform=tpu_vm run --dry-run \\
       --config=experiments/configs/quickstart.py --accelerator=v5e:4x4 \\
       --project=P --zone=us-west4-a --image=IMAGE --bucket=gs://B
 
-Verbs: create, run, logs, resume, delete; docs/launch.md tells what each does.
-`--config.section.name=value` goes to the experiment. `--dry-run` prints the
-bash script that would run, and touches nothing.
+Verbs: create, run, logs, resume, delete; see docs/launch.md.
+`--config.section.name=value` is passed to the experiment. `--dry-run` prints
+the bash script and does not run it.
 """
 
 import argparse
@@ -36,13 +36,13 @@ _HELP = {
   'queue': 'of Kueue',
   'partition': 'of Slurm',
   'account': 'of Slurm',
-  'hours': 'Slurm: time limit of one turn',
+  'hours': 'Slurm: time limit before the job is requeued',
   'grace': 'seconds between SIGTERM and SIGKILL',
 }
 
 
 def parser() -> argparse.ArgumentParser:
-  """Flags are the fields of a Job."""
+  """The argument parser; its flags are the fields of a `Job`."""
   out = argparse.ArgumentParser(
     'launch.cli',
     description=__doc__,
@@ -59,37 +59,39 @@ def parser() -> argparse.ArgumentParser:
   for field in dataclasses.fields(job_lib.Job):
     if field.name == 'overrides':
       continue
-    flag, about = f'--{field.name.replace("_", "-")}', _HELP[field.name]
+    flag, help_text = f'--{field.name.replace("_", "-")}', _HELP[field.name]
     if field.type is bool:
-      out.add_argument(flag, action='store_true', help=about)
+      out.add_argument(flag, action='store_true', help=help_text)
     elif field.name == 'config':
-      out.add_argument(flag, required=True, help=about)
+      out.add_argument(flag, required=True, help=help_text)
     elif field.name == 'name':
-      out.add_argument(flag, help=about)
+      out.add_argument(flag, help=help_text)
     else:
-      out.add_argument(flag, type=field.type, default=field.default, help=about)
+      out.add_argument(
+        flag, type=field.type, default=field.default, help=help_text
+      )
   return out
 
 
 def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
-  """The job that a command line tells, and the rest of it.
+  """The job that a command line describes, and all of its arguments.
 
   Raises:
-    ConfigError: if the job cannot be.
+    ConfigError: if the job is invalid.
   """
-  given, overrides = parser().parse_known_args(argv)
+  args, overrides = parser().parse_known_args(argv)
   names = [f.name for f in dataclasses.fields(job_lib.Job)]
-  fields = {k: v for k, v in vars(given).items() if k in names}
-  file = given.config.partition(':')[0]
+  fields = {k: v for k, v in vars(args).items() if k in names}
+  file = args.config.partition(':')[0]
   if not pathlib.Path(file).is_file():
     raise config.ConfigError(
-      f'--config={given.config!r}: there is no file {file!r}; launch from the '
+      f'--config={args.config!r}: there is no file {file!r}; launch from the '
       'root of the repository.'
     )
-  if not given.name:
-    stem = re.sub(r'\.py\b', '', given.config.rpartition('/')[2])
+  if not args.name:
+    stem = re.sub(r'\.py\b', '', args.config.rpartition('/')[2])
     fields['name'] = re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')
-  return job_lib.Job(overrides=tuple(overrides), **fields), given
+  return job_lib.Job(overrides=tuple(overrides), **fields), args
 
 
 def plan(platform: str, verb: str, job: job_lib.Job) -> str:
@@ -102,14 +104,14 @@ def plan(platform: str, verb: str, job: job_lib.Job) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Prints a plan, or carries it out; returns its exit status."""
+  """Prints or runs the plan; returns the exit status."""
   try:
-    job, given = parse(sys.argv[1:] if argv is None else argv)
-    script = plan(given.platform, given.verb, job)
+    job, args = parse(sys.argv[1:] if argv is None else argv)
+    script = plan(args.platform, args.verb, job)
   except config.ConfigError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
-  if given.dry_run:
+  if args.dry_run:
     print(script, end='')
     return 0
   return subprocess.run(['bash', '-c', script], check=False).returncode

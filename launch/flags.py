@@ -1,7 +1,7 @@
-"""Environment of a run, by kind of accelerator: each flag with its source.
+"""Environment variables of a run, by kind of accelerator, with sources.
 
-`environment(kind)` is what every platform exports before Python starts; XLA
-reads these variables once, when JAX is first imported.
+Every platform exports `environment(kind)` before Python starts; XLA reads these
+variables once, when JAX is first imported.
 """
 
 from collections import defaultdict
@@ -19,10 +19,16 @@ _LEVANTER = 'https://github.com/stanford-crfm/levanter/blob/main/docs/Performanc
 class Flag:
   """A variable, or one option of a variable that holds several.
 
-  only: TPU generations that it is for; () = all.
+  Attributes:
+    kind: kind of accelerator: all, cpu, gpu or tpu.
+    variable: name of the environment variable.
+    value: its value, or one option of it.
+    why: the reason to set it.
+    source: URL of its documentation.
+    only: TPU generations that it applies to; () = all.
   """
 
-  kind: str  # all | cpu | gpu | tpu.
+  kind: str
   variable: str
   value: str
   why: str
@@ -35,14 +41,14 @@ FLAGS = (
     'all',
     'PYTHONUNBUFFERED',
     '1',
-    'What a run prints is in the log before it is killed.',
+    'Output reaches the log before a run is killed.',
     'https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED',
   ),
   Flag(
     'all',
     'TF_CPP_MIN_LOG_LEVEL',
     '1',
-    "XLA's notices stay out of the progress bars.",
+    'XLA prints no notices between the progress bars.',
     f'{_JAX}/config_options.html',
   ),
   Flag(
@@ -56,7 +62,7 @@ FLAGS = (
     'gpu',
     'XLA_FLAGS',
     '--xla_gpu_deterministic_ops=true',
-    'A resumed life ends bit for bit as one that was never killed.',
+    'A resumed life gives the same bits as an uninterrupted one.',
     'https://openxla.org/xla/determinism',
   ),
   Flag(
@@ -70,7 +76,7 @@ FLAGS = (
     'tpu',
     'JAX_PLATFORMS',
     'tpu,cpu',
-    'A TPU that cannot be reached is an error, and not a slow CPU run.',
+    'A TPU that cannot be reached is an error, not a slow CPU run.',
     f'{_JAX}/config_options.html',
   ),
   Flag(

@@ -13,18 +13,20 @@ _DOCS = 'https://cloud.google.com/tpu/docs'
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A TPU generation; peaks are of one chip, as Google publishes them.
+  """A TPU generation; peak rates are of one chip, as published by Google.
 
-  source: where the figures stand.
-  flops: bfloat16 operations per second.
-  bandwidth: bytes per second between HBM and the chip.
-  hbm: bytes of HBM.
-  devices: JAX devices of one chip.
-  gcloud: prefix of `--accelerator-type`, which counts `cores` per chip.
-  runtime: the TPU VM's image.
-  gke: node label `cloud.google.com/gke-tpu-accelerator`.
-  machine: GKE machine type without its number of chips.
-  axes: dimensions of a topology.
+  Attributes:
+    source: URL of the figures.
+    flops: bfloat16 operations per second.
+    bandwidth: bytes per second between HBM and the chip.
+    hbm: bytes of HBM.
+    devices: JAX devices of one chip.
+    gcloud: prefix of `--accelerator-type`.
+    cores: TensorCores per chip, which `--accelerator-type` counts.
+    runtime: image of the TPU VM.
+    gke: node label `cloud.google.com/gke-tpu-accelerator`.
+    machine: GKE machine type without its number of chips.
+    axes: dimensions of a topology.
   """
 
   source: str
@@ -46,7 +48,7 @@ CHIPS = {
     flops=275e12,
     bandwidth=1228e9,
     hbm=32 * 2**30,
-    devices=2,  # As libtpu describes a v4 that is not there.
+    devices=2,  # As libtpu describes an absent v4.
     gcloud='v4',
     cores=2,
     runtime='tpu-ubuntu2204-base',
@@ -98,7 +100,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """What one machine, or one TPU slice, computes with."""
+  """The accelerators of one machine, or of one TPU slice."""
 
   kind: str  # cpu | gpu | tpu.
   count: int  # GPUs of a machine, chips of a slice; 1 of cpu.
@@ -112,7 +114,7 @@ class Accelerator:
 
   @property
   def chips_per_host(self) -> int:
-    """As xpk and GKE's `-4t` machines have it: four, or one alone."""
+    """4 as on GKE's `-4t` machines, or 1 for a slice of one chip."""
     return 1 if self.count == 1 else 4
 
   @property
@@ -135,19 +137,19 @@ def parse(name: str) -> Accelerator:
   """An accelerator by its name.
 
   Raises:
-    ConfigError: if there is none of that name.
+    ConfigError: if the name is unknown.
   """
-  first, _, rest = name.partition(':')
-  if first == 'cpu' and not rest:
+  prefix, _, rest = name.partition(':')
+  if prefix == 'cpu' and not rest:
     return Accelerator('cpu', 1)
-  if first == 'gpu' and (rest or '1').isdigit() and int(rest or 1) > 0:
+  if prefix == 'gpu' and (rest or '1').isdigit() and int(rest or 1) > 0:
     return Accelerator('gpu', int(rest or 1))
   sizes = rest.split('x')
-  known = first in CHIPS and len(sizes) == CHIPS[first].axes
-  if known and all(s.isdigit() and int(s) > 0 for s in sizes):
+  valid = prefix in CHIPS and len(sizes) == CHIPS[prefix].axes
+  if valid and all(s.isdigit() and int(s) > 0 for s in sizes):
     chips = math.prod(map(int, sizes))
     if chips == 1 or chips % 4 == 0:
-      return Accelerator('tpu', chips, first, rest)
+      return Accelerator('tpu', chips, prefix, rest)
   raise config.ConfigError(
     f'accelerator={name!r} is unknown; write cpu, gpu:8, or a TPU generation '
     'and a topology of one chip or a multiple of four: '

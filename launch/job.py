@@ -1,8 +1,7 @@
-"""A job, and the steps that a platform makes of it.
+"""A job, and the steps that a platform renders it to.
 
-Platforms render; nothing here runs anything. A plan is a list of steps, and
-every plan is also a bash script: `--dry-run` prints the very script that would
-be executed.
+Platforms only render; nothing here runs a command. A plan is a list of steps
+and is executed as one bash script, which `--dry-run` prints.
 """
 
 from collections.abc import Sequence
@@ -26,9 +25,9 @@ _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 class Job:
   """One experiment on one platform.
 
-  A run's identity is its work directory: the same job again resumes it. `run`
-  sees that directory as a plain path; `bucket` is mounted at /bucket where the
-  platform has no shared disk.
+  A run is identified by its work directory: the same job again resumes it. The
+  directory is a plain path; on platforms without a shared disk, `bucket` is
+  mounted at /bucket.
   """
 
   name: str  # Of the job, its machines and its files.
@@ -47,7 +46,7 @@ class Job:
   queue: str = 'sleep-jax'  # Kueue: LocalQueue.
   partition: str = ''  # Slurm.
   account: str = ''  # Slurm.
-  hours: int = 24  # Slurm: time limit of one turn; it is requeued after.
+  hours: int = 24  # Slurm: time limit, after which the job is requeued.
   grace: int = 120  # Seconds between SIGTERM and SIGKILL.
 
   def __post_init__(self):
@@ -61,8 +60,8 @@ class Job:
     for override in self.overrides:
       if not override.startswith('--config.'):
         raise config.ConfigError(
-          f'{override!r} is no flag of the launcher, and overrides look like '
-          '--config.section.name=value.'
+          f'{override!r} is not a flag of the launcher; overrides have the '
+          'form --config.section.name=value.'
         )
     if self.bucket and not re.fullmatch(r'gs://[a-z0-9._-]+', self.bucket):
       raise config.ConfigError(f'--bucket={self.bucket!r} must be gs://NAME.')
@@ -75,33 +74,33 @@ class Job:
 
   @property
   def machine(self) -> hardware.Accelerator:
-    """What it runs on."""
+    """The accelerator it runs on."""
     return hardware.parse(self.accelerator)
 
   @property
   def folder(self) -> str:
-    """The work directory as the job sees it."""
+    """The work directory, as a path on the machines of the job."""
     root = '/bucket/' if self.bucket else ''
     return self.workdir or f'{root}runs/{self.name}'
 
   @property
   def files(self) -> str:
-    """Where rendered files go, on the machine that launches."""
+    """The folder of rendered files, on the launching machine."""
     return f'runs/launch/{self.name}'
 
   @property
   def environment(self) -> dict[str, str]:
-    """Variables that the run is given."""
+    """Environment variables of the run."""
     out = flags.environment(self.machine.kind, self.machine.generation)
     return out | ({'SLEEP_JAX_DATA': self.data_dir} if self.data_dir else {})
 
   @property
   def processes(self) -> int:
-    """How many run it together: one on every machine."""
+    """Number of processes: one per machine."""
     return self.nodes * self.machine.hosts
 
   def argv(self, python: str = 'python') -> tuple[str, ...]:
-    """The experiment's command line; several processes find each other."""
+    """The command line of the experiment, the same for all processes."""
     return (
       python,
       '-m',
@@ -113,17 +112,21 @@ class Job:
     )
 
   def require(self, *names: str) -> None:
-    """Refuses a job that lacks one of these fields.
+    """Checks that these fields are set.
 
     Raises:
-      ConfigError: naming the first one.
+      ConfigError: naming the first field that is empty.
     """
     for name in names:
       if not getattr(self, name):
         raise config.ConfigError(f'this platform needs --{name}=...')
 
   def require_kind(self, *kinds: str) -> None:
-    """Refuses an accelerator that the platform does not have."""
+    """Checks the kind of accelerator.
+
+    Raises:
+      ConfigError: if the platform does not have this kind.
+    """
     if self.machine.kind not in kinds:
       raise config.ConfigError(
         f'--accelerator={self.accelerator} is of kind {self.machine.kind}, but '
@@ -131,7 +134,11 @@ class Job:
       )
 
   def refuse_bucket(self) -> None:
-    """Refuses a bucket, on platforms whose disk all machines share."""
+    """Checks that no bucket is set, on platforms with a shared disk.
+
+    Raises:
+      ConfigError: if a bucket is set.
+    """
     if self.bucket:
       raise config.ConfigError(
         f'--bucket={self.bucket}: this platform mounts no bucket; give '
@@ -141,12 +148,12 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A program and its arguments, on the machine that launches."""
+  """A program and its arguments, run on the launching machine."""
 
   argv: tuple[str, ...]
 
   def script(self) -> str:
-    """As shell: one line, or one option a line."""
+    """Shell code: one line, or one line per option."""
     words = [shlex.quote(word) for word in self.argv]
     if len(line := ' '.join(words)) <= 80:
       return line
@@ -157,24 +164,24 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Shell:
-  """A few lines of bash, for what one command cannot say."""
+  """Lines of bash, where one command is not enough."""
 
   text: str
 
   def script(self) -> str:
-    """As it is."""
+    """The text, without surrounding blank lines."""
     return self.text.strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """A file to write before the steps after it run."""
+  """A file that is written before the next step runs."""
 
   path: str
   text: str
 
   def script(self) -> str:
-    """A quoted here-document: nothing in it is expanded."""
+    """A quoted here-document, in which nothing is expanded."""
     folder = shlex.quote(str(pathlib.PurePosixPath(self.path).parent))
     return (
       f'mkdir -p {folder}\n'
@@ -187,18 +194,18 @@ Step = Command | Shell | File
 
 
 def command(*argv: str | None) -> Command:
-  """A command; arguments that are None are left out."""
+  """A command; arguments that are None are omitted."""
   return Command(tuple(word for word in argv if word is not None))
 
 
 def script(steps: Sequence[Step]) -> str:
-  """A plan as one bash script, which stops at the first failure."""
+  """A plan as one bash script that stops at the first failure."""
   parts = ['#!/usr/bin/env bash\nset -euo pipefail']
   return '\n\n'.join(parts + [step.script() for step in steps]) + '\n'
 
 
 class _Dumper(yaml.SafeDumper):
-  """Text of several lines is written as a block."""
+  """Writes text of several lines as a block."""
 
 
 _Dumper.add_representer(
@@ -210,12 +217,12 @@ _Dumper.add_representer(
 
 
 def as_yaml(*documents: dict[str, Any]) -> str:
-  """Documents of one YAML file, keys in their order."""
+  """A YAML file of several documents; the order of keys is kept."""
   return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def exports(environment: dict[str, str]) -> str:
-  """Lines that export variables."""
+  """Shell lines that export the variables."""
   return '\n'.join(
     f'export {name}={shlex.quote(value)}' for name, value in environment.items()
   )

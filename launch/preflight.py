@@ -1,8 +1,9 @@
-"""Is this machine ready? Every check says what it saw, and what to do.
+"""Checks whether this machine is ready for a run.
 
   python -m launch.preflight --accelerator=v5e:4x4 --workdir=/bucket/runs/x
 
-Exits with 1 if any check fails.
+Every check prints a line: its result, or the problem and what to do. Exits with
+1 if any check fails.
 """
 
 import argparse
@@ -20,67 +21,67 @@ from launch import hardware
 from sleep_jax import config
 from sleep_jax.data.datasets import download
 
-_LEAST = {'jax': (0, 10), 'flax': (0, 12), 'orbax-checkpoint': (0, 12)}
+_MIN_VERSIONS = {'jax': (0, 10), 'flax': (0, 12), 'orbax-checkpoint': (0, 12)}
 _PYTHON = (3, 11)
 
 
-class Unready(Exception):
-  """What is wrong, and the way out."""
+class NotReady(Exception):
+  """A failed check; the message names the problem and what to do."""
 
 
-def versions() -> str:
-  """Python, the libraries, and that jax and jaxlib belong together."""
+def check_versions() -> str:
+  """Checks the versions of Python, the libraries, and jax against jaxlib."""
   if sys.version_info < _PYTHON:
-    raise Unready(f'Python {sys.version.split()[0]}; 3.11 is needed.')
-  found = {name: importlib.metadata.version(name) for name in _LEAST}
-  for name, least in _LEAST.items():
-    if tuple(map(int, found[name].split('.')[:2])) < least:
-      wanted = '.'.join(map(str, least))
-      raise Unready(
-        f'{name} {found[name]}; {wanted} is needed: pip install -U {name}.'
+    raise NotReady(f'Python {sys.version.split()[0]}; 3.11 is needed.')
+  versions = {name: importlib.metadata.version(name) for name in _MIN_VERSIONS}
+  for name, minimum in _MIN_VERSIONS.items():
+    if tuple(map(int, versions[name].split('.')[:2])) < minimum:
+      required = '.'.join(map(str, minimum))
+      raise NotReady(
+        f'{name} {versions[name]}; {required} is needed: pip install -U {name}.'
       )
   jaxlib = importlib.metadata.version('jaxlib')
-  if jaxlib.split('.')[:2] != found['jax'].split('.')[:2]:
-    raise Unready(
-      f'jax {found["jax"]} beside jaxlib {jaxlib}; install both together: '
+  if jaxlib.split('.')[:2] != versions['jax'].split('.')[:2]:
+    raise NotReady(
+      f'jax {versions["jax"]} beside jaxlib {jaxlib}; install both together: '
       "pip install -U 'jax[tpu]', 'jax[cuda12]' or jax."
     )
-  return ', '.join(f'{k} {v}' for k, v in found.items())
+  return ', '.join(f'{k} {v}' for k, v in versions.items())
 
 
-def devices(wanted: hardware.Accelerator, nodes: int) -> str:
-  """The accelerator that JAX sees, and how many of it."""
+def check_devices(expected: hardware.Accelerator, nodes: int) -> str:
+  """Checks kind and number of the devices that JAX finds."""
   try:
-    found = jax.local_devices()
+    devices = jax.local_devices()
   except RuntimeError as e:
-    raise Unready(f'JAX finds no device: {e}') from e
-  kind = 'gpu' if found[0].platform == 'cuda' else found[0].platform
-  if kind != wanted.kind:
-    raise Unready(
-      f'JAX runs on {kind}, but {wanted.kind} was expected; install '
-      f"'jax[{dict(gpu='cuda12').get(wanted.kind, wanted.kind)}]' and see "
+    raise NotReady(f'JAX finds no device: {e}') from e
+  kind = 'gpu' if devices[0].platform == 'cuda' else devices[0].platform
+  if kind != expected.kind:
+    raise NotReady(
+      f'JAX runs on {kind}, but {expected.kind} was expected; install '
+      f"'jax[{dict(gpu='cuda12').get(expected.kind, expected.kind)}]' and see "
       'that $JAX_PLATFORMS names it.'
     )
   count = {
-    'cpu': len(found),
-    'gpu': wanted.count,
-    'tpu': wanted.chips_per_host if wanted.kind == 'tpu' else 0,
+    'cpu': len(devices),
+    'gpu': expected.count,
+    'tpu': expected.chips_per_host if expected.kind == 'tpu' else 0,
   }[kind]
-  if len(found) != count:
-    raise Unready(
-      f'{len(found)} devices on this machine, but {count} were expected; '
+  if len(devices) != count:
+    raise NotReady(
+      f'{len(devices)} devices on this machine, but {count} were expected; '
       'another process may hold the rest.'
     )
-  total = wanted.hosts * nodes
-  return f'{len(found)} x {found[0].device_kind}, one of {total} machines'
+  total = expected.hosts * nodes
+  return f'{len(devices)} x {devices[0].device_kind}, one of {total} machines'
 
 
-def memory(least: float) -> str:
-  """Free memory of the machine, in GiB; and of a device that tells it."""
+def check_memory(minimum: float) -> str:
+  """Checks the free memory of the machine, in GiB; prints that of a device."""
   free = psutil.virtual_memory().available / 2**30
-  if free < least:
-    raise Unready(
-      f'{free:.1f} GiB of memory are free, but {least:.1f} were asked for; '
+  if free < minimum:
+    raise NotReady(
+      f'{free:.1f} GiB of memory are free, but {minimum:.1f} are needed; '
       'end other processes, or lower --memory-gib.'
     )
   stats = jax.local_devices()[0].memory_stats() or {}
@@ -89,8 +90,8 @@ def memory(least: float) -> str:
   return f'{free:.1f} GiB free'
 
 
-def work_directory(name: str, least: float) -> str:
-  """A file can be written, renamed and read back; space in GiB is left."""
+def check_workdir(name: str, minimum: float) -> str:
+  """Checks that files can be written and renamed, and the free GiB."""
   folder = pathlib.Path(name)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,56 +99,56 @@ def work_directory(name: str, least: float) -> str:
       part = pathlib.Path(probe) / 'part'
       part.mkdir()
       (part / 'bytes').write_bytes(b'sleep')
-      # A checkpoint becomes visible by the rename of its folder.
-      whole = part.replace(pathlib.Path(probe) / 'whole')
-      if (whole / 'bytes').read_bytes() != b'sleep':
-        raise Unready(f'{folder} does not give back what was written.')
+      # A checkpoint is completed by renaming its folder.
+      renamed = part.replace(pathlib.Path(probe) / 'renamed')
+      if (renamed / 'bytes').read_bytes() != b'sleep':
+        raise NotReady(f'{folder} returns other data than was written.')
   except OSError as e:
-    raise Unready(
+    raise NotReady(
       f'{folder} cannot be written ({e}); give another --workdir, or mount '
       'its disk or bucket for writing.'
     ) from e
   disk = psutil.disk_usage(str(folder))
-  if disk.free / 2**30 < least:
-    raise Unready(
-      f'{disk.free / 2**30:.1f} GiB are left at {folder}, but {least:.1f} '
-      'were asked for; free some, or lower --disk-gib.'
+  if disk.free / 2**30 < minimum:
+    raise NotReady(
+      f'{disk.free / 2**30:.1f} GiB are left at {folder}, but {minimum:.1f} '
+      'are needed; free some, or lower --disk-gib.'
     )
   return f'{folder}: written, {disk.free / 2**30:.1f} GiB left'
 
 
-def data(name: str | None) -> str:
-  """The data folder, if there is one, can be read."""
+def check_data(name: str | None) -> str:
+  """Checks that the data folder, if there is one, can be read."""
   try:
     folder = download.data_dir(name)
   except download.DataError as e:
-    raise Unready(str(e)) from e
+    raise NotReady(str(e)) from e
   if folder is None:
-    return 'no folder; what a task needs is downloaded'
+    return 'no folder; tasks download their data'
   if not os.access(folder, os.R_OK | os.X_OK):
-    raise Unready(f'data folder {str(folder)!r} cannot be read; chmod it.')
+    raise NotReady(f'data folder {str(folder)!r} cannot be read; chmod it.')
   count = sum(1 for _ in folder.iterdir())
   if not count:
-    raise Unready(f'data folder {str(folder)!r} is empty; mount or fill it.')
+    raise NotReady(f'data folder {str(folder)!r} is empty; mount or fill it.')
   return f'{folder}: {count} entries'
 
 
-def checks(given: argparse.Namespace) -> dict[str, Callable[[], str]]:
-  """The checks that a command line asks for, by name."""
-  wanted = hardware.parse(given.accelerator)
+def checks(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
+  """The checks that the command line selects, by name."""
+  expected = hardware.parse(args.accelerator)
   out = {
-    'versions': versions,
-    'devices': lambda: devices(wanted, given.nodes),
-    'memory': lambda: memory(given.memory_gib),
-    'data': lambda: data(given.data_dir),
+    'versions': check_versions,
+    'devices': lambda: check_devices(expected, args.nodes),
+    'memory': lambda: check_memory(args.memory_gib),
+    'data': lambda: check_data(args.data_dir),
   }
-  if given.workdir:
-    out['workdir'] = lambda: work_directory(given.workdir, given.disk_gib)
+  if args.workdir:
+    out['workdir'] = lambda: check_workdir(args.workdir, args.disk_gib)
   return out
 
 
 def parser() -> argparse.ArgumentParser:
-  """The command line."""
+  """The argument parser."""
   out = argparse.ArgumentParser('launch.preflight', description=__doc__)
   out.add_argument('--accelerator', default='cpu')
   out.add_argument('--nodes', type=int, default=1)
@@ -159,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs all checks, prints a line each, and returns the exit status."""
+  """Runs all checks, prints a line for each, and returns the exit status."""
   try:
     todo = checks(parser().parse_args(argv))
   except config.ConfigError as e:
@@ -169,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
   for name, check in todo.items():
     try:
       print(f'ok    {name}: {check()}')
-    except Unready as e:
+    except NotReady as e:
       failed += 1
       print(f'FAIL  {name}: {e}')
   if failed:

@@ -15,20 +15,25 @@ import jax
 from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
+import numpy as np
 
-Tree = Any  # A pytree whose structure the docstring tells.
-Metrics = dict[str, float]  # Figures by name.
-Params = dict[str, Any]  # The backbone's weights, as Flax lays them out.
+Array = jax.Array | np.ndarray  # For functions that accept either.
+Tree = Any  # A pytree; the docstring states its structure.
+Metrics = dict[str, float]  # Values by name.
+Params = dict[str, Any]  # The backbone's weights, nested as Flax has them.
 Key = jax.Array  # A typed or raw JAX random key.
+Device = Any  # A jax.Device, which is not a type to static checkers.
 
 Scalar = Float[jax.Array, '']
-Tokens = Int[jax.Array, 'B T']
-Mask = Bool[jax.Array, 'B T'] | Float[jax.Array, 'B T']
-Hidden = Float[jax.Array, 'B T D']
-Logits = Float[jax.Array, 'B T V']
+Tokens = Int[Array, 'B T']
+Mask = Bool[Array, 'B T'] | Float[Array, 'B T']
+Hidden = Float[Array, 'B T D']
+Logits = Float[Array, 'B T V']
 
 __all__ = [
+  'Array',
   'Bool',
+  'Device',
   'Float',
   'Hidden',
   'Int',

@@ -11,7 +11,6 @@ from experiments.configs import arc as config_arc
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
@@ -23,6 +22,7 @@ from sleep_jax.tasks.arc import dataset as arc_dataset
 from sleep_jax.tasks.arc import grids
 from sleep_jax.tasks.arc import synthetic
 from sleep_jax.tasks.arc import task as arc
+from tests import students
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
@@ -51,19 +51,19 @@ def written(families=(), strategy='train_using_output_tokens', **training):
 
 
 def dream(task, words):
-  for mark in '{}:,':
-    words = words.replace(mark, f' {mark} ')
+  for character in '{}:,':
+    words = words.replace(character, f' {character} ')
   return task.tokenizer.encode(words)
 
 
-def pairs_of(task, row, weight=None):
-  """The pairs that a row of tokens tells."""
+def pairs_of(task, row):
+  """The pairs of grids in a row of tokens."""
   row = row[1:][row[1:] != task.tokenizer.pad]
-  told = task.tokenizer.decode(row.tolist()).split(synthetic.END)
-  assert told[-1].strip() == ''
+  pairs = task.tokenizer.decode(row.tolist()).split(synthetic.END)
+  assert pairs[-1].strip() == ''
   return [
     tuple(grids.parse(half) for half in pair.split(synthetic.ARROW))
-    for pair in told[:-1]
+    for pair in pairs[:-1]
   ]
 
 
@@ -74,7 +74,7 @@ def test_a_grid_is_read_back_as_it_was_written():
     assert grids.parse(broken) is None, broken
 
 
-def test_turns_undo_each_other():
+def test_symmetries_have_their_inverses():
   basic = grids.AUGMENTATIONS['basic']
   inverse = {name: name for name in basic} | {
     'rotate_90': 'rotate_270',
@@ -85,7 +85,7 @@ def test_turns_undo_each_other():
     np.testing.assert_array_equal(basic[inverse[name]](change(GRID)), GRID)
 
 
-def test_augmentations_are_what_they_say():
+def test_augmentations_are_as_named():
   by = {k: v for f in grids.AUGMENTATIONS.values() for k, v in f.items()}
   row = np.array([[1, 2]])
   wanted = {
@@ -108,8 +108,8 @@ def test_augmentations_are_what_they_say():
 
 def test_grids_beyond_the_largest_are_left_out():
   pairs = (grids.Pair(np.zeros((16, 4), int), GRID),)
-  kept = list(grids.augmented(pairs, ['size']))
-  assert [p.input.shape for (p,) in kept] == [(16, 4), (16, 8)]
+  changed = list(grids.augmented(pairs, ['size']))
+  assert [p.input.shape for (p,) in changed] == [(16, 4), (16, 8)]
   with pytest.raises(config.ConfigError, match='basic, chain, repeat, size'):
     list(grids.augmented(pairs, ['zoom']))
 
@@ -172,29 +172,31 @@ def test_a_malformed_self_edit_is_none(words):
 
 def test_a_dream_becomes_rows_or_is_rejected_with_a_reason(task):
   context = task.experience(0).contexts[0]
-  reader = task.format
-  edit = reader.parse(context, dream(task, written(['basic'])))
+  form = task.format
+  edit = form.parse(context, dream(task, written(['basic'])))
   assert edit.tokens.shape == edit.weight.shape == (3 * 7, task.cfg.length)
   assert (edit.epochs, edit.learning_rate) == (2, 0.01)
   assert (edit.tokens[:, 0] == task.tokenizer.bos).all()
-  assert reader.parse(context, []) == contexts.Rejected('empty')
+  assert form.parse(context, []) == contexts.Rejected('empty')
   broken = dream(task, written())[:-1]
-  assert reader.parse(context, broken) == contexts.Rejected('unreadable')
+  assert form.parse(context, broken) == contexts.Rejected('unreadable')
   every = dream(task, written(grids.AUGMENTATIONS, num_train_epochs=4))
-  assert reader.parse(context, every) == contexts.Rejected('too long')
+  assert form.parse(context, every) == contexts.Rejected('too long')
   often = dream(task, written(num_train_epochs=8))
-  assert len(reader.parse(context, often).tokens) == 3
+  assert len(form.parse(context, often).tokens) == 3
 
 
-def test_rows_tell_the_shown_pairs_and_weigh_their_outputs(task):
+def test_rows_have_the_training_pairs_and_weights_on_outputs(task):
   context = task.experience(0).contexts[0]
-  shown, edit = context.source.train_pairs, task.format.from_context(context)
-  assert len(edit.tokens) == len(shown)
+  train_pairs, edit = (
+    context.source.train_pairs,
+    task.format.from_context(context),
+  )
+  assert len(edit.tokens) == len(train_pairs)
   assert (edit.epochs, edit.learning_rate) == (0, 0.0)
   for i, (row, weight) in enumerate(zip(edit.tokens, edit.weight)):
-    told = pairs_of(task, row)
-    wanted = [*shown[:i], *shown[i + 1 :], shown[i]]
-    for (before, after), pair in zip(told, wanted, strict=True):
+    wanted = [*train_pairs[:i], *train_pairs[i + 1 :], train_pairs[i]]
+    for (before, after), pair in zip(pairs_of(task, row), wanted, strict=True):
       np.testing.assert_array_equal(before, pair.input)
       np.testing.assert_array_equal(after, pair.output)
     targets = task.tokenizer.decode(row[weight == 1].tolist())
@@ -215,9 +217,9 @@ def test_what_is_too_long_for_a_row_loses_its_first_pairs(task):
   counts = [len(pairs_of(task, row)) for row in edit.tokens]
   # As it is, doubled, doubled in height and in width.
   assert counts == 3 * [3, 1, 2, 2]
-  asked = context.source.train_pairs[0]
+  pair = context.source.train_pairs[0]
   np.testing.assert_array_equal(
-    pairs_of(task, edit.tokens[1])[-1][1], grids.double(asked.output)
+    pairs_of(task, edit.tokens[1])[-1][1], grids.double(pair.output)
   )
 
 
@@ -237,7 +239,7 @@ def test_rows_are_few_enough_and_the_same_each_time():
   np.testing.assert_array_equal(one.tokens, two.tokens)
 
 
-def test_the_world_is_seeded_and_no_rule_comes_twice(task):
+def test_puzzles_are_seeded_and_rules_distinct(task):
   same = tasks.build('arc_few_shot', SMALL, seed=1)
   other = tasks.build('arc_few_shot', SMALL, seed=2)
   for episode in range(2):
@@ -246,77 +248,68 @@ def test_the_world_is_seeded_and_no_rule_comes_twice(task):
     assert a.tokens.shape == (16, task.cfg.length)
     assert not np.array_equal(a.tokens, c.tokens)
     assert [c.name for c in a.contexts] == [c.name for c in b.contexts]
-  rules = [recolouring(c.source) for c in everything(task)]
+  rules = [recolouring(c.source) for c in all_contexts(task)]
   assert len(set(rules)) == len(rules) == 2 * 3 + 2
   assert all(sorted(rule) == list(range(synthetic.COLOURS)) for rule in rules)
   assert all(a != b for rule in rules for a, b in enumerate(rule))
 
 
-def everything(task):
+def all_contexts(task):
   """All contexts, those of the test last."""
-  asked = []
+  test = []
 
-  def learn(studies):
-    asked.extend(c for study in studies for c in study.contexts)
-    return [[[[]] * len(s.questions)] * s.attempts for s in studies]
+  def study(requests):
+    test.extend(c for request in requests for c in request.contexts)
+    return [[[[]] * len(r.questions)] * r.attempts for r in requests]
 
-  task.study_exam(marking(lambda p, a: False), learn, task.episodes - 1)
-  days = [task.experience(e).contexts for e in range(task.episodes)]
-  return [c for day in days for c in day] + asked
+  task.evaluate(students.FakeStudent(study=study), task.episodes - 1)
+  episodes = [task.experience(e).contexts for e in range(task.episodes)]
+  return [c for group in episodes for c in group] + test
 
 
 def recolouring(puzzle):
-  """The rule of a twin's puzzle."""
-  found = {}
-  for pair in puzzle.train_pairs + puzzle.asked:
+  """The rule of a generated puzzle."""
+  colours = {}
+  for pair in puzzle.train_pairs + puzzle.test_pairs:
     for old, new in zip(pair.input.flat, pair.output.flat):
-      found.setdefault(int(old), set()).add(int(new))
-  return tuple(new for c in range(synthetic.COLOURS) for new in found[c])
+      colours.setdefault(int(old), set()).add(int(new))
+  return tuple(new for c in range(synthetic.COLOURS) for new in colours[c])
 
 
-def marking(is_right):
-  def respond(prompts, answers):
-    exact = np.array([is_right(p, a) for p, a in zip(prompts, answers)])
-    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
-
-  return respond
-
-
-def test_the_exam_studies_on_the_last_night_only(task):
-  def refuse(studies):
-    raise AssertionError('too early')
-
-  first = task.study_exam(marking(lambda p, a: True), refuse, 0)
+def test_the_evaluation_studies_after_the_last_night_only(task):
+  first = task.evaluate(students.FakeStudent(lambda p, a: True), 0)
   assert first.by_episode == [1.0]
-  assert first.metrics == {'trained': 1.0, 'base': 1.0}
+  assert first.metrics == {'trained': 1.0, 'base_accuracy': 1.0}
 
   known = {tuple(c.questions[0]) for c in task.experience(1).contexts}
 
-  def learn(studies):
-    assert [s.attempts for s in studies] == [2, 2]
-    right = studies[0].contexts[0].answers[0][:-1]
+  def study(requests):
+    assert [r.attempts for r in requests] == [2, 2]
+    right = requests[0].contexts[0].answers[0][:-1]
     return [[[right], [right[:-1]]], [[[]], [right]]]
 
-  last = task.study_exam(marking(lambda p, a: tuple(p) in known), learn, 1)
+  student = students.FakeStudent(lambda p, a: tuple(p) in known, study)
+  last = task.evaluate(student, 1)
   assert last.by_episode == [0.0, 1.0]
   assert last.metrics == {
     'trained': 0.5,
-    'base': 0.0,
+    'base_accuracy': 0.0,
     'icl': 0.0,
     'success': 0.25,
     'solved': 0.5,
   }
 
 
-def test_a_question_holds_the_shown_pairs_and_its_answer_is_marked(task):
+def test_a_question_has_the_training_pairs_and_its_answer_is_graded(task):
   context = task.experience(0).contexts[0]
   prompt, answer = context.questions[0], context.answers[0]
   assert task.format.open_book(context, prompt) == prompt
   assert len(answer) == task.format.max_answer
   assert answer[-1] == task.format.stop
-  told = pairs_of(task, np.array([*prompt, *answer]))
-  pairs = context.source.train_pairs + context.source.asked
-  for (before, after), pair in zip(told, pairs, strict=True):
+  pairs = context.source.train_pairs + context.source.test_pairs
+  for (before, after), pair in zip(
+    pairs_of(task, np.array([*prompt, *answer])), pairs, strict=True
+  ):
     np.testing.assert_array_equal(before, pair.input)
     np.testing.assert_array_equal(after, pair.output)
   assert task.format.grade(context, [answer[:-1]]).tolist() == [1.0]
@@ -324,7 +317,7 @@ def test_a_question_holds_the_shown_pairs_and_its_answer_is_marked(task):
   assert task.format.grade(context, [[]]).tolist() == [0.0]
 
 
-def test_the_base_reads_blind_self_edits_most_of_which_parse():
+def test_the_base_has_random_self_edits_most_of_which_parse():
   rng, tok = np.random.default_rng(0), synthetic.build_tokenizer()
   parsed = [arc.parse(' '.join(synthetic.self_edit(rng))) for _ in range(500)]
   assert 0.85 < np.mean([p is not None for p in parsed]) < 0.95
@@ -352,9 +345,13 @@ def test_the_real_puzzles_are_seals():
     '59341089 66e6c45b 68b67ca3 903d1b4a b1fc8b8e bc4146bd c7d4e6ad ce8d95cc '
     '358ba94e af24b4cc'
   ).split()
-  shown = {p.name: (len(p.train_pairs), len(p.asked)) for p in train + test}
-  assert shown['44f52bb0'] == (6, 2) and shown['c7d4e6ad'] == (2, 1)
-  pair = train[7].train_pairs[0]  # 6d0aefbc sets a grid beside its mirror image.
+  counts = {
+    p.name: (len(p.train_pairs), len(p.test_pairs)) for p in train + test
+  }
+  assert counts['44f52bb0'] == (6, 2) and counts['c7d4e6ad'] == (2, 1)
+  pair = train[7].train_pairs[
+    0
+  ]  # 6d0aefbc sets a grid beside its mirror image.
   np.testing.assert_array_equal(
     pair.output, np.hstack([pair.input, np.fliplr(pair.input)])
   )
@@ -365,8 +362,8 @@ def test_the_real_task_is_the_papers():
   task = tasks.build('arc_few_shot', PAPER, seed=0)
   first, second = (task.experience(e).contexts for e in range(2))
   assert first == second and len(first) == 11
-  asked = [c for c in everything(task) if c not in first]
-  assert len(asked) == 8
+  test = [c for c in all_contexts(task) if c not in first]
+  assert len(test) == 8
   context = first[2]
   dreamt = task.tokenizer.encode(written(['basic', 'chain']))
   edit = task.format.parse(context, dreamt)

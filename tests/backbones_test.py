@@ -81,7 +81,14 @@ def test_a_day_lowers(variant):
   cfg, how, _ = settings(variant)
   params, memory = born(cfg)
   lowered = wake.wake.lower(
-    cfg, how, params, memory, ints(), ints(2, 2048), floats(2, 2048), defer_due_update=True
+    cfg,
+    how,
+    params,
+    memory,
+    ints(),
+    ints(2, 2048),
+    floats(2, 2048),
+    defer_due_update=True,
   )
   after, _, loss = lowered.out_info
   assert loss.shape == (2 * 2048 // 1024,)

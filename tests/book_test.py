@@ -1,4 +1,4 @@
-"""A real pretrained base on a real book: the stream, the exam, the base."""
+"""A pretrained base on a book: the stream, the evaluation, the base."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from experiments.configs import stories
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.data.datasets import gutenberg
 from sleep_jax.harness import live as live_lib
 from sleep_jax.models import memory as memory_lib
@@ -20,6 +19,7 @@ from sleep_jax.models import transformer
 from sleep_jax.weights import llama2c
 from sleep_jax.weights import load as load_lib
 from tests import conftest
+from tests import students
 from tests import tokenizers_test
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'sleep_jax' / 'assets'
@@ -32,7 +32,7 @@ needs_data = pytest.mark.skipif(
 
 @pytest.fixture(name='small')
 def _small(tmp_path) -> dict:
-  """A book, old stories and a byte tokenizer of one's own."""
+  """A book, stories and a byte tokenizer, as files."""
   words = [f'w{i}' for i in range(900)]
   (tmp_path / 'book.txt').write_text('\n\n'.join(words))
   (tmp_path / 'old.txt').write_text(
@@ -57,22 +57,15 @@ def texts(task, rows) -> list[str]:
   return [task.tokenizer.decode(row) for row in rows]
 
 
-def asked_of(task, episode, logprob=0.0):
-  """The exam, and the answers that it asked for."""
-  asked = []
-
-  def respond(prompts, answers):
-    assert all(p == [task.tokenizer.bos] for p in prompts)
-    asked.extend(answers)
-    n = len(answers)
-    return experience_lib.Response(
-      np.zeros(n, bool), np.full(n, logprob), np.arange(n) / n
-    )
-
-  return task.exam(respond, episode), asked
+def evaluated(task, episode, logprob=0.0):
+  """The scores, and the rows that they are of, without BOS."""
+  student = students.FakeStudent(logprob=logprob)
+  result = task.evaluate(student, episode)
+  assert all(p == [task.tokenizer.bos] for p in student.prompts)
+  return result, student.answers
 
 
-def test_a_stretch_is_read_in_order_and_what_is_held_out_never(small):
+def test_rows_are_read_in_order_and_held_out_ones_never(small):
   task = tasks.build('book', small, seed=1)
   text = '\n'.join(
     gutenberg.paragraphs(pathlib.Path(small['book']).read_text())
@@ -80,35 +73,35 @@ def test_a_stretch_is_read_in_order_and_what_is_held_out_never(small):
   rows = [task.experience(e).tokens for e in range(3)]
   assert all(r.shape == (18, 9) and (r[:, 0] == 1).all() for r in rows)
   whole = np.concatenate(rows).tolist()
-  at = [text.find(x) for x in texts(task, whole)]
+  offsets = [text.find(x) for x in texts(task, whole)]
   # The stream is the text itself, one row in ten left out.
-  places = (np.array(at) - at[0]) / 8
+  places = (np.array(offsets) - offsets[0]) / 8
   np.testing.assert_array_equal(places % 1, 0)
   want = [i for i in range(60) if i % 10 != 9]
   np.testing.assert_array_equal(places, want)
-  _, asked = asked_of(task, 2)
-  found = np.array([text.find(task.tokenizer.decode(a)) for a in asked[:6]])
+  _, rows = evaluated(task, 2)
+  held_out = np.array([text.find(x) for x in texts(task, rows[:6])])
   np.testing.assert_array_equal(
-    (found - at[0]) / 8, [i for i in range(60) if i % 10 == 9]
+    (held_out - offsets[0]) / 8, [i for i in range(60) if i % 10 == 9]
   )
 
 
-def test_the_exam_asks_nothing_of_later_days(small):
+def test_the_evaluation_has_no_rows_of_later_episodes(small):
   task = tasks.build('book', small, seed=1)
   later = {tuple(r[1:]) for r in task.experience(2).tokens.tolist()}
-  exam, asked = asked_of(task, 1)
-  assert len(exam.by_episode) == 2
-  assert not later & {tuple(a) for a in asked}
-  assert len(asked) == 2 * 2 + 2 * 2 + 3 + 4
+  result, rows = evaluated(task, 1)
+  assert len(result.by_episode) == 2
+  assert not later & {tuple(row) for row in rows}
+  assert len(rows) == 2 * 2 + 2 * 2 + 3 + 4
 
 
-def test_perplexity_is_per_token_and_accuracy_per_day(small):
+def test_perplexity_is_per_token_and_accuracy_per_episode(small):
   task = tasks.build('book', small, seed=1)
-  exam, asked = asked_of(task, 2, logprob=-8 * np.log(5.0))
+  result, rows = evaluated(task, 2, logprob=-8 * np.log(5.0))
   for name in ('held_out_ppl', 'ahead_ppl', 'known_ppl', 'read_ppl'):
-    assert exam.metrics[name] == pytest.approx(5.0)
-  want = np.arange(6).reshape(3, 2).mean(1) / len(asked)
-  np.testing.assert_allclose(exam.by_episode, want)
+    assert result.metrics[name] == pytest.approx(5.0)
+  want = np.arange(6).reshape(3, 2).mean(1) / len(rows)
+  np.testing.assert_allclose(result.by_episode, want)
 
 
 def test_where_a_life_begins_is_seeded(small):
@@ -123,7 +116,10 @@ def test_where_a_life_begins_is_seeded(small):
   'change, words',
   [
     (dict(rows=20), 'task.rows=20 is not a multiple of 9'),
-    (dict(rows=1800), 'book.txt has .* tokens, and 3 days of 1800 rows need'),
+    (
+      dict(rows=1800),
+      'book.txt has .* tokens, and 3 episodes of 1800 rows need',
+    ),
     (dict(known_rows=10), 'old.txt has 9 documents of 8 tokens'),
     (dict(read_probes=19), 'task.read_probes=19 is more than task.rows=18'),
     (dict(book='none.txt'), "file 'none.txt' does not exist"),
@@ -180,7 +176,7 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path, changes, words):
     load_lib.load(str(tmp_path / 'b.bin'), conftest.replace(plain, **changes))
 
 
-def test_a_base_that_nobody_lists_is_refused():
+def test_a_base_that_is_not_listed_is_refused():
   with pytest.raises(config.ConfigError, match="'none.bin' does not exist"):
     load_lib.load('none.bin', conftest.tiny())
 

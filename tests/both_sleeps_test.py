@@ -21,11 +21,13 @@ from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import block as block_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base as mixers_base
 from sleep_jax.tasks import facts
 from tests import conftest
 
@@ -81,21 +83,28 @@ def test_a_day_is_slept_on_window_by_window(day):
   assert not states(born).any()
   assert states(read).any()
   # By hand: two passes over each row, from the states that the last one left.
-  now = cache_lib.init_states(s.model, 1)
+  caches = cache_lib.init_layer_caches(s.model, 1)
   at = jnp.arange(16)[None]
-  turn = layers_lib.rope_cos_sin(at, 8, s.model.rope_theta)
-  causal = at[..., None] >= at[:, None]
-  there = jnp.ones((1, 16), bool)
+  inputs = mixers_base.MixerInputs(
+    rope=layers_lib.rope_cos_sin(at, 8, s.model.rope_theta),
+    mask=at[..., None] >= at[:, None],
+    cache_index=None,
+    token_mask=jnp.ones((1, 16), bool),
+  )
   for row in day.tokens:
     x = s.params['embed']['embedding'][row[None]]
     for _ in range(2):
-      pasts = cache_lib.interleave(s.model, [None], now)
-      x, pasts, _ = layer_stack.Stack(s.model).apply(
-              {'params': s.params['blocks']},
-              x, None, pasts, turn, causal, None, there,
-            )  # fmt: skip
-      now = cache_lib.init_states(s.model, 1, (pasts[1].s,))
-  np.testing.assert_allclose(rested.memory.states[0], now[0].s[0], atol=1e-5)
+      x, caches, _ = layer_stack.LayerStack(s.model).apply(
+        {'params': s.params['blocks']},
+        x,
+        block_lib.LayerInputs(None, caches, None),
+        inputs,
+      )
+      states_after = cache_lib.recurrent_states(s.model, caches)
+      caches = cache_lib.init_layer_caches(s.model, 1, states_after)
+  np.testing.assert_allclose(
+    rested.memory.states[0], states_after[0][0], atol=1e-5
+  )
   # The last of the three windows was still to come before the night.
   assert np.abs(states(read) - states(rested)).max() > 1e-4
   assert not rested.notes['window'].size

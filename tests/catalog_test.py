@@ -53,7 +53,7 @@ def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
   assert download.read(file(TEXT)).decode() == TEXT  # From the cache.
 
 
-def test_a_file_of_ones_own_or_a_listed_one(tmp_path):
+def test_a_file_by_path_or_by_listed_name(tmp_path):
   (tmp_path / 'mine.txt').write_text('Mine.')
   assert catalog.read(str(tmp_path / 'mine.txt')) == b'Mine.'
   with pytest.raises(

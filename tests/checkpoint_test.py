@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, of this life or refused; and NaN."""
+"""Checkpoints: corrupt ones are skipped, foreign ones refused; NaN checks."""
 
 import logging
 import resource
@@ -25,18 +25,18 @@ from tests import run_test
 ROOT = run_test.ROOT
 
 
-def life_of(value: float, notes=None) -> dict:
+def life_of(value: float, learner_state=None) -> dict:
   return {
     'params': {
       'w': value + jax.random.normal(jax.random.key(0), (32, 32)),
       'b': jnp.full((3,), value, jnp.bfloat16),
     },
     'rng': jax.random.PRNGKey(3),
-    'notes': np.zeros((0,)) if notes is None else notes,
+    'learner_state': np.zeros((0,)) if learner_state is None else learner_state,
   }
 
 
-def moment(night: int, phase: str, life=None) -> checkpoint.Snapshot:
+def snapshot(night: int, phase: str, life=None) -> checkpoint.Snapshot:
   life = life_of(night) if life is None else life
   return checkpoint.Snapshot(night, phase, life, {'x': 0.1})
 
@@ -45,8 +45,8 @@ def moment(night: int, phase: str, life=None) -> checkpoint.Snapshot:
 def _two(tmp_path):
   """A folder with two checkpoints."""
   saved = checkpoint.Checkpoints(tmp_path / 'c', 'me')
-  saved.save(moment(1, 'wake'))
-  saved.save(moment(2, 'sleep', life_of(2, np.arange(5))))
+  saved.save(snapshot(1, 'wake'))
+  saved.save(snapshot(2, 'sleep', life_of(2, np.arange(5))))
   saved.close()
   return tmp_path / 'c'
 
@@ -65,22 +65,20 @@ def same(a, b) -> bool:
   )
 
 
-def test_a_life_comes_back_to_the_bit(two):
+def test_a_life_is_restored_bit_for_bit(two):
   found = newest(two)
   assert (found.night, found.phase, found.notes) == (2, 'sleep', {'x': 0.1})
   assert same(found.life, life_of(2, np.arange(5)))
-  # Free to go to other devices, as the leaves of a new life are.
+  # Uncommitted, as the leaves of a new life are.
   assert not found.life['params']['w'].committed
 
 
 @pytest.mark.parametrize('small,arrays', [(0, 3), (100, 2), (2**20, 1)])
-def test_large_leaves_have_arrays_of_their_own(
-  tmp_path, monkeypatch, small, arrays
-):
-  monkeypatch.setattr(checkpoint, '_SMALL', small)
+def test_large_leaves_are_not_packed(tmp_path, monkeypatch, small, arrays):
+  monkeypatch.setattr(checkpoint, '_PACK_BELOW_BYTES', small)
   life = life_of(2) | {'more': {'b': jnp.arange(4.0, dtype=jnp.bfloat16)}}
   saved = checkpoint.Checkpoints(tmp_path, 'me')
-  saved.save(moment(0, 'wake', life))
+  saved.save(snapshot(0, 'wake', life))
   saved.close()
   assert same(newest(tmp_path, life).life, life)
   leaves = {'w': np.zeros(30), 'b': np.ones(2), 'c': np.ones((2, 1))}
@@ -89,9 +87,9 @@ def test_large_leaves_have_arrays_of_their_own(
   assert same(checkpoint.unpack(written, packed), leaves)
 
 
-def test_a_torn_checkpoint_is_passed_over_and_never_half_read(two, caplog):
-  whole = newest(two)
-  torn = 0
+def test_a_corrupt_checkpoint_is_skipped(two, caplog):
+  intact = newest(two)
+  corrupt = 0
   paths = sorted(p for p in (two / '5').rglob('*') if p.is_file())
   for path in paths:
     data = path.read_bytes()
@@ -103,28 +101,28 @@ def test_a_torn_checkpoint_is_passed_over_and_never_half_read(two, caplog):
       with caplog.at_level(logging.ERROR, 'absl'):
         found = newest(two)
       if found.night == 2:
-        assert same(found.life, whole.life) and found.notes == whole.notes
+        assert same(found.life, intact.life) and found.notes == intact.notes
       else:
-        torn += 1
+        corrupt += 1
         assert (found.night, found.phase) == (1, 'wake')
         assert same(found.life, life_of(1))
-        assert '5 is torn, and passed over' in caplog.text
-        (two / 'torn-5').rename(two / '5')
+        assert '5 is corrupt and is skipped' in caplog.text
+        (two / 'corrupt-5').rename(two / '5')
       path.write_bytes(data)
-  assert torn >= 15
+  assert corrupt >= 15
   assert newest(two).night == 2
 
 
-def test_what_was_torn_can_be_saved_again(two):
+def test_a_corrupt_step_can_be_saved_again(two):
   (two / '5' / 'life' / 'manifest.ocdbt').write_bytes(b'')
   saved = checkpoint.Checkpoints(two, 'me')
   assert saved.newest(life_of(0)).night == 1
-  saved.save(moment(2, 'sleep'))
+  saved.save(snapshot(2, 'sleep'))
   saved.close()
   assert newest(two).night == 2
 
 
-def test_nothing_readable_is_an_error_and_not_a_new_life(two):
+def test_no_readable_checkpoint_is_an_error(two):
   for step in ('2', '5'):
     (two / step / 'meta' / 'metadata').unlink()
   with pytest.raises(config.ConfigError, match=r'none of .*\[2, 5\] can be'):
@@ -157,12 +155,26 @@ def test_a_checkpoint_of_another_life_is_refused(
 
 def test_a_checkpoint_of_another_version_is_refused(two, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT', 99)
-  with pytest.raises(config.ConfigError, match='has format 3, and this'):
+  with pytest.raises(config.ConfigError, match='has format 4, and this'):
     newest(two)
 
 
+@pytest.mark.parametrize('version', [1, 2, 3])
+def test_an_older_format_names_the_version_that_reads_it(
+  tmp_path, monkeypatch, version
+):
+  monkeypatch.setattr(checkpoint, 'FORMAT', version)
+  saved = checkpoint.Checkpoints(tmp_path, 'me')
+  saved.save(snapshot(0, 'wake'))
+  saved.close()
+  monkeypatch.undo()
+  words = rf'format {version}, .* reads format 4. Use sleep_jax 0\.1, or'
+  with pytest.raises(config.ConfigError, match=words):
+    newest(tmp_path)
+
+
 @pytest.mark.parametrize('devices', [1, 2, 4])
-def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
+def test_a_life_is_restored_on_another_number_of_devices(tmp_path, devices):
   def placed(n: int, value: float):
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh(
@@ -173,7 +185,7 @@ def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
     return life | {'params': {'w': jax.device_put(life['params']['w'], spec)}}
 
   saved = checkpoint.Checkpoints(tmp_path, 'me')
-  saved.save(moment(0, 'wake', placed(8, 7.0)))
+  saved.save(snapshot(0, 'wake', placed(8, 7.0)))
   saved.close()
   template = placed(devices, 0.0)
   found = newest(tmp_path, template).life
@@ -182,46 +194,46 @@ def test_a_life_goes_on_with_another_number_of_devices(tmp_path, devices):
     assert found['params']['w'].sharding == template['params']['w'].sharding
 
 
-def test_a_whole_life_with_a_memory_comes_back(tmp_path, cfg, params):
+def test_a_life_with_a_memory_is_restored(tmp_path, cfg, params):
   life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
   lived = life.replace(memory=conftest.lived(cfg))
   saved = checkpoint.Checkpoints(tmp_path, 'me')
-  saved.save(moment(0, 'wake', lived))
+  saved.save(snapshot(0, 'wake', lived))
   saved.close()
   assert same(newest(tmp_path, life).life, lived)
 
 
-def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(two):
+def test_a_full_disk_is_an_error_and_the_previous_checkpoint_is_intact(two):
   saved = checkpoint.Checkpoints(two, 'me')
   big = np.random.default_rng(0).random((300, 300))
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
   try:
     with pytest.raises(checkpoint.SaveError, match='cannot save: .*[Tt]oo'):
-      saved.save(moment(3, 'wake', life_of(3, big)))
-      saved.finish()
+      saved.save(snapshot(3, 'wake', life_of(3, big)))
+      saved.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert newest(two).night == 2
 
 
-def test_a_folder_has_one_owner(tmp_path, monkeypatch):
-  monkeypatch.setattr(files, '_PATIENCE', 0.2)
+def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, '_LOCK_TIMEOUT', 0.2)
   with files.lock_dir(tmp_path):
-    with pytest.raises(config.ConfigError, match='another process is at work'):
+    with pytest.raises(config.ConfigError, match='another process is using'):
       with files.lock_dir(tmp_path):
         pass
   with files.lock_dir(tmp_path):
     pass
 
 
-def test_a_work_directory_that_cannot_be_written_is_told():
+def test_a_work_directory_that_cannot_be_written_is_an_error():
   done = run_test.command('/proc/no/place')
   assert done.returncode == 1 and 'error: ' in done.stderr
   assert '/proc/no' in done.stderr and 'Traceback' not in done.stderr
 
 
-def test_a_life_without_its_checkpoints_does_not_begin_anew(tmp_path):
+def test_a_life_without_its_checkpoints_does_not_start_again(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"night": 0}\n')
   with pytest.raises(config.ConfigError, match='tells of nights'):
     live_lib.live(run_test.small_config(), 'sleep', 1, tmp_path, 0)
@@ -236,7 +248,9 @@ def test_a_life_without_its_checkpoints_does_not_begin_anew(tmp_path):
 )
 def test_a_nan_names_phase_step_and_leaf(tmp_path, arm, section, where, left):
   c = run_test.small_config([arm])
-  c['sleep'].update(alpha=1.0, lam=0.0)  # No rollouts: less to compile.
+  c['sleep'].update(
+    alpha=1.0, lam=0.0
+  )  # No rollouts, which take long to compile.
   c[section]['learning_rate'] = float('inf')
   with pytest.raises(finite.NotFinite, match=where):
     live_lib.live(c, arm, 1, tmp_path, 0)
@@ -277,10 +291,10 @@ def test_sigterm_ends_a_quickstart_within_ten_seconds(tmp_path, workers):
     assert started.poll() is None and time.monotonic() < end
     time.sleep(0.1)
   started.send_signal(signal.SIGTERM)
-  asked = time.monotonic()
-  _, told = started.communicate(timeout=60)
-  assert time.monotonic() - asked < 10
-  assert started.returncode == termination.EXIT
-  assert 'The same command goes on' in told and 'Traceback' not in told
+  sent = time.monotonic()
+  _, stderr = started.communicate(timeout=60)
+  assert time.monotonic() - sent < 10
+  assert started.returncode == termination.EXIT_CODE
+  assert 'The same command resumes' in stderr and 'Traceback' not in stderr
   with files.lock_dir(tmp_path / 'w' / 'lives' / 'sft_1'):  # No worker is left.
     pass

@@ -1,7 +1,7 @@
 """Tiny Hugging Face checkpoints, written and computed without that library.
 
-Names, shapes and formulas stand here once more on purpose: they are the oracle
-that `sleep_jax.interop` is held against.
+Names, shapes and formulas are repeated here on purpose: they are the reference
+that `sleep_jax.weights` is tested against.
 """
 
 import copy
@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 VOCAB, DIM, LAYERS, HEADS, KV, HEAD, HIDDEN = 40, 16, 3, 4, 2, 8, 24
-STRETCH = {
+ROPE_SCALING = {
   'rope_type': 'llama3',
   'factor': 8.0,
   'low_freq_factor': 1.0,
@@ -30,7 +30,7 @@ FAMILIES = {
     model_type='llama',
     architectures=['LlamaForCausalLM'],
     rope_theta=500_000.0,
-    rope_scaling=STRETCH,
+    rope_scaling=ROPE_SCALING,
   ),
   'qwen2_5': dict(model_type='qwen2', architectures=['Qwen2ForCausalLM']),
   'qwen3': dict(
@@ -97,8 +97,8 @@ def tensors(c: dict, dtype=np.float32, seed: int = 0) -> dict[str, np.ndarray]:
   out = {}
   for name, shape in shapes.items():
     scale = 1.0 if 'embed' in name else shape[-1] ** -0.5
-    around = 1.0 if 'norm' in name else 0.0
-    out[name] = (around + scale * rng.normal(size=shape)).astype(dtype)
+    mean = 1.0 if 'norm' in name else 0.0
+    out[name] = (mean + scale * rng.normal(size=shape)).astype(dtype)
   return out
 
 
@@ -149,48 +149,53 @@ def forward(c: dict, weights: dict, tokens_BxT: np.ndarray) -> np.ndarray:
   heads = c['num_attention_heads']
   group = heads // c['num_key_value_heads']
   steps = tokens_BxT.shape[1]
-  cos, sin = _rotation(c, steps)
+  cos, sin = _rope_cos_sin(c, steps)
 
   def norm(x, scale):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
-  def turn(x):
+  def rope(x):
     a, b = x[..., : e // 2], x[..., e // 2 :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
-  def head(at, kind, x, i):
+  def head(prefix, kind, x, i):
     rows = slice(i * e, (i + 1) * e)
-    y = x @ w[f'{at}self_attn.{kind}_proj.weight'][rows].T
-    if f'{at}self_attn.{kind}_proj.bias' in w:
-      y = y + w[f'{at}self_attn.{kind}_proj.bias'][rows]
-    if f'{at}self_attn.{kind}_norm.weight' in w:
-      y = norm(y, w[f'{at}self_attn.{kind}_norm.weight'])
+    y = x @ w[f'{prefix}self_attn.{kind}_proj.weight'][rows].T
+    if f'{prefix}self_attn.{kind}_proj.bias' in w:
+      y = y + w[f'{prefix}self_attn.{kind}_proj.bias'][rows]
+    if f'{prefix}self_attn.{kind}_norm.weight' in w:
+      y = norm(y, w[f'{prefix}self_attn.{kind}_norm.weight'])
     return y
 
   x = w['model.embed_tokens.weight'][tokens_BxT]
-  hidden = np.triu(np.full((steps, steps), -np.inf), 1)
+  causal_mask = np.triu(np.full((steps, steps), -np.inf), 1)
   for layer in range(c['num_hidden_layers']):
-    at = f'model.layers.{layer}.'
-    y = norm(x, w[f'{at}input_layernorm.weight'])
-    seen = []
+    prefix = f'model.layers.{layer}.'
+    y = norm(x, w[f'{prefix}input_layernorm.weight'])
+    outputs = []
     for i in range(heads):
-      q = turn(head(at, 'q', y, i))
-      k = turn(head(at, 'k', y, i // group))
-      v = head(at, 'v', y, i // group)
-      score = q @ k.swapaxes(-1, -2) / np.sqrt(e) + hidden
+      q = rope(head(prefix, 'q', y, i))
+      k = rope(head(prefix, 'k', y, i // group))
+      v = head(prefix, 'v', y, i // group)
+      score = q @ k.swapaxes(-1, -2) / np.sqrt(e) + causal_mask
       p = np.exp(score - score.max(-1, keepdims=True))
-      seen.append(p / p.sum(-1, keepdims=True) @ v)
-    x = x + np.concatenate(seen, -1) @ w[f'{at}self_attn.o_proj.weight'].T
-    y = norm(x, w[f'{at}post_attention_layernorm.weight'])
-    gate = y @ w[f'{at}mlp.gate_proj.weight'].T
-    up = y @ w[f'{at}mlp.up_proj.weight'].T
-    x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f'{at}mlp.down_proj.weight'].T
+      outputs.append(p / p.sum(-1, keepdims=True) @ v)
+    x = (
+      x + np.concatenate(outputs, -1) @ w[f'{prefix}self_attn.o_proj.weight'].T
+    )
+    y = norm(x, w[f'{prefix}post_attention_layernorm.weight'])
+    gate = y @ w[f'{prefix}mlp.gate_proj.weight'].T
+    up = y @ w[f'{prefix}mlp.up_proj.weight'].T
+    x = (
+      x
+      + (gate / (1 + np.exp(-gate)) * up) @ w[f'{prefix}mlp.down_proj.weight'].T
+    )
   out = w.get('lm_head.weight', w['model.embed_tokens.weight'])
   return norm(x, w['model.norm.weight']) @ out.T
 
 
-def _rotation(c: dict, steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """Cosine and sine `[T, E / 2]`, with Llama 3.1's stretching by cases."""
+def _rope_cos_sin(c: dict, steps: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cosine and sine `[T, E / 2]`, with Llama 3.1's scaling by cases."""
   e = c['head_dim']
   freqs = []
   for i in range(e // 2):

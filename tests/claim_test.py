@@ -8,10 +8,11 @@ import pytest
 
 from experiments.configs import quickstart
 from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import student as student_lib
 
 
 def one_night(**sleep) -> tuple[float, float, float]:
-  """Recall of the day before and after its night, and of the base's facts."""
+  """Accuracy on the day before and after its night, and on the base's facts."""
   c = quickstart.get_config()
   c.task.update(episodes=1)
   c.sleep.update(dreams=512, steps=250, **sleep)
@@ -20,16 +21,16 @@ def one_night(**sleep) -> tuple[float, float, float]:
   life = learner.init(jax.random.PRNGKey(0))
   life, _ = learner.wake(life, task.experience(0))
 
-  def marks(life):
-    return task.exam(lambda p, a: learner.respond(life, p, a), 0)
+  def metrics(life):
+    return task.evaluate(student_lib.Student(learner, life), 0).metrics
 
-  awake = marks(life).metrics['recall']
+  awake = metrics(life)['accuracy']
   life, _ = learner.sleep(life)
-  after = marks(life).metrics
+  after = metrics(life)
   fast = jax.tree.leaves(life.memory.levels[0].fast.delta)
-  # The sender was reset: what is recalled now is recalled from the expert.
+  # The sender was reset, so the answers come from the expert.
   assert np.mean([np.abs(d).mean() for d in fast]) < 1e-2
-  return awake, after['recall'], after['base']
+  return awake, after['accuracy'], after['base_accuracy']
 
 
 @pytest.fixture(name='slept', scope='module')

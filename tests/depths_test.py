@@ -1,14 +1,14 @@
-"""Marks against depth, from lives of one depth each or of several."""
+"""Metrics by depth, from lives of one depth each or of several."""
 
 from sleep_jax.harness import depth
 
 
-def life(arm, seed, marks, chance=0.25):
+def life(arm, seed, metrics, chance=0.25):
   return {
     'learner': arm,
     'seed': seed,
-    'final': marks | {'exact': 0.5},
-    'chances': dict.fromkeys(marks, chance) | {'exact': chance},
+    'final': metrics | {'exact': 0.5},
+    'chance_level': dict.fromkeys(metrics, chance) | {'exact': chance},
   }
 
 
@@ -19,9 +19,9 @@ def test_arms_of_one_depth_each_become_one_series():
     for t, value in zip((8, 4), values[::-1])
     for seed in (1, 2)
   ]
-  found = depth.points(lives, 'exact')
-  assert list(found) == ['a', 'b'] and list(found['a']) == [4, 8]
-  assert found['b'][8] == {1: 0.51, 2: 0.52}
+  points = depth.points(lives, 'exact')
+  assert list(points) == ['a', 'b'] and list(points['a']) == [4, 8]
+  assert points['b'][8] == {1: 0.51, 2: 0.52}
   text = depth.report(lives, 'exact', 'none')
   assert '| (chance) | 0.250 | 0.250 |' in text
   # Level at depth 4, 0.3 behind at depth 8: the same on both seeds.
@@ -29,7 +29,7 @@ def test_arms_of_one_depth_each_become_one_series():
   assert f'| b - a | {gains} |' in text
 
 
-def test_one_life_asked_at_several_depths(tmp_path):
+def test_one_life_evaluated_at_several_depths(tmp_path):
   lives = [
     life('a', 1, {'exact_k1': 0.9, 'exact_k16': 0.3}),
     life('b', 1, {'exact_k1': 0.8, 'exact_k16': 0.4}),
@@ -41,7 +41,7 @@ def test_one_life_asked_at_several_depths(tmp_path):
   assert (tmp_path / 'depths.png').stat().st_size > 1000
 
 
-def test_without_depths_there_is_nothing_to_tell():
+def test_without_depths_there_is_no_report():
   assert depth.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
 
 

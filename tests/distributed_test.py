@@ -1,4 +1,4 @@
-"""Two processes, for real: one life, one of them lost, and what goes wrong."""
+"""Runs of two real processes: one life, the loss of a process, and errors."""
 
 import signal
 import socket
@@ -11,7 +11,7 @@ from sleep_jax import config
 from sleep_jax.runtime import distributed
 from tests import killing
 
-# Seconds instead of minutes: no rollouts and no dreams are compiled.
+# Takes seconds: neither rollouts nor dreams are compiled.
 SHORT = '--config=tests/small_life.py:wake_only'
 
 
@@ -48,40 +48,42 @@ def start(
   )
 
 
-def test_two_processes_live_one_life_and_go_on_after_one_is_lost(tmp_path):
+def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
   killing.live(tmp_path / 'alone', None, SHORT)
-  # The last save of process 1 never comes: it is killed in its second sleep.
-  deadly = killing.Moment('', 'sleep_jax.learners.online:WakeOnly.sleep', 2)
+  # Process 1 is killed in its second sleep, before the save.
+  moment = killing.Moment('', 'sleep_jax.learners.online:WakeOnly.sleep', 2)
   port = free_port()
-  stays = start(tmp_path / 'both', port, 0, timeout=20)
-  goes = start(tmp_path / 'both', port, 1, timeout=20, moment=deadly)
-  goes.communicate(timeout=500)
-  assert goes.returncode == -signal.SIGKILL
+  survivor = start(tmp_path / 'both', port, 0, timeout=20)
+  victim = start(tmp_path / 'both', port, 1, timeout=20, moment=moment)
+  victim.communicate(timeout=500)
+  assert victim.returncode == -signal.SIGKILL
   lost = time.monotonic()
-  told, _ = stays.communicate(timeout=120)
+  output, _ = survivor.communicate(timeout=120)
   assert time.monotonic() - lost < 100
-  assert stays.returncode != 0 and 'another task died' in told
+  assert survivor.returncode != 0 and 'another task died' in output
 
   port = free_port()
   both = [start(tmp_path / 'both', port, i) for i in range(2)]
   for process in both:
-    told, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, told
-    # Of the save under way when the peer was lost, all or nothing is there.
-    assert 'going on after night' in told
-  # Both lived it, one wrote it, and it is the life of a process alone.
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    # The save in progress when the peer was lost is complete or absent.
+    assert 'going on after night' in output
+  # Both ran it, one wrote it, and it equals the life of a single process.
   assert killing.fingerprint(tmp_path / 'both') == killing.fingerprint(
     tmp_path / 'alone'
   )
   assert len(list((tmp_path / 'both' / 'lives').glob('*/events*'))) <= 2
 
 
-def test_a_process_whose_peers_do_not_come_says_so(tmp_path):
+def test_a_process_whose_peers_do_not_connect_exits(tmp_path):
   for process in (0, 1):
-    waits = start(tmp_path, free_port(), process, timeout=3)
-    told, _ = waits.communicate(timeout=100)
-    assert waits.returncode == 1 and f'process {process} of 2 has wai' in told
-    assert 'Traceback' not in told and 'Abort' not in told
+    waiting = start(tmp_path, free_port(), process, timeout=3)
+    output, _ = waiting.communicate(timeout=100)
+    assert (
+      waiting.returncode == 1 and f'process {process} of 2 has wai' in output
+    )
+    assert 'Traceback' not in output and 'Abort' not in output
   assert not list(tmp_path.iterdir())
 
 
@@ -92,23 +94,23 @@ def test_a_process_whose_peers_do_not_come_says_so(tmp_path):
     (('h:1', 2, None), 'needs --processes and --process_id'),
     (('h:1', 2, 2), '--process_id=2 must be at least 0, and less'),
     (('h:1', 0, 0), 'less than --processes=0'),
-    (('auto', 2, 0), 'finds the number of processes by itself'),
+    (('auto', 2, 0), 'detects the number of processes'),
   ],
 )
-def test_numbers_that_cannot_be_are_refused(given, words):
+def test_invalid_numbers_are_refused(given, words):
   with pytest.raises(config.ConfigError, match=words):
     distributed.start(*given)
 
 
-def test_processes_that_live_unlike_lives_stop(monkeypatch):
+def test_processes_with_different_states_stop(monkeypatch):
   monkeypatch.setattr(distributed.jax, 'process_count', lambda: 2)
   gathered = [[1, 2], [1, 3]]
   monkeypatch.setattr(
     distributed.multihost_utils,
     'process_allgather',
-    lambda own: distributed.np.array(gathered),
+    lambda local: distributed.np.array(gathered),
   )
-  with pytest.raises(distributed.PeerError, match=r'processes \[1\] no longer'):
+  with pytest.raises(distributed.PeerError, match=r'processes \[1\] differ'):
     distributed.check_agreement('0102', 'night 3 (wake)')
 
 

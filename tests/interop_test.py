@@ -1,4 +1,4 @@
-"""Checkpoints come in and go home byte for byte, and bad ones do neither."""
+"""Conversions are byte-exact both ways; bad checkpoints are refused."""
 
 import dataclasses
 import functools
@@ -40,11 +40,11 @@ def source(tmp_path, family='llama3_2', tied=True, files=1, **changes):
   dtype = changes.pop('dtype', np.float32)
   c = checkpoints.settings(family, tied, **changes)
   w = checkpoints.tensors(c, dtype)
-  return checkpoints.write(tmp_path / 'theirs', c, w, files), c, w
+  return checkpoints.write(tmp_path / 'hf', c, w, files), c, w
 
 
-def left_behind(folder: pathlib.Path) -> list[str]:
-  """Whatever a failed conversion to `ours` left."""
+def leftover_files(folder: pathlib.Path) -> list[str]:
+  """Files that a failed conversion to `ours` left."""
   return [p.name for p in folder.iterdir() if p.name.startswith('ours')]
 
 
@@ -68,14 +68,14 @@ def test_in_out_in_is_byte_equal(tmp_path, family, tied, dtype):
   folder, _, w = source(
     tmp_path, family, tied, files=3, dtype=np_dtype, torch_dtype=dtype
   )
-  once, home, twice = (tmp_path / n for n in ('ours', 'home', 'again'))
+  once, exported, twice = (tmp_path / n for n in ('ours', 'exported', 'again'))
   convert.convert(folder, once)
-  convert.convert(once, home)
-  convert.convert(home, twice)
-  assert checkpoints.same_bytes(checkpoints.read(home), w)
-  assert ('lm_head.weight' in checkpoints.read(home)) != tied
+  convert.convert(once, exported)
+  convert.convert(exported, twice)
+  assert checkpoints.same_bytes(checkpoints.read(exported), w)
+  assert ('lm_head.weight' in checkpoints.read(exported)) != tied
   for name in ('config.json', 'tokenizer.json'):
-    assert (home / name).read_bytes() == (folder / name).read_bytes()
+    assert (exported / name).read_bytes() == (folder / name).read_bytes()
   files = sorted(p.relative_to(once) for p in once.rglob('*') if p.is_file())
   assert len(files) > 10
   for file in files:
@@ -83,12 +83,12 @@ def test_in_out_in_is_byte_equal(tmp_path, family, tied, dtype):
 
 
 @pytest.mark.parametrize('family', checkpoints.FAMILIES)
-def test_a_model_without_a_source_describes_itself(tmp_path, family):
+def test_a_model_without_source_files_gets_a_config(tmp_path, family):
   folder, _, w = source(tmp_path, family, tied=False)
   convert.convert(folder, tmp_path / 'small.npz')
-  convert.convert(tmp_path / 'small.npz', tmp_path / 'home')
-  convert.convert(tmp_path / 'home', tmp_path / 'ours')
-  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
+  convert.convert(tmp_path / 'small.npz', tmp_path / 'exported')
+  convert.convert(tmp_path / 'exported', tmp_path / 'ours')
+  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
   want, _ = npz.read(tmp_path / 'small.npz')
   assert folder_lib.load(tmp_path / 'ours').cfg == want
 
@@ -114,7 +114,7 @@ def test_a_tied_checkpoint_may_repeat_its_embedding(tmp_path):
   assert 'head' not in folder_lib.load(tmp_path / 'ours').params
 
 
-def test_conversion_holds_a_tensor_in_ram_not_the_model(tmp_path):
+def test_conversion_holds_one_tensor_in_ram(tmp_path):
   big = dict(
     hidden_size=256,
     intermediate_size=1024,
@@ -126,7 +126,7 @@ def test_conversion_holds_a_tensor_in_ram_not_the_model(tmp_path):
   )
   warm, *_ = source(tmp_path, files=2)
   convert.convert(warm, tmp_path / 'ours')
-  convert.convert(tmp_path / 'ours', tmp_path / 'home')
+  convert.convert(tmp_path / 'ours', tmp_path / 'exported')
   c = checkpoints.settings('llama3_2', True, **big)
   w = checkpoints.tensors(c)
   folder = checkpoints.write(tmp_path / 'big', c, w, files=5)
@@ -156,7 +156,7 @@ def test_conversion_holds_a_tensor_in_ram_not_the_model(tmp_path):
   )
 
 
-def sleeper(cfg: config.ModelConfig, reading: str) -> config.ModelConfig:
+def with_levels(cfg: config.ModelConfig, reading: str) -> config.ModelConfig:
   """Two or three levels on a converted model of three layers."""
   hidden = cfg.levels[0].hidden
   fast = config.LevelConfig(hidden, chunk=4, sleep_every=2)
@@ -165,11 +165,11 @@ def sleeper(cfg: config.ModelConfig, reading: str) -> config.ModelConfig:
   return dataclasses.replace(cfg, levels=(fast, slow), partition=split)
 
 
-def slept(folder, tmp_path, reading, memory_of, **changes):
+def save_with_memory(folder, tmp_path, reading, memory_of, **changes):
   """A converted model with levels and a memory, saved; and its parts."""
   convert.convert(folder, tmp_path / 'plain')
   plain = folder_lib.load(tmp_path / 'plain')
-  cfg = sleeper(dataclasses.replace(plain.cfg, **changes), reading)
+  cfg = with_levels(dataclasses.replace(plain.cfg, **changes), reading)
   params = add_levels.add_levels(
     plain.cfg, plain.params, cfg, jax.random.key(0)
   )
@@ -179,7 +179,7 @@ def slept(folder, tmp_path, reading, memory_of, **changes):
 
 
 def fast_only(cfg: config.ModelConfig) -> memory_lib.Memory:
-  """A memory whose fast weights moved, and whose slots are locked."""
+  """A memory with a fast change, and with locked slots."""
   return memory_lib.init_memory(cfg).with_deltas(conftest.lived(cfg).deltas())
 
 
@@ -191,14 +191,16 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_fast_change_alone_is_folded_exactly(tmp_path, dtype):
+def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype):
   np_dtype = np.dtype(checkpoints.BF16 if dtype == 'bfloat16' else dtype)
   folder, *_ = source(tmp_path, dtype=np_dtype, torch_dtype=dtype)
-  cfg, params, memory = slept(folder, tmp_path, 'partition', fast_only)
-  told = convert.convert(tmp_path / 'ours', tmp_path / 'home')
-  assert 'folded' in told
-  assert not (tmp_path / 'home' / 'memory.safetensors').exists()
-  convert.convert(tmp_path / 'home', tmp_path / 'back')
+  cfg, params, memory = save_with_memory(
+    folder, tmp_path, 'partition', fast_only
+  )
+  summary = convert.convert(tmp_path / 'ours', tmp_path / 'exported')
+  assert 'merged' in summary
+  assert not (tmp_path / 'exported' / 'memory.safetensors').exists()
+  convert.convert(tmp_path / 'exported', tmp_path / 'back')
   back = folder_lib.load(tmp_path / 'back')
   assert len(back.cfg.levels) == 1 and back.memory is None
   np.testing.assert_array_equal(
@@ -211,81 +213,85 @@ def test_a_fast_change_alone_is_folded_exactly(tmp_path, dtype):
   'reading, memory_of, changes, why',
   [
     ('partition', conftest.lived, {}, 'level 2 uses 2 of its experts'),
-    ('stack', conftest.lived, {}, 'level 1 adds an MLP of its own'),
-    ('stack', fast_only, {}, 'level 1 adds an MLP of its own'),
+    ('stack', conftest.lived, {}, 'level 1 adds a second MLP'),
+    ('stack', fast_only, {}, 'level 1 adds a second MLP'),
     ('partition', fast_only, dict(dtype='float32'), 'would be rounded'),
   ],
 )
-def test_else_the_base_goes_home_with_its_bank(
+def test_otherwise_the_expert_bank_is_written_beside_the_base(
   tmp_path, reading, memory_of, changes, why
 ):
   folder, _, w = source(
     tmp_path, dtype=np.dtype(checkpoints.BF16), torch_dtype='bfloat16'
   )
-  cfg, params, memory = slept(folder, tmp_path, reading, memory_of, **changes)
-  told = convert.convert(tmp_path / 'ours', tmp_path / 'home')
-  assert 'base + expert bank' in told and why in told
-  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
-  convert.convert(tmp_path / 'home', tmp_path / 'back')
+  cfg, params, memory = save_with_memory(
+    folder, tmp_path, reading, memory_of, **changes
+  )
+  summary = convert.convert(tmp_path / 'ours', tmp_path / 'exported')
+  assert 'base + expert bank' in summary and why in summary
+  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
+  convert.convert(tmp_path / 'exported', tmp_path / 'back')
   back = folder_lib.load(tmp_path / 'back')
   assert back.cfg == cfg
   assert equal(back.params, params) and equal(back.memory, memory)
 
 
 @pytest.mark.parametrize('reading', ['partition', 'stack'])
-def test_a_sleeper_that_never_woke_goes_home_as_it_came(tmp_path, reading):
+def test_a_model_with_an_initial_memory_is_exported_unchanged(
+  tmp_path, reading
+):
   c = checkpoints.settings('llama3_2', True)
   w = checkpoints.tensors(c)
   w['model.layers.0.mlp.up_proj.weight'][0, :3] = -0.0
-  folder = checkpoints.write(tmp_path / 'theirs', c, w)
-  slept(folder, tmp_path, reading, memory_lib.init_memory)
-  assert 'folded' in convert.convert(tmp_path / 'ours', tmp_path / 'home')
-  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'home'), w)
+  folder = checkpoints.write(tmp_path / 'hf', c, w)
+  save_with_memory(folder, tmp_path, reading, memory_lib.init_memory)
+  assert 'merged' in convert.convert(tmp_path / 'ours', tmp_path / 'exported')
+  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
 
 
-def test_a_model_that_was_born_with_levels_goes_home_in_two_parts(tmp_path):
+def test_a_model_trained_with_levels_is_exported_in_two_files(tmp_path):
   cfg = conftest.tiny()
   params = conftest.weights(cfg)
   npz.save(tmp_path / 'base.npz', params, cfg)
-  told = convert.convert(tmp_path / 'base.npz', tmp_path / 'home')
-  assert 'level 1 adds an MLP of its own' in told
-  convert.convert(tmp_path / 'home', tmp_path / 'back')
+  summary = convert.convert(tmp_path / 'base.npz', tmp_path / 'exported')
+  assert 'level 1 adds a second MLP' in summary
+  convert.convert(tmp_path / 'exported', tmp_path / 'back')
   back = folder_lib.load(tmp_path / 'back')
   assert back.cfg == cfg and back.memory is None
   assert equal(back.params, params)
 
 
-def cut(path: pathlib.Path) -> None:
+def truncate(path: pathlib.Path) -> None:
   path.write_bytes(path.read_bytes()[:-9])
 
 
-def test_a_file_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_file_is_named(tmp_path):
   folder, *_ = source(tmp_path, files=3)
   victim = sorted(folder.glob('*.safetensors'))[1]
-  cut(victim)
-  with pytest.raises(config.ConfigError, match=f'{victim.name} is cut off'):
+  truncate(victim)
+  with pytest.raises(config.ConfigError, match=f'{victim.name} is truncated'):
     convert.convert(folder, tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
 @pytest.mark.parametrize(
   'file', ['config.json', 'model.safetensors.index.json']
 )
-def test_a_json_that_is_cut_off_is_named(tmp_path, file):
+def test_a_truncated_json_is_named(tmp_path, file):
   folder, *_ = source(tmp_path, files=3)
-  cut(folder / file)
+  truncate(folder / file)
   with pytest.raises(config.ConfigError, match=f'{file} cannot be read'):
     convert.convert(folder, tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
-def test_an_npz_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_npz_is_named(tmp_path):
   folder, *_ = source(tmp_path)
   convert.convert(folder, tmp_path / 'small.npz')
-  cut(tmp_path / 'small.npz')
-  with pytest.raises(config.ConfigError, match='small.npz is cut off'):
+  truncate(tmp_path / 'small.npz')
+  with pytest.raises(config.ConfigError, match='small.npz is truncated'):
     convert.convert(tmp_path / 'small.npz', tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -294,7 +300,7 @@ def test_a_missing_shard_is_named(tmp_path):
   victim.unlink()
   with pytest.raises(config.ConfigError, match=f'{victim.name}.* is missing'):
     convert.convert(folder, tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -314,13 +320,13 @@ def test_a_missing_shard_is_named(tmp_path):
     (dict(num_hidden_layers=2), r'layers\.2\.\S+ is unknown'),
   ],
 )
-def test_a_config_that_we_do_not_compute_is_refused(tmp_path, change, words):
+def test_an_unsupported_config_is_refused(tmp_path, change, words):
   c = checkpoints.settings('llama3_2', True)
   w = checkpoints.tensors(c)
-  folder = checkpoints.write(tmp_path / 'theirs', c | change, w)
+  folder = checkpoints.write(tmp_path / 'hf', c | change, w)
   with pytest.raises(config.ConfigError, match=words):
     convert.convert(folder, tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
 UP = 'model.layers.1.mlp.up_proj.weight'
@@ -342,44 +348,44 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, name, change, words):
   w = checkpoints.tensors(c)
   w[name] = change(w.get(name))
   w = {k: x for k, x in w.items() if x is not None}
-  folder = checkpoints.write(tmp_path / 'theirs', c, w)
+  folder = checkpoints.write(tmp_path / 'hf', c, w)
   with pytest.raises(config.ConfigError, match=words):
     convert.convert(folder, tmp_path / 'ours')
-  assert not left_behind(tmp_path)
+  assert not leftover_files(tmp_path)
 
 
-def test_our_own_folder_is_checked_as_well(tmp_path):
+def test_a_folder_of_ours_is_checked(tmp_path):
   folder, *_ = source(tmp_path)
-  slept(folder, tmp_path, 'partition', conftest.lived)
+  save_with_memory(folder, tmp_path, 'partition', conftest.lived)
   ours = tmp_path / 'ours'
   for file in (
     'params.embed.embedding.npy',
     'memory.levels.0.fast.delta.up.npy',
   ):
-    whole = (ours / file).read_bytes()
-    cut(ours / file)
+    content = (ours / file).read_bytes()
+    truncate(ours / file)
     with pytest.raises(config.ConfigError, match=f'{file}.*cannot be read'):
-      convert.convert(ours, tmp_path / 'home')
-    (ours / file).write_bytes(whole)
+      convert.convert(ours, tmp_path / 'exported')
+    (ours / file).write_bytes(content)
   meta = json.loads((ours / 'config.json').read_text())
   del meta['tensors']['params.norm.scale']
   (ours / 'config.json').write_text(json.dumps(meta))
   with pytest.raises(config.ConfigError, match='lacks the tensor norm.scale'):
-    convert.convert(ours, tmp_path / 'home')
-  assert not (tmp_path / 'home').exists()
+    convert.convert(ours, tmp_path / 'exported')
+  assert not (tmp_path / 'exported').exists()
 
 
 def test_a_memory_of_another_backbone_is_refused(tmp_path):
   folder, c, w = source(tmp_path)
-  slept(folder, tmp_path, 'partition', conftest.lived)
-  convert.convert(tmp_path / 'ours', tmp_path / 'home')
+  save_with_memory(folder, tmp_path, 'partition', conftest.lived)
+  convert.convert(tmp_path / 'ours', tmp_path / 'exported')
   other = checkpoints.settings('llama3_2', True, rope_theta=10_000.0)
-  (tmp_path / 'home' / 'config.json').write_text(json.dumps(other))
+  (tmp_path / 'exported' / 'config.json').write_text(json.dumps(other))
   with pytest.raises(config.ConfigError, match='another backbone'):
-    convert.convert(tmp_path / 'home', tmp_path / 'back')
+    convert.convert(tmp_path / 'exported', tmp_path / 'back')
 
 
-def test_the_command_says_what_it_did_and_never_overwrites(tmp_path, capsys):
+def test_the_command_prints_a_summary_and_never_overwrites(tmp_path, capsys):
   folder, *_ = source(tmp_path)
   convert.main([str(folder), str(tmp_path / 'ours')])
   assert 'parameters (float32)' in capsys.readouterr().out

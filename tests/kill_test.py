@@ -15,7 +15,7 @@ def test_a_life_killed_three_times_ends_as_if_it_never_was(tmp_path):
       1,
       delay=0.03,
     ),
-    killing.Moment('', 'sleep_jax.lifecycle.dreaming:dream', 3),
+    killing.Moment('', 'sleep_jax.lifecycle.dreaming.night:night', 3),
   ):
     killing.live(tmp_path / 'cut', moment)
   killing.live(tmp_path / 'cut')

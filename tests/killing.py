@@ -52,19 +52,34 @@ class Moment:
 
 # Function, calls to choose from, longest delay in seconds, after it returned.
 _MOMENTS = {
-  'awake': ('sleep_jax.lifecycle.wake:wake', 2, 0.3, False),
+  'awake': ('sleep_jax.lifecycle.wake:read_day', 2, 0.3, False),
   'mid-save': ('sleep_jax.runtime.checkpoint:Checkpoints.save', 4, 0.2, False),
   'mid-consolidation': (
-    'sleep_jax.lifecycle.seeding:seed_steps',
+    'sleep_jax.lifecycle.consolidation.seeding:seed_steps',
     4,
     0.3,
     False,
   ),
-  'mid-rollout': ('sleep_jax.lifecycle.imitation:roll_out', 4, 0.3, False),
-  'mid-dream': ('sleep_jax.lifecycle.dreaming:dream', 2, 0.3, False),
+  'mid-rollout': (
+    'sleep_jax.lifecycle.consolidation.imitation:roll_out',
+    4,
+    0.3,
+    False,
+  ),
+  'mid-dream': ('sleep_jax.lifecycle.dreaming.night:night', 2, 0.3, False),
   'slot unlocked': ('sleep_jax.models.memory:Bank.unlock', 2, 0.0, True),
-  'mid-trial': ('sleep_jax.lifecycle.trials:train', 2, 0.3, False),
-  'mid-learning': ('sleep_jax.lifecycle.restem:learn_steps', 2, 0.2, False),
+  'mid-trial': (
+    'sleep_jax.lifecycle.dreaming.trials:train_instances',
+    2,
+    0.3,
+    False,
+  ),
+  'mid-learning': (
+    'sleep_jax.lifecycle.dreaming.rest_em:finetune_steps',
+    2,
+    0.2,
+    False,
+  ),
   'writing a file': ('os:fsync', 4, 0.0, False),
 }
 _ANY_TIME = 'any time'

@@ -1,6 +1,5 @@
-"""Knowledge incorporation: bulletins, SQuAD by SEAL's protocol, and marks."""
+"""Knowledge incorporation: bulletins, SQuAD by SEAL's protocol, grades."""
 
-import dataclasses
 import json
 import os
 
@@ -15,7 +14,6 @@ from experiments.configs import squad as squad_config
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import squad as squad_data
 from sleep_jax.harness import build as build_lib
@@ -24,6 +22,7 @@ from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import grading
 from sleep_jax.tasks import squad
 from sleep_jax.weights import add_levels
+from tests import students
 
 needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
@@ -44,43 +43,41 @@ def statements(task, context):
   return [token for line in lines for token in line]
 
 
-def names(found):
-  return {c.source.name for c in found}
+def names(group):
+  return {c.source.name for c in group}
 
 
-def everyone(task):
-  """Contexts of each day, then those of the exam, as `learn` gets them."""
-  studies = []
-  exams(task, studies=studies)
-  days = [task.experience(e).contexts for e in range(task.episodes)]
-  return days, studies
+def contexts_and_requests(task):
+  """Contexts of each episode, and the requests of the last evaluation."""
+  requests = []
+  last_evaluation(task, requests=requests)
+  episodes = [task.experience(e).contexts for e in range(task.episodes)]
+  return episodes, requests
 
 
-def exams(task, known=(), said=None, studies=None):
-  """The last exam of a life that knows some people, and studies to some end."""
+def last_evaluation(task, known=(), answer=None, requests=None):
+  """Of a student that knows some people, and gives `answer` after study."""
 
-  def respond(prompts, answers):
-    exact = np.array([tuple(p[2:4]) in known for p in prompts])
-    assert all(a[-1] == task.format.stop for a in answers)
-    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
+  def study(batch):
+    if requests is not None:
+      requests.extend(batch)
+    return [[(answer or _right)(r)] * r.attempts for r in batch]
 
-  def learn(asked):
-    if studies is not None:
-      studies.extend(asked)
-    return [[(said or _right)(s)] * s.attempts for s in asked]
-
-  return task.study_exam(respond, learn, task.episodes - 1)
+  student = students.FakeStudent(lambda p, a: tuple(p[2:4]) in known, study)
+  result = task.evaluate(student, task.episodes - 1)
+  assert all(a[-1] == task.format.stop for a in student.answers)
+  return result
 
 
-def _right(study):
-  return [a[:-1] for c in study.contexts for a in c.answers]
+def _right(request):
+  return [a[:-1] for c in request.contexts for a in c.answers]
 
 
-def test_a_bulletin_tells_what_is_asked_and_the_row_ends_with_stop(task):
+def test_a_bulletin_has_its_answers_and_the_row_ends_with_stop(task):
   context = task.experience(0).contexts[0]
-  told = task.tokenizer.decode(context.prompt)
+  prompt = task.tokenizer.decode(context.prompt)
   for question, (value, stop) in zip(context.questions, context.answers):
-    assert task.tokenizer.decode([value]) in told
+    assert task.tokenizer.decode([value]) in prompt
     assert question[0] == task.tokenizer.bos and stop == task.format.stop
   rows = task.format.from_context(context)
   assert rows.tokens.shape == (1, 16)
@@ -103,91 +100,87 @@ def test_a_dream_is_a_row_per_line_and_the_record_last(task):
 
 def test_garbage_is_rejected_and_a_line_cut_off_is_left_out(task):
   context = task.experience(0).contexts[0]
-  encode, reader = task.tokenizer.encode, task.format
-  assert reader.parse(context, []) == contexts.Rejected('empty')
+  encode, form = task.tokenizer.encode, task.format
+  assert form.parse(context, []) == contexts.Rejected('empty')
   for dream in ('. . .', 'ba da lives-in home3', 'ba lives-in da home3 .'):
-    assert reader.parse(context, encode(dream)) == contexts.Rejected(
-      'unreadable'
-    )
+    assert form.parse(context, encode(dream)) == contexts.Rejected('unreadable')
   cut = [*statements(task, context)[:5], *encode('ba da eats')]
-  assert len(reader.parse(context, cut).tokens) == 2
+  assert len(form.parse(context, cut).tokens) == 2
 
 
 def test_only_the_value_alone_is_right(task):
   context = task.experience(0).contexts[0]
   (a, b, c, d) = (answer[0] for answer in context.answers)
   stop = task.format.stop
-  said = [[a], [c], [], [d, stop]]
+  answers = [[a], [c], [], [d, stop]]
   np.testing.assert_array_equal(
-    task.format.grade(context, said), [1.0, 0.0, 0.0, 0.0]
+    task.format.grade(context, answers), [1.0, 0.0, 0.0, 0.0]
   )
   assert b != c
 
 
 def test_open_book_puts_the_record_first(task):
   context = task.experience(0).contexts[0]
-  asked = task.format.open_book(context, context.questions[2])
-  assert asked == [*context.prompt[:-1], *context.questions[2][1:]]
+  prompt = task.format.open_book(context, context.questions[2])
+  assert prompt == [*context.prompt[:-1], *context.questions[2][1:]]
 
 
-def test_days_exam_and_base_share_nobody(task):
-  days, studies = everyone(task)
-  own = {b.name for b in task.world.own}
-  groups = [*map(names, days), names(studies[-1].contexts), own]
+def test_episodes_test_and_base_are_disjoint(task):
+  episodes, requests = contexts_and_requests(task)
+  base = {b.name for b in task.world.base_people}
+  groups = [*map(names, episodes), names(requests[-1].contexts), base]
   assert [len(g) for g in groups] == [3, 3, 5, 64]
   assert len(set().union(*groups)) == 3 + 3 + 5 + 64
 
 
-def test_the_exam_studies_one_by_one_and_together(task):
-  _, studies = everyone(task)
-  assert [len(s.contexts) for s in studies] == [1, 1, 5]
-  assert [s.attempts for s in studies] == [2, 2, 1]
-  assert studies[-1].contexts[:2] == (
-    *studies[0].contexts,
-    *studies[1].contexts,
+def test_the_evaluation_studies_one_by_one_and_together(task):
+  _, requests = contexts_and_requests(task)
+  assert [len(r.contexts) for r in requests] == [1, 1, 5]
+  assert [r.attempts for r in requests] == [2, 2, 1]
+  assert requests[-1].contexts[:2] == (
+    *requests[0].contexts,
+    *requests[1].contexts,
   )
 
 
-def test_marks_are_put_where_they_belong(task):
-  own = {b.name for b in task.world.own}
+def test_each_metric_is_of_its_own_contexts(task):
+  base = {b.name for b in task.world.base_people}
   first = names(task.experience(0).contexts)
 
-  def said(study):  # Alone all is learnt, together every second answer.
-    keep = _right(study)
-    if len(study.contexts) > 1:
-      keep[1::2] = [[]] * len(keep[1::2])
-    return keep
+  def answer(request):  # All right after n = 1, every second one after n = 5.
+    answers = _right(request)
+    if len(request.contexts) > 1:
+      answers[1::2] = [[]] * len(answers[1::2])
+    return answers
 
-  exam = exams(task, own | first, said)
-  assert exam.by_episode == [1.0, 0.0]
-  assert exam.metrics == dict(closed_book=0.0, base=1.0, n1=1.0, n5=0.5)
+  result = last_evaluation(task, base | first, answer)
+  assert result.by_episode == [1.0, 0.0]
+  assert result.metrics == dict(
+    closed_book=0.0, base_accuracy=1.0, n1=1.0, n5=0.5
+  )
 
 
-def test_only_the_last_exam_studies(task):
-  def respond(prompts, answers):
-    del answers
-    return experience_lib.Response(*np.zeros((3, len(prompts))))
-
-  exam = task.study_exam(respond, None, 0)
-  assert set(exam.metrics) == {'closed_book', 'base'}
+def test_only_the_last_evaluation_studies(task):
+  result = task.evaluate(students.FakeStudent(), 0)
+  assert set(result.metrics) == {'closed_book', 'base_accuracy'}
 
 
 def test_a_life_is_seeded(task):
   same, other = (tasks.build('bulletins', SMALL, seed=s) for s in (1, 2))
-  mine = task.experience(1)
-  np.testing.assert_array_equal(mine.tokens, same.experience(1).tokens)
-  assert mine.contexts == same.experience(1).contexts
-  assert mine.contexts != other.experience(1).contexts
-  assert same.world.own == other.world.own
-  _, counts = np.unique(mine.tokens, axis=0, return_counts=True)
+  stream = task.experience(1)
+  np.testing.assert_array_equal(stream.tokens, same.experience(1).tokens)
+  assert stream.contexts == same.experience(1).contexts
+  assert stream.contexts != other.experience(1).contexts
+  assert same.world.base_people == other.world.base_people
+  _, counts = np.unique(stream.tokens, axis=0, return_counts=True)
   assert counts.tolist() == [2, 2, 2]
 
 
-def test_the_base_writes_lines_that_can_be_read(task):
+def test_the_dreams_of_the_base_are_well_formed(task):
   rng = np.random.default_rng(0)
   kinds = set()
   for _ in range(50):
-    person = task.world.stranger(rng)
+    person = task.world.new_entity(rng)
     lines = task.world.implications(rng, person)
     assert all(map(task.world.is_line, lines))
     assert sum(map(len, lines)) <= task.format.max_dream
@@ -195,15 +188,15 @@ def test_the_base_writes_lines_that_can_be_read(task):
   assert kinds == {4, 5, 7}  # General, statement, note.
 
 
-def test_the_base_never_reads_of_whom_it_is_asked():
+def test_the_base_has_no_questions_about_new_entities_alone():
   cfg = bulletins.BulletinsConfig(base_entities=8)
   world = bulletins.World(cfg)
   rows = bulletins.pretraining_rows(world, np.random.default_rng(0), 200, 32)
   assert (rows[:, 0] == world.tokenizer.bos).all()
-  asked = world.tokenizer.encode('question')[0]
-  own = {b.name for b in world.own}
-  first = [tuple(r[2:4]) for r in rows.tolist() if r[1] == asked]
-  assert len(first) > 20 and set(first) <= own
+  question = world.tokenizer.encode('question')[0]
+  base = {b.name for b in world.base_people}
+  first = [tuple(r[2:4]) for r in rows.tolist() if r[1] == question]
+  assert len(first) > 20 and set(first) <= base
 
 
 def test_too_many_people_are_refused():
@@ -217,7 +210,7 @@ def test_too_many_people_are_refused():
 
 # What SQuAD's own evaluation script makes of these.
 @pytest.mark.parametrize(
-  'said, golds, exact, f1',
+  'answer, golds, exact, f1',
   [
     ('The Denver Broncos!', ['Denver Broncos'], 1.0, 1.0),
     ('denver  broncos', ['Panthers', 'Denver Broncos'], 1.0, 1.0),
@@ -230,13 +223,13 @@ def test_too_many_people_are_refused():
     ('theme', ['me'], 0.0, 0.0),
   ],
 )
-def test_squads_marks(said, golds, exact, f1):
-  assert grading.exact_match(said, golds) == exact
-  assert grading.f1(said, golds) == pytest.approx(f1)
+def test_squads_grades(answer, golds, exact, f1):
+  assert grading.exact_match(answer, golds) == exact
+  assert grading.f1(answer, golds) == pytest.approx(f1)
 
 
 @pytest.mark.parametrize(
-  'judge, said, right',
+  'grader, answer, right',
   [
     ('exact', 'the Normans.', True),
     ('exact', 'It was the Normans.', False),
@@ -246,21 +239,21 @@ def test_squads_marks(said, golds, exact, f1):
     ('f1', 'a tribe of Normans from Norway', False),
   ],
 )
-def test_judges(judge, said, right):
-  assert grading.GRADERS[judge]('Who?', 'The Normans', said) is right
+def test_graders(grader, answer, right):
+  assert grading.GRADERS[grader]('Who?', 'The Normans', answer) is right
 
 
-def test_a_judge_of_ones_own(monkeypatch):
+def test_another_grader(monkeypatch):
   monkeypatch.setitem(
-    grading.GRADERS, 'kind', lambda question, gold, said: True
+    grading.GRADERS, 'lenient', lambda question, gold, answer: True
   )
-  reader = squad_reader(judge='kind')
-  context = reader.context(PASSAGE)
-  said = [reader._tokenizer.encode('no idea')]
-  assert reader.grade(context, said).tolist() == [1.0]
-  assert reader.grade(context, [[]]).tolist() == [0.0]
-  with pytest.raises(config.ConfigError, match='task.judge'):
-    squad.SquadConfig(judge='gpt')
+  form = squad_format(grader='lenient')
+  context = form.context(PASSAGE)
+  answers = [Letters().encode('no idea')]
+  assert form.grade(context, answers).tolist() == [1.0]
+  assert form.grade(context, [[]]).tolist() == [0.0]
+  with pytest.raises(config.ConfigError, match='task.grader'):
+    squad.SquadConfig(grader='gpt')
 
 
 class Letters:
@@ -275,8 +268,8 @@ class Letters:
     return ''.join(chr(i - 3) for i in tokens)
 
 
-def squad_reader(**settings):
-  return squad.SquadReader(
+def squad_format(**settings):
+  return squad.SquadFormat(
     squad.SquadConfig(**dict(length=40) | settings), Letters()
   )
 
@@ -316,9 +309,9 @@ def test_a_dream_is_split_as_seal_does(dream, split, parts):
 
 
 def test_a_row_is_title_and_line_and_the_passage_is_last():
-  reader = squad_reader()
-  context = reader.context(PASSAGE)
-  edit = reader.parse(context, Letters().encode('1. One.\n2. Two.'))
+  form = squad_format()
+  context = form.context(PASSAGE)
+  edit = form.parse(context, Letters().encode('1. One.\n2. Two.'))
   assert edit.tokens.shape == (3, 40)
   texts = [
     Letters().decode(row[weight > 0].tolist()[1:-1])
@@ -329,17 +322,19 @@ def test_a_row_is_title_and_line_and_the_passage_is_last():
     'Normans\n2. Two.',
     'Normans\nThey came.',
   ]
-  np.testing.assert_array_equal(reader.from_context(context).tokens, edit.tokens[-1:])
+  np.testing.assert_array_equal(
+    form.from_context(context).tokens, edit.tokens[-1:]
+  )
 
 
 def test_a_row_too_long_is_cut_and_no_words_are_no_dream():
-  reader = squad_reader(length=10)
-  context = reader.context(PASSAGE)
-  tokens, weight, *_ = dataclasses.astuple(reader.from_context(context))
-  assert tokens.shape == (1, 10) and weight.all()
-  assert reader.parse(context, []) == contexts.Rejected('empty')
+  form = squad_format(length=10)
+  context = form.context(PASSAGE)
+  rows = form.from_context(context)
+  assert rows.tokens.shape == (1, 10) and rows.weight.all()
+  assert form.parse(context, []) == contexts.Rejected('empty')
   blank = Letters().encode(' \n')
-  assert reader.parse(context, blank) == contexts.Rejected('unreadable')
+  assert form.parse(context, blank) == contexts.Rejected('unreadable')
 
 
 def test_squad_settings_are_checked():
@@ -382,27 +377,23 @@ def test_squad_runs_as_a_task():
     ),
     seed=0,
   )
-  day = task.experience(1)
-  assert day.tokens.shape == (8, 64) and len(day.contexts) == 2
+  stream = task.experience(1)
+  assert stream.tokens.shape == (8, 64) and len(stream.contexts) == 2
 
-  def respond(prompts, answers):
-    del answers
-    return experience_lib.Response(*np.zeros((3, len(prompts))))
-
-  def learn(studies):
+  def study(requests):
     return [
       [
         [
           task.tokenizer.encode(f'It is {a}.')
-          for c in s.contexts
+          for c in r.contexts
           for _, a in c.source.questions
         ]
       ]
-      * s.attempts
-      for s in studies
+      * r.attempts
+      for r in requests
     ]
 
-  metrics = task.study_exam(respond, learn, 1).metrics
+  metrics = task.evaluate(students.FakeStudent(study=study), 1).metrics
   assert metrics['n1'] == metrics['n2'] == 1.0
   assert metrics['n1_exact'] == 0.0 < metrics['n2_f1'] < 1.0
 

@@ -1,4 +1,4 @@
-"""Launching: what every platform would do, held against what it did before.
+"""Launchers: the scripts of every platform, compared with golden files.
 
 After a change that is meant, write the goldens anew, and read their diff:
 
@@ -78,7 +78,7 @@ def files(platform: str, verb: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize('platform', JOBS)
-def test_a_dry_run_prints_what_it_printed_before(platform):
+def test_a_dry_run_prints_the_golden_script(platform):
   assert golden(platform) == (GOLDEN / f'{platform}.txt').read_text('utf-8')
 
 
@@ -101,7 +101,7 @@ def test_shellcheck_finds_nothing(platform, verb):
     assert done.returncode == 0, done.stdout
 
 
-def test_yaml_is_what_its_readers_document():
+def test_yaml_matches_the_documented_schemas():
   seen = set()
   for platform, verb in CASES:
     for path, text in files(platform, verb).items():
@@ -139,7 +139,7 @@ def test_a_jobset_has_a_pod_for_every_host():
 
 
 @pytest.mark.parametrize('platform', JOBS)
-def test_an_override_reaches_the_experiment_whole(platform):
+def test_an_override_reaches_the_experiment_unchanged(platform):
   """Whatever a platform quotes, Python sees one argument."""
   script = cli.plan(platform, 'run', job(platform))
   for text in files(platform, 'run').values():
@@ -201,18 +201,18 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
     ('local', dict(name='Quick_Start'), "--name='Quick_Start'"),
     ('local', dict(nodes=0), '--nodes=0'),
     ('local', dict(nodes=2), 'is one machine'),
-    ('local', dict(overrides=('--spott',)), "'--spott' is no flag"),
+    ('local', dict(overrides=('--spott',)), "'--spott' is not a flag"),
     ('local', dict(workdir='gs://b/x'), 'mounted by --bucket'),
     ('local', dict(accelerator='v5e:3x3'), "accelerator='v5e:3x3'"),
     ('local', dict(accelerator='v5e:2x2x2'), "accelerator='v5e:2x2x2'"),
   ],
 )
-def test_a_job_that_cannot_be_is_refused(platform, changes, words):
+def test_an_invalid_job_is_refused(platform, changes, words):
   with pytest.raises(config.ConfigError, match=re.escape(words)):
     cli.plan(platform, 'run', job(platform, **changes))
 
 
-def test_a_config_that_is_not_there_is_refused(capsys):
+def test_a_missing_config_is_refused(capsys):
   argv = ['--platform=local', 'run', '--config=no/such.py', '--dry-run']
   assert cli.main(argv) == 2
   assert "there is no file 'no/such.py'" in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
 
 
 def test_the_printed_script_is_the_one_that_runs(tmp_path):
-  """`local` for real: an override is refused by the run that it started."""
+  """Runs `local`: the run it starts refuses an override."""
   folder = tmp_path / 'a run'
   argv = [
     '--platform=local',
@@ -239,10 +239,10 @@ def test_the_printed_script_is_the_one_that_runs(tmp_path):
   assert cli.main(['run', *argv]) == 0
   log = folder / 'log'
   for _ in range(3000):
-    if 'rror' in (said := log.read_text() if log.exists() else ''):
+    if 'rror' in (output := log.read_text() if log.exists() else ''):
       break
     time.sleep(0.1)
-  assert "task.name='factz' is unknown" in said
+  assert "task.name='factz' is unknown" in output
 
 
 def test_every_flag_has_a_source_and_only_its_accelerator_gets_it():
@@ -268,7 +268,7 @@ def test_a_ready_machine_passes(tmp_path, capsys):
     ]
   )
   assert status == 0, capsys.readouterr().out
-  assert not list((tmp_path / 'run').iterdir())  # Nothing is left behind.
+  assert not list((tmp_path / 'run').iterdir())  # No file remains.
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_ready_machine_passes(tmp_path, capsys):
     ('--workdir=/dev/null/run', 'workdir: /dev/null/run cannot be written'),
   ],
 )
-def test_an_unready_machine_is_told_what_it_lacks(
+def test_a_machine_that_is_not_ready_fails_the_check(
   tmp_path, capsys, flag, words
 ):
   status = preflight.main([f'--workdir={tmp_path / "run"}', flag])

@@ -58,7 +58,7 @@ def test_the_published_greedy_sample_token_for_token():
 
 
 @needs_data
-def test_the_real_model_goes_back_into_its_very_file(tmp_path):
+def test_the_published_model_is_written_byte_for_byte(tmp_path):
   cfg, params = llama2c.read(MODEL)
   llama2c.write(tmp_path / 'x.bin', cfg, params)
   old, new = MODEL.read_bytes(), (tmp_path / 'x.bin').read_bytes()
@@ -144,7 +144,7 @@ def test_logits_are_those_of_the_formats_own_program(tmp_path, tied):
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_line_takes_it_home_in_another_format(tmp_path):
+def test_the_command_line_converts_to_hugging_face(tmp_path):
   cfg = plain()
   params = jax.tree.map(np.asarray, conftest.weights(cfg))
   llama2c.write(tmp_path / 'a.bin', cfg, params)
@@ -169,7 +169,10 @@ def damaged(content: bytes, at: int, value: int) -> bytes:
     (lambda b: b[:20], 'x.bin has 20 bytes, less than the header'),
     (lambda b: damaged(b, 1, 0), 'x.bin: hidden_dim=0'),
     (lambda b: damaged(b, 5, 0), 'x.bin: vocab_size=0'),
-    (lambda b: damaged(b, 3, 3), 'x.bin is no llama2.c checkpoint: model.dim'),
+    (
+      lambda b: damaged(b, 3, 3),
+      'x.bin is not a llama2.c checkpoint: model.dim',
+    ),
     (lambda b: damaged(b, 0, 0x616B3432), 'x.bin is a .* later version'),
   ],
 )
@@ -192,7 +195,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path, damage, words):
     (dict(qk_norm=True), 'model.qk_norm is True'),
   ],
 )
-def test_what_the_format_cannot_hold_is_not_written(tmp_path, changes, words):
+def test_an_unsupported_model_is_not_written(tmp_path, changes, words):
   with pytest.raises(config.ConfigError, match=words):
     llama2c.write(tmp_path / 'x.bin', plain(**changes), {})
   assert not list(tmp_path.iterdir())

@@ -1,17 +1,25 @@
 """What must always hold of the forward pass."""
 
+import dataclasses
+
 import chex
+from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.inference import decoding
 from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import cms
 from sleep_jax.models import flops
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base as mixers_base
 from tests import conftest
 
 
@@ -221,4 +229,169 @@ def test_impossible_levels_are_refused(levels, words):
 
 def test_an_unknown_setting_is_named():
   with pytest.raises(config.ConfigError, match="levels\\[0\\].*'chunks'"):
-    config.ModelConfig.from_mapping(dict(vocab=8, levels=[dict(hidden=4, chunks=1)]))
+    config.ModelConfig.from_mapping(
+      dict(vocab=8, levels=[dict(hidden=4, chunks=1)])
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+  """Settings of `Ema`."""
+
+  init_decay: float = 0.5
+
+
+class EmaState(struct.PyTreeNode):
+  """The average so far."""
+
+  s: jax.Array  # [B, 1, 1, D]
+
+
+class EmaLayer(nn.Module):
+  """An exponential moving average of the tokens, one decay per channel."""
+
+  cfg: config.ModelConfig
+
+  @nn.compact
+  def __call__(self, x, inputs, state, adapter=None):
+    dim = x.shape[-1]
+    init = nn.initializers.constant(self.cfg.recurrent.init_decay)
+    decay = nn.sigmoid(self.param('decay', init, (dim,)))
+    mean = jnp.zeros(x[:, 0].shape) if state is None else state.s[:, 0, 0]
+    means = []
+    for i in range(x.shape[1]):
+      new = decay * mean + (1 - decay) * x[:, i]
+      mean = jnp.where(inputs.token_mask[:, i, None], new, mean)
+      means.append(mean)
+    y = nn.Dense(dim, name='o')(jnp.stack(means, axis=1))
+    return y, EmaState(mean[:, None, None])
+
+
+class Ema(mixers_base.Mixer):
+  """A mixer from outside the package."""
+
+  name = 'ema'
+  Config = EmaConfig
+  recurrent = True
+
+  @classmethod
+  def module(cls, cfg, name):
+    return EmaLayer(cfg, name=name)
+
+  @classmethod
+  def init_state(cls, cfg, rows, capacity):
+    return EmaState(jnp.zeros((rows, 1, 1, cfg.dim)))
+
+  @classmethod
+  def flops(cls, cfg, context):
+    return 2.0 * (2 * cfg.dim + cfg.dim**2)
+
+
+EMA = f'{__name__}:Ema'
+
+
+@pytest.fixture(name='hybrid')
+def _hybrid():
+  cfg = config.ModelConfig.from_mapping(
+    dict(
+      vocab=32,
+      dim=16,
+      layers=4,
+      heads=4,
+      levels=[dict(hidden=16, chunk=4), dict(hidden=16, slots=3, rank=4)],
+      mixers=[EMA, 'attention'],
+      recurrent=dict(init_decay=0.25),
+    )
+  )
+  return cfg, conftest.weights(cfg), conftest.lived(cfg)
+
+
+def test_a_mixer_from_outside_is_one_class(hybrid, tokens):
+  cfg, params, memory = hybrid
+  assert cfg.recurrent == EmaConfig(init_decay=0.25)
+  assert cfg.recurrent_layers == (0, 2) and cfg.attention_layers == (1, 3)
+  assert params['blocks']['block_0']['recurrence']['decay'][0] == 0.25
+  assert [s.shape for s in memory.states] == [(1, 1, 16)] * 2
+  plain = conftest.replace(
+    cfg, mixers=('attention',), recurrent=config.RecurrentConfig()
+  )
+  per_layer = flops.forward_flops(plain, 9.0) - flops.forward_flops(cfg, 9.0)
+  attention = 2.0 * (4 * 16 * 16 + 2 * 16 * 9)
+  assert per_layer == 2 * (attention - Ema.flops(cfg, 9.0))
+  # The states of the memory count: without them the logits differ.
+  none = memory.replace(states=())
+  assert not np.allclose(
+    logits(cfg, params, tokens, memory), logits(cfg, params, tokens, none)
+  )
+
+
+@pytest.mark.parametrize('sizes', [(16,), (5, 7, 4), (1,) * 16])
+def test_its_chunks_equal_one_token_at_a_time(hybrid, tokens, sizes):
+  cfg, params, memory = hybrid
+  step = jax.jit(
+    lambda tokens, cache: transformer.forward(
+      cfg, params, tokens, memory, cache=cache
+    )
+  )
+  full = transformer.forward(cfg, params, tokens, memory)
+  cache, parts, at = cache_lib.init_cache(cfg, 4, 16, memory), [], 0
+  for size in sizes:
+    out = step(tokens[:, at : at + size], cache)
+    parts.append(out.logits)
+    cache, at = out.cache, at + size
+  np.testing.assert_allclose(
+    full.logits, np.concatenate(parts, 1), rtol=1e-5, atol=1e-5
+  )
+  for got, want in zip(out.states, full.states, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_its_decode_loop_equals_the_full_forward(hybrid, tokens):
+  cfg, params, memory = hybrid
+  model = decoding.unstack_layers(cfg, params, cms.per_layer_memory(memory))
+  cache = decoding.init_decode_cache(cfg, 4, 16, memory)
+  positions = jnp.broadcast_to(jnp.arange(16), (4, 16))
+  got = []
+  for columns in (slice(0, 14), slice(14, 15), slice(15, 16)):
+    out, cache = decoding.decode(
+      cfg, model, tokens[:, columns], positions[:, columns], cache
+    )
+    got.append(out)
+  want = logits(cfg, params, tokens, memory)[:, 13:]
+  np.testing.assert_allclose(jnp.stack(got, axis=1), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('mixer', ['attention', 'gdn', 'jet', EMA])
+def test_gradients_of_a_token_by_later_tokens_are_zero(mixer):
+  cfg = conftest.tiny(mixers=(mixer,))
+  (mixer_cls, _) = mixers_base.of_layers(cfg)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+  positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
+  inputs = mixers_base.MixerInputs(
+    rope=layers_lib.rope_cos_sin(positions, 4, cfg.rope_theta),
+    mask=positions_lib.causal_mask(positions, positions),
+    cache_index=None,
+    token_mask=jnp.ones((2, 6), bool),
+  )
+  layer = mixer_cls.module(cfg, None)
+  params = layer.init(jax.random.key(1), x, inputs, None)
+  slope = jax.jit(
+    jax.jacrev(lambda x: layer.apply(params, x, inputs, None)[0].sum((0, 2)))
+  )(x)  # [T, B, T, D]
+  size = np.abs(slope).sum((1, 3))
+  np.testing.assert_array_equal(np.triu(size, 1), 0)
+  assert (np.diagonal(size) > 0).all()
+
+
+def test_settings_of_two_mixers_do_not_mix():
+  with pytest.raises(config.ConfigError, match='EmaConfig, RecurrentConfig'):
+    conftest.tiny(mixers=(EMA, 'gdn'))
+  with pytest.raises(config.ConfigError, match='must be of class EmaConfig'):
+    conftest.tiny(mixers=(EMA,), recurrent=config.RecurrentConfig(heads=2))
+
+
+def test_positions_of_left_padded_rows():
+  np.testing.assert_array_equal(
+    positions_lib.left_padded_positions(jnp.array([3, 0, 4]), 4),
+    [[-1, 0, 1, 2], [-1, -1, -1, -1], [0, 1, 2, 3]],
+  )

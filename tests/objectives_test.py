@@ -53,7 +53,7 @@ def test_jsd_near_its_ends_is_refused():
     consolidation_config.SeedingConfig(divergence='jsd', beta=0.001)
 
 
-def test_unknown_divergence_lists_the_known():
+def test_an_unknown_divergence_lists_the_options():
   with pytest.raises(config.ConfigError, match='forward_kl, jsd, reverse_kl'):
     divergences.divergence('kl', 0.5)
 
@@ -61,7 +61,7 @@ def test_unknown_divergence_lists_the_known():
 DIVERGENCES = [('forward_kl', 0.0), ('reverse_kl', 0.0), ('jsd', 0.3)]
 
 
-def speakers(b=3, t=5, v=11, seed=0):
+def teacher_and_student(b=3, t=5, v=11, seed=0):
   """Hidden states and matrices of a teacher (width 6) and a student (4)."""
   rng = np.random.default_rng(seed)
 
@@ -74,7 +74,7 @@ def speakers(b=3, t=5, v=11, seed=0):
 @pytest.mark.parametrize('name, beta', DIVERGENCES)
 @pytest.mark.parametrize('chunk', [1, 4, 15, 100])
 def test_chunks_change_neither_value_nor_gradient(name, beta, chunk):
-  teacher, student = speakers()
+  teacher, student = teacher_and_student()
   measure = divergences.divergence(name, beta)
   weight = jnp.arange(15.0).reshape(3, 5) / 105  # A mean, as in training.
 
@@ -98,7 +98,7 @@ def test_chunks_change_neither_value_nor_gradient(name, beta, chunk):
 
 @pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
 def test_chunked_jsd_matches_numpy_in_double(beta):
-  teacher, student = speakers()
+  teacher, student = teacher_and_student()
   t, s = (
     softmax(np.asarray(h, float) @ np.asarray(w, float).T)
     for h, w in (teacher, student)
@@ -113,7 +113,7 @@ def test_chunked_jsd_matches_numpy_in_double(beta):
 
 @pytest.mark.parametrize('name, beta', DIVERGENCES)
 def test_top_k_bounds_the_divergence_from_below(name, beta):
-  (h, w), student = speakers()
+  (h, w), student = teacher_and_student()
   measure = divergences.divergence(name, beta)
 
   def loss(student, teacher):
@@ -134,7 +134,7 @@ def test_top_k_bounds_the_divergence_from_below(name, beta):
 
 
 @pytest.mark.parametrize('k', [0, 11])
-def test_a_top_k_that_is_none_is_refused(k):
+def test_an_invalid_top_k_is_refused(k):
   with pytest.raises(config.ConfigError, match=f'top_k={k} .* in 1..10'):
     divergences.top_k(jnp.zeros((2, 11)), k)
 
@@ -190,7 +190,7 @@ def test_exact_reward_needs_equal_lengths_too():
   np.testing.assert_array_equal(got, [1.0, 0.0, 0.0])
 
 
-def test_pooled_similarity_ignores_what_lies_past_the_end():
+def test_pooled_similarity_ignores_padding():
   h = jnp.array(np.random.default_rng(0).normal(size=(1, 5, 8)))
   other = h.at[:, 3:].set(100.0)
   same = rewards.pooled_similarity(h, jnp.array([3]), other, jnp.array([3]))
@@ -211,7 +211,7 @@ def test_group_advantages_are_relative_to_the_group():
   np.testing.assert_array_equal(a[1], 0.0)  # Nothing to learn from a tie.
 
 
-def test_policy_gradient_raises_what_was_rewarded():
+def test_policy_gradient_raises_rewarded_tokens():
   logp = jnp.zeros((2, 3))
   advantage = jnp.array([1.0, -1.0])
 

@@ -20,11 +20,13 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import halting
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.lifecycle.recurrence import training as recurrent_training
+from sleep_jax.models import block as block_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base as mixers_base
 from sleep_jax.models.mixers import deltanet
 from sleep_jax.training import optimizers
 from tests import conftest
@@ -138,22 +140,30 @@ def test_equal_keys_do_not_lose_the_solve():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def masked(token_mask) -> mixers_base.MixerInputs:
+  """What a recurrent mixer reads of the inputs that layers share."""
+  return mixers_base.MixerInputs(
+    rope=None, mask=None, cache_index=None, token_mask=token_mask
+  )
+
+
 @pytest.mark.parametrize('mixer', ['gdn', 'jet'])
 def test_padding_leaves_the_state_untouched(mixer):
   cfg = hybrid(mixers=(mixer,), layers=1)
-  layer = deltanet.GatedDelta(cfg, mixer)
+  (mixer,) = mixers_base.of_layers(cfg)
+  layer = mixer.module(cfg, None)
   x = jax.random.normal(jax.random.key(0), (2, 6, 16))
-  state = deltanet.init_state(cfg, mixer, 2)
+  state = mixer.init_state(cfg, 2, 6)
   state = state.replace(s=jax.random.normal(jax.random.key(1), state.s.shape))
   present = jnp.ones((2, 6), bool)
-  params = layer.init(jax.random.key(2), x, state, present)
-  _, none = layer.apply(params, x, state, jnp.zeros((2, 6), bool))
+  params = layer.init(jax.random.key(2), x, masked(present), state)
+  _, none = layer.apply(params, x, masked(jnp.zeros((2, 6), bool)), state)
   assert (none.s == state.s).all()
   # Left padding is as if it were not there, whatever stands in it.
   wide = jnp.concatenate([99 * x[:, :3], x], axis=1)
   there = jnp.concatenate([jnp.zeros((2, 3), bool), present], axis=1)
-  y, s = layer.apply(params, x, state, present)
-  y_wide, s_wide = layer.apply(params, wide, state, there)
+  y, s = layer.apply(params, x, masked(present), state)
+  y_wide, s_wide = layer.apply(params, wide, masked(there), state)
   np.testing.assert_allclose(y_wide[:, 3:], y, atol=1e-5)
   np.testing.assert_allclose(s_wide.s, s.s, atol=1e-5)
 
@@ -213,7 +223,9 @@ def plain(cfg, params, batch):
   """The hybrid without sleep: window by window, states handed on."""
   states = ()
   for j in range(batch.context.shape[1]):
-    at = jnp.where(batch.token_mask[:, j], jnp.arange(batch.context.shape[2]), -1)
+    at = jnp.where(
+      batch.token_mask[:, j], jnp.arange(batch.context.shape[2]), -1
+    )
     states = transformer.forward(
       cfg, params, batch.context[:, j], positions=at, states=states
     ).states
@@ -256,30 +268,32 @@ def test_one_pass_is_one_sequence_under_block_diagonal_attention():
 def by_hand(cfg, params, batch, n, loop=None):
   """Algorithm 1, with Python loops over windows, passes and blocks."""
   first, end = loop or (0, cfg.layers)
-  stack = layer_stack.Stack(cfg)
+  stack = layer_stack.LayerStack(cfg)
   rows, j, length = batch.context.shape
-  states = [s.s for s in cache_lib.init_states(cfg, rows)]
+  states = cache_lib.recurrent_states(
+    cfg, cache_lib.init_layer_caches(cfg, rows)
+  )
   at = jnp.broadcast_to(jnp.arange(length), (rows, length))
-  turn = layers_lib.rope_cos_sin(at, cfg.resolved_head_dim, cfg.rope_theta)
-  seen = at[..., None] >= at[:, None]
-  there = jnp.ones((rows, length), bool)
+  inputs = mixers_base.MixerInputs(
+    rope=layers_lib.rope_cos_sin(at, cfg.resolved_head_dim, cfg.rope_theta),
+    mask=at[..., None] >= at[:, None],
+    cache_index=None,
+    token_mask=jnp.ones((rows, length), bool),
+  )
   for window in range(j):
     x = params['embed']['embedding'][batch.context[:, window]]
     order = [*range(first), *[*range(first, end)] * n, *range(end, cfg.layers)]
     for i in order:
-      pasts = cache_lib.interleave(
-        cfg,
-        [None] * len(cfg.layers_with(attention=True)),
-        cache_lib.init_states(cfg, rows, tuple(states)),
+      caches = cache_lib.init_layer_caches(cfg, rows, states)
+      x, caches, _ = stack.apply(
+        {'params': params['blocks']},
+        x,
+        block_lib.LayerInputs(None, caches, None),
+        inputs,
+        range(i, i + 1),
       )
-      x, pasts, _ = stack.apply(
-              {'params': params['blocks']},
-              x, None, pasts, turn, seen, None, there, range(i, i + 1),
-            )  # fmt: skip
-      states = [s.s for s in cache_lib.split_by_mixer(cfg, pasts)[2]]
-  return transformer.forward(
-    cfg, params, batch.inputs, states=tuple(states)
-  ).logits
+      states = cache_lib.recurrent_states(cfg, caches)
+  return transformer.forward(cfg, params, batch.inputs, states=states).logits
 
 
 @pytest.mark.parametrize('n,loop', [(3, None), (2, (1, 2))])
@@ -384,14 +398,15 @@ def test_sliding_eviction_with_one_pass_is_a_sliding_window():
   at = jnp.arange(whole.shape[1])
   seen = (at[:, None] >= at) & (at[:, None] - at < 6)
   seen = jnp.broadcast_to(seen, (3, *seen.shape))
-  turn = layers_lib.rope_cos_sin(
+  rope = layers_lib.rope_cos_sin(
     jnp.broadcast_to(at, whole.shape), cfg.resolved_head_dim, cfg.rope_theta
   )
-  x, *_ = layer_stack.Stack(cfg).apply(
-      {'params': params['blocks']},
-      params['embed']['embedding'][whole],
-      None, (None, None), turn, seen, None, jnp.ones(whole.shape, bool),
-    )  # fmt: skip
+  x, *_ = layer_stack.LayerStack(cfg).apply(
+    {'params': params['blocks']},
+    params['embed']['embedding'][whole],
+    block_lib.LayerInputs(None, (None, None), None),
+    mixers_base.MixerInputs(rope, seen, None, jnp.ones(whole.shape, bool)),
+  )
   hidden = layers_lib.RMSNorm(cfg.norm_eps).apply({'params': params['norm']}, x)
   logp = jax.nn.log_softmax(hidden @ params['embed']['embedding'].T)[:, -4:]
   want = -jnp.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
@@ -460,7 +475,9 @@ def small_rule110(variant='', steps=0, **training):
   c.puzzle.update(width=4, strings=2, steps=steps)
   c.model.update(dim=16)
   c.model.recurrent.update(heads=1, key=8, value=8)
-  c.training.update(dict(steps=20, batch=16, num_evals=2, eval_rows=32) | training)
+  c.training.update(
+    dict(steps=20, batch=16, num_evals=2, eval_rows=32) | training
+  )
   c.seeds = (1,)
   return json.loads(c.to_json())
 

@@ -10,12 +10,14 @@ from ml_collections.config_flags import config_path
 import numpy as np
 import pytest
 
+from experiments.configs import common
 from experiments.configs import quickstart
 from sleep_jax import config
+from sleep_jax import learners
+from sleep_jax.config import registry
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import workers
-from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.metrics import continual
 from sleep_jax.metrics import statistics
 from sleep_jax.runtime import checkpoint
@@ -34,6 +36,8 @@ SMALL = {
   'workers': 1,
   'model.levels[0].sleep_every': 2,
 }
+
+ARMS = {'wake_only': common.WAKE_ONLY}
 
 
 def command(workdir, *extra) -> subprocess.CompletedProcess:
@@ -60,7 +64,7 @@ def small_config(arms=('sleep',)) -> build_lib.Settings:
   c = quickstart.get_config()
   for key, value in SMALL.items():
     config_path.set_value(key, c, value)
-  c.arms = {arm: {} for arm in arms}
+  c.arms = {arm: ARMS.get(arm, {}) for arm in arms}
   return json.loads(c.to_json())
 
 
@@ -95,8 +99,8 @@ def test_a_finished_run_says_so_and_changes_nothing(finished):
   again = command(workdir)
   assert again.returncode == 0 and 'is finished' in again.stdout
   assert (workdir / 'summary.json').read_bytes() == before
-  table = first.stdout.split('Facts,')[1]
-  assert table == again.stdout.split('Facts,')[1]
+  table = first.stdout.split('facts,')[1]
+  assert table == again.stdout.split('facts,')[1]
 
 
 def test_a_work_directory_of_another_config_is_refused(finished):
@@ -146,10 +150,10 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
 
   save = checkpoint.Checkpoints.save
 
-  def dies(self, moment):
-    if (moment.night, moment.phase) == (1, phase):
+  def dies(self, snapshot):
+    if (snapshot.night, snapshot.phase) == (1, phase):
       raise KeyboardInterrupt  # After the phase, before it is saved.
-    save(self, moment)
+    save(self, snapshot)
 
   with monkeypatch.context() as m:
     m.setattr(checkpoint.Checkpoints, 'save', dies)
@@ -169,32 +173,58 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
   assert a == b
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'quickstart',
-    'facts',
-    'both_sleeps',
-    'class_incremental:clinc',
-    'class_incremental:banking',
-    'class_incremental:dbpedia',
-    'stories',
-    'arc',
-    'arc:real',
-    'arc:paper',
-  ],
-)
-def test_every_config_builds_a_model(name):
-  module, _, variant = name.partition(':')
-  module = importlib.import_module(f'experiments.configs.{module}')
-  c = json.loads(
-    (module.get_config(variant) if variant else module.get_config()).to_json()
-  )
-  for arm in c['arms']:
-    s = build_lib.arm_config(c, arm)
-    model = config.ModelConfig.from_mapping(s['model'])
-    config.from_mapping(consolidation_config.SeedingConfig, s['sleep'], 'sleep')
-    assert model.levels[0].sleep_every
+# The variants of every config; '' is the one without a name.
+VARIANTS = {
+  'arc': ('', 'real', 'paper'),
+  'backbones': ('', 'llama3_2_3b', 'llama3_8b', 'qwen2_5_7b', 'qwen3_8b'),
+  'base_arc': ('',),
+  'base_bulletins': ('',),
+  'base_facts': ('',),
+  'base_facts_hybrid': ('',),
+  'base_text': ('',),
+  'both_sleeps': ('',),
+  'bulletins': ('',),
+  'class_incremental': ('clinc', 'banking', 'dbpedia'),
+  'depo': ('', 'paper'),
+  'facts': ('', 'cost', 'hard'),
+  'quickstart': ('',),
+  'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
+  'squad': ('small', 'paper'),
+  'stories': ('',),
+  'symbolic': ('', 'paper'),
+}
+
+
+def load(name: str, variant: str = '') -> build_lib.Settings:
+  module = importlib.import_module(f'experiments.configs.{name}')
+  c = module.get_config(variant) if variant else module.get_config()
+  return json.loads(c.to_json())
+
+
+def test_all_configs_are_listed():
+  files = (ROOT / 'experiments/configs').glob('*.py')
+  assert {f.stem for f in files} - {'__init__', 'common'} == set(VARIANTS)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_arm_has_known_sections_and_settings(name):
+  for variant in VARIANTS[name]:
+    c = load(name, variant)
+    assert c['arms'] and c['seeds']
+    for arm in c['arms']:
+      s = build_lib.arm_config(c, arm)
+      config.ModelConfig.from_mapping(s['model'])
+      task = dict(s['task'])
+      _, cfg = registry.find(task.pop('name'), 'sleep_jax.tasks', 'task.name')
+      config.from_mapping(cfg, task, 'task')
+      _, cfg = registry.find(s['learner'], 'sleep_jax.learners', 'learner')
+      learners.config_of(cfg, s)
+
+
+def test_what_a_backbone_lacks_is_named(tmp_path):
+  c = load('backbones', 'llama3_2_1b')
+  with pytest.raises(config.ConfigError, match='bases/llama3_2_1b'):
+    workers.run(c, tmp_path / 'w')
 
 
 def test_forgetting_and_backward_transfer_by_hand():
@@ -212,7 +242,7 @@ def test_intervals_are_paired_t_intervals():
 
 
 def test_workers_claim_their_directory_once(tmp_path):
-  workers.claim_workdir(tmp_path / 'w', {'a': 1})
-  workers.claim_workdir(tmp_path / 'w', {'a': 1})
+  workers.claim_workdir(tmp_path / 'w', {'a': (1,), 'workers': 1})
+  workers.claim_workdir(tmp_path / 'w', {'a': (1,), 'workers': 2})
   with pytest.raises(config.ConfigError, match='another config'):
-    workers.claim_workdir(tmp_path / 'w', {'a': 2})
+    workers.claim_workdir(tmp_path / 'w', {'a': (2,)})

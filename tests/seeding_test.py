@@ -238,7 +238,9 @@ def test_one_slot_can_be_recycled_and_not_merged(cfg, life):
   bank = life.memory.levels[1].bank
   alone = jax.tree.map(lambda x: x[:, :1], bank.experts)
   bank = bank.replace(
-    experts=alone, status=jnp.array([memory_lib.ACTIVE]), created_night=jnp.array([0])
+    experts=alone,
+    status=jnp.array([memory_lib.ACTIVE]),
+    created_night=jnp.array([0]),
   )
   life = life.replace(memory=life.memory.with_level(1, bank=bank))
   _, report = night(cfg, life, dataclasses.replace(HOW, slot_policy='recycle'))
@@ -327,7 +329,11 @@ def test_a_cut_splits_a_dream_in_what_was_and_what_followed():
 
 def test_the_old_self_is_the_life_before_this_day(cfg, params, life):
   born = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
-  assert not paths_that_differ(life.previous_memory().deltas(), born.memory.deltas())
+  assert not paths_that_differ(
+    life.previous_memory().deltas(), born.memory.deltas()
+  )
   rested = life_lib.end_night(life)
-  assert not paths_that_differ(rested.previous_memory().deltas(), life.memory.deltas())
+  assert not paths_that_differ(
+    rested.previous_memory().deltas(), life.memory.deltas()
+  )
   assert int(rested.clock.nights) == 1

@@ -1,4 +1,4 @@
-"""One table of axes: what it refuses, and that it changes no result."""
+"""The sharding rules: errors, and equal results on one and eight devices."""
 
 import dataclasses
 import re
@@ -36,8 +36,8 @@ def _rows(cfg):
   return jax.random.randint(jax.random.key(3), (ROWS, 16), 0, cfg.vocab)
 
 
-def put(mesh, tree, **how):
-  return jax.device_put(tree, sharding.shardings(mesh, tree, **how))
+def put(mesh, tree):
+  return jax.device_put(tree, sharding.shardings(mesh, tree))
 
 
 def put_rows(mesh, tree, axis='batch'):
@@ -55,11 +55,11 @@ def assert_close(got, want):
 
 @pytest.mark.parametrize('sizes', [{'fsdp': 8}, MESH], ids=['fsdp', 'mixed'])
 def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
-  # Gently: large steps would make of rounding more than rounding.
-  gentle = dataclasses.replace(cfg.levels[0], learning_rate=0.05)
-  cfg = conftest.replace(cfg, levels=(gentle, *cfg.levels[1:]))
+  # A small rate: large steps would amplify the rounding errors.
+  level = dataclasses.replace(cfg.levels[0], learning_rate=0.05)
+  cfg = conftest.replace(cfg, levels=(level, *cfg.levels[1:]))
 
-  def day(place, place_rows):
+  def wake_day(place, place_rows):
     memory = memory_lib.init_memory(cfg)
     return wake.wake(
       cfg,
@@ -73,17 +73,17 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
     )
 
   mesh = sharding.mesh(sizes)
-  want = day(lambda x: x, lambda x: x)
-  got = day(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  want = wake_day(lambda x: x, lambda x: x)
+  got = wake_day(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
   assert_close(got, want)
-  moved = want[0].levels[0].fast.delta['down']
-  assert np.abs(moved).max() > 1e-3  # A day that teaches something.
-  on = got[0].levels[0].fast.delta['down'].sharding.device_set
-  assert len(on) == 8
+  change = want[0].levels[0].fast.delta['down']
+  assert np.abs(change).max() > 1e-3  # The fast weights have changed.
+  devices = got[0].levels[0].fast.delta['down'].sharding.device_set
+  assert len(devices) == 8
 
 
-def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
-  def roll(place, place_rows):
+def test_a_rollout_on_eight_devices_equals_one(cfg, params, memory):
+  def rollout(place, place_rows):
     prompts = jnp.full((ROWS, 1), 1)
     return sampling.generate(
       cfg,
@@ -96,8 +96,8 @@ def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
     )
 
   mesh = sharding.mesh(MESH)
-  want = roll(lambda x: x, lambda x: x)
-  got = roll(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  want = rollout(lambda x: x, lambda x: x)
+  got = rollout(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
   np.testing.assert_array_equal(got.tokens, want.tokens)
   assert_close(got.logprobs, want.logprobs)
 
@@ -105,7 +105,7 @@ def test_a_rollout_on_eight_devices_says_the_same(cfg, params, memory):
 def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
   how = consolidation_config.SeedingConfig(steps=4, batch=8)
 
-  def seeded(place, place_rows):
+  def seed(place, place_rows):
     ones = jnp.ones(rows.shape)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     teacher = transformer.forward(cfg, params, rows).logits
@@ -130,14 +130,14 @@ def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
     )
 
   mesh = sharding.mesh(MESH)
-  want = seeded(lambda x: x, lambda x: x)
-  got = seeded(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
+  want = seed(lambda x: x, lambda x: x)
+  got = seed(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
   assert_close(got[2], want[2])
   assert_close(got[0], want[0])
 
 
 def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
-  def tried(place, place_rows):
+  def run_trials(place, place_rows):
     keys = jax.random.split(jax.random.key(5), 8)
     how = lora.LoraConfig(rank=2, alpha=4.0)
     fresh = jax.vmap(lambda key: lora.init_adapter(cfg, how, params, key))(keys)
@@ -155,22 +155,24 @@ def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
     )[0]
 
   mesh = sharding.mesh(MESH)
-  want = tried(lambda x: x, lambda x: x)
-  got = tried(lambda x: put(mesh, x), lambda x: put_rows(mesh, x, 'instances'))
+  want = run_trials(lambda x: x, lambda x: x)
+  got = run_trials(
+    lambda x: put(mesh, x), lambda x: put_rows(mesh, x, 'instances')
+  )
   assert_close(got, want)
 
 
 def test_every_large_leaf_is_split(cfg, params, memory):
-  """What the table does not know would lie whole on every device."""
+  """Leaves that match no rule would be replicated."""
   mesh = sharding.mesh({'fsdp': 4, 'tensor': 2})
   for tree in (params, memory):
-    parts = sharding.shardings(mesh, tree)
+    leaf_shardings = tree_paths.leaf_paths(sharding.shardings(mesh, tree))
     for path, leaf in tree_paths.leaf_paths(tree).items():
-      found = tree_paths.leaf_paths(parts)[path]
-      whole = found.is_fully_replicated
-      assert whole == (leaf.size < 96), path
-      if not whole:
-        assert np.prod(found.shard_shape(leaf.shape)) < leaf.size
+      leaf_sharding = leaf_shardings[path]
+      replicated = leaf_sharding.is_fully_replicated
+      assert replicated == (leaf.size < 96), path
+      if not replicated:
+        assert np.prod(leaf_sharding.shard_shape(leaf.shape)) < leaf.size
 
 
 def test_a_backbone_of_every_kind_has_named_axes():
@@ -184,6 +186,33 @@ def test_a_backbone_of_every_kind_has_named_axes():
   assert found['blocks.attention.q_norm.scale'].is_fully_replicated
 
 
+@pytest.mark.parametrize(
+  'path, axes',
+  [
+    ('model.params.embed.embedding', ('vocab', 'embed')),
+    ('model.params.head.kernel', ('embed', 'vocab')),
+    (
+      'model.params.blocks.attention.q.kernel',
+      ('layers', 'embed', 'heads', None),
+    ),
+    ('model.params.blocks.level_1.down', ('layers', 'mlp', 'embed')),
+    ('model.params.blocks.level_1_norm.scale', ()),
+    (
+      'model.memory.levels.1.bank.experts.b',
+      ('layers', 'slots', None, 'embed'),
+    ),
+    ('model.memory.levels.1.bank.status', ()),
+    ('model.memory.levels.0.fast.delta.up', ('layers', 'embed', 'mlp')),
+    ('fast_at_wake.0.0.down', ('layers', 'mlp', 'embed')),
+    ('fast_at_wake.0.1.1.mu.gate', ('layers', 'embed', 'mlp')),
+    ('model.adapter.pairs.attention.v.b', ('layers', None, None)),
+    ('optimizer.mu.a', ('layers', 'embed', None)),
+  ],
+)
+def test_the_axes_of_a_leaf_of_a_life(path, axes):
+  assert sharding.axes_of(path) == axes
+
+
 def test_a_collision_is_refused(params):
   mesh = sharding.mesh({'fsdp': 8})
   rules = {**sharding.RULES, 'mlp': ('fsdp',)}
@@ -192,14 +221,14 @@ def test_a_collision_is_refused(params):
     sharding.shardings(mesh, params, rules=rules)
 
 
-def test_what_does_not_divide_is_refused_with_both_numbers(params):
+def test_an_indivisible_size_is_refused_with_both_numbers(params):
   mesh = sharding.mesh({'tensor': 8})
   words = "'heads' has size 2, which 8 devices (tensor) do not divide"
   with pytest.raises(config.ConfigError, match=re.escape(words)):
     sharding.shardings(mesh, params)
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_an_indivisible_batch_is_refused():
   mesh = sharding.mesh({'data': 2, 'fsdp': 4})
   words = "'batch' has size 12, which 8 devices (data x fsdp) do not divide"
   with pytest.raises(config.ConfigError, match=re.escape(words)):
@@ -213,6 +242,6 @@ def test_a_batch_that_does_not_divide_is_refused():
     ({'model': 8}, "mesh axis 'model' is unknown"),
   ],
 )
-def test_a_mesh_that_cannot_be_is_refused(sizes, words):
+def test_an_invalid_mesh_is_refused(sizes, words):
   with pytest.raises(config.ConfigError, match=words):
     sharding.mesh(sizes)

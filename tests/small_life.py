@@ -2,13 +2,16 @@
 
 Two nights of `bulletins` under `sleep`: two levels read, the faster one is
 consolidated with rollouts of its own, and then it dreams. With an argument
-(`:wake_only`), two short nights of `facts` under that learner.
+(`:wake_only`), two short nights of `facts` in that arm.
 """
 
 import ml_collections
 
 from experiments.configs import bulletins
+from experiments.configs import common
 from experiments.configs import facts
+
+_ARMS = {'wake_only': common.WAKE_ONLY}
 
 
 def get_config(learner: str = '') -> ml_collections.ConfigDict:
@@ -22,7 +25,7 @@ def _short(learner: str) -> ml_collections.ConfigDict:
   c.seeds = (1,)
   c.workers = 1
   c.reference = learner
-  c.arms = {learner: {}}
+  c.arms = {learner: _ARMS.get(learner, {})}
   c.task.update(episodes=2, rows=16, probes=1)
   return c
 

@@ -1,7 +1,6 @@
-"""Streams and exams: seeded, closed book, and without leaks."""
+"""Streams and evaluations: seeded, closed book, and without leaks."""
 
 import csv
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -12,10 +11,10 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.data.datasets import class_incremental as class_incremental_data
 from sleep_jax.data.datasets import download
 from sleep_jax.tasks import facts
+from tests import students
 
 SMALL = dict(episodes=3, entities=2, rows=8, length=32, context=3)
 
@@ -25,20 +24,9 @@ needs_data = pytest.mark.skipif(
 
 
 def oracle(task, known):
-  """Answers what `known` (a set of token tuples) holds, by lookup."""
-  asked = []
-
-  def respond(prompts, answers):
-    asked.extend(zip(prompts, answers))
-    exact = [
-      (*p[-3:], *a, task.tokenizer.separator) in known
-      for p, a in zip(prompts, answers)
-    ]
-    return experience_lib.Response(
-      np.array(exact), *np.zeros((2, len(prompts)))
-    )
-
-  return respond, asked
+  """A student that answers the facts in `known`, a set of token tuples."""
+  separator = task.tokenizer.separator
+  return students.FakeStudent(lambda p, a: (*p[-3:], *a, separator) in known)
 
 
 def facts_in(experience, length=5):
@@ -55,70 +43,71 @@ def test_facts_are_seeded_and_episodes_differ():
   assert not facts_in(a.experience(0)) & facts_in(a.experience(1))
 
 
-def test_windows_of_strangers_tell_what_is_asked_of_them():
+def test_windows_hold_the_facts_that_their_document_asks_for():
   words = facts.build_tokenizer()
-  world, cfg = facts.World(words), facts.FactsConfig(length=32)
-  taken, base = facts.base_facts(world, cfg)
+  encoder, cfg = facts.FactEncoder(words), facts.FactsConfig(length=32)
+  taken, base = facts.base_facts(encoder, cfg)
   rng = np.random.default_rng(0)
-  batch = facts.pretraining_windows(world, cfg, rng, 60, 3, 2)
-  base, told_of = {tuple(f) for f in base.tolist()}, set()
+  batch = facts.pretraining_windows(encoder, cfg, rng, 60, 3, 2)
+  base, counts = {tuple(f) for f in base.tolist()}, set()
   assert batch.context.shape == batch.token_mask.shape == (60, 3, 32)
   assert not batch.context[~batch.token_mask].any()
   for row in range(60):
     read = batch.token_mask[row].all(1)
     assert (batch.token_mask[row].any(1) == read).all()
     assert not np.diff(read.astype(int)).clip(0).any()  # The first ones.
-    told_of.add(int(read.sum()))
-    told = batch.context[row, read, 1:31].reshape(-1, 5).tolist()
+    counts.add(int(read.sum()))
+    stream = batch.context[row, read, 1:31].reshape(-1, 5).tolist()
     document = [words.bos, *batch.targets[row].tolist()]
     assert document[:-1] == batch.inputs[row].tolist()
-    asked = {tuple(document[i : i + 5]) for i in range(1, 31, 5)} - base
-    names = {f[:2] for f in asked}
+    new = {tuple(document[i : i + 5]) for i in range(1, 31, 5)} - base
+    names = {f[:2] for f in new}
     assert len(names) <= 2
     if read.any():
-      assert asked <= {tuple(f) for f in told}
-  assert told_of == {0, 1, 2, 3}
-  assert batch.weight.all() and batch.asked.all()
+      assert new <= {tuple(f) for f in stream}
+  assert counts == {0, 1, 2, 3}
+  assert batch.weight.all() and batch.input_mask.all()
 
 
-def test_every_fact_of_an_episode_is_told_equally_often():
+def test_every_fact_of_an_episode_occurs_equally_often():
   task = tasks.build('facts', SMALL | dict(rows=40), seed=1)
-  told = task.experience(0).tokens[:, 1:31].reshape(-1, 5)
-  _, counts = np.unique(told, axis=0, return_counts=True)
+  stream = task.experience(0).tokens[:, 1:31].reshape(-1, 5)
+  _, counts = np.unique(stream, axis=0, return_counts=True)
   assert len(counts) == 8 and counts.max() - counts.min() <= 8
 
 
 def test_new_entities_are_in_no_base_fact():
   task = tasks.build('facts', SMALL, seed=1)
-  world = facts.World(task.tokenizer)
-  _, base = facts.base_facts(world, task.cfg)
+  encoder = facts.FactEncoder(task.tokenizer)
+  _, base = facts.base_facts(encoder, task.cfg)
   names = {tuple(f[:2]) for f in base.tolist()}
   for episode in range(3):
     assert not names & {f[:2] for f in facts_in(task.experience(episode))}
 
 
-def test_the_exam_marks_each_episode_by_itself():
+def test_the_evaluation_scores_each_episode_by_itself():
   task = tasks.build('facts', SMALL, seed=1)
   known = facts_in(task.experience(0)) | facts_in(task.experience(2))
-  respond, asked = oracle(task, known)
-  exam = task.exam(respond, 2)
-  assert exam.by_episode == [1.0, 0.0, 1.0]
-  assert exam.metrics['base'] == 0.0 and exam.metrics['first'] == 1.0
+  student = oracle(task, known)
+  result = task.evaluate(student, 2)
+  assert result.by_episode == [1.0, 0.0, 1.0]
+  assert result.metrics['base_accuracy'] == 0.0
+  assert result.metrics['accuracy_first'] == 1.0
   # Closed book: no question holds its own fact.
-  for prompt, answer in asked:
+  for prompt, answer in zip(student.prompts, student.answers):
     fact = (*prompt[-3:], *answer, task.tokenizer.separator)
     context = np.array(prompt[1:-3]).reshape(-1, 5).tolist()
     assert list(fact) not in context
-  assert {len(p) for p, _ in asked} == {4, 4 + 3 * 5}
+  assert {len(p) for p in student.prompts} == {4, 4 + 3 * 5}
 
 
-def test_the_exam_asks_nothing_of_the_future():
+def test_the_evaluation_asks_nothing_of_later_episodes():
   task = tasks.build('facts', SMALL, seed=1)
-  respond, asked = oracle(task, set())
-  task.exam(respond, 0)
+  student = oracle(task, set())
+  task.evaluate(student, 0)
   later = facts_in(task.experience(1)) | facts_in(task.experience(2))
   names = {f[:2] for f in later}
-  assert not names & {tuple(p[-3:-1]) for p, _ in asked}
+  assert not names & {tuple(p[-3:-1]) for p in student.prompts}
 
 
 def test_too_many_entities_are_refused():
@@ -129,7 +118,7 @@ def test_too_many_entities_are_refused():
 def test_unknown_task_and_setting_are_refused():
   with pytest.raises(
     config.ConfigError,
-    match='class_incremental, facts, knowledge_incorporation',
+    match='class_incremental, corpus, depo, facts, knowledge_incorporation',
   ):
     tasks.build('fact', {}, 0)
   with pytest.raises(config.ConfigError, match="'episode'.*known are"):
@@ -162,21 +151,15 @@ def test_no_label_of_a_later_episode_leaks():
     {tuple(task.encode('x', c)[1]) for c in row} for row in task.classes
   ]
   for episode in (0, 4):
-    for row, weight in zip(*dataclasses.astuple(task.experience(episode))):
+    stream = task.experience(episode)
+    for row, weight in zip(stream.tokens, stream.weight, strict=True):
       answer = tuple(row[weight == 1.0])
       assert answer in labels[episode]
       assert row[np.flatnonzero(weight)[-1]] == task.tokenizer.stop
-  asked = []
-
-  def respond(prompts, answers):
-    asked.extend(zip(prompts, answers))
-    exact = np.array([tuple(a) in labels[1] for a in answers])
-    return experience_lib.Response(exact, *np.zeros((2, len(prompts))))
-
-  exam = task.exam(respond, 1)
-  assert exam.by_episode == [0.0, 1.0]
-  assert {tuple(a) for _, a in asked} <= labels[0] | labels[1]
-  assert all(p[-len(marker) :] == marker for p, _ in asked)
+  student = students.FakeStudent(lambda p, a: tuple(a) in labels[1])
+  assert task.evaluate(student, 1).by_episode == [0.0, 1.0]
+  assert {tuple(a) for a in student.answers} <= labels[0] | labels[1]
+  assert all(p[-len(marker) :] == marker for p in student.prompts)
 
 
 @needs_data

@@ -91,7 +91,7 @@ def test_merges_go_by_score_and_not_from_left_to_right():
 
 @needs_data
 def test_the_merges_are_those_of_sentencepiece():
-  """Another vocabulary, exported to the format, against the library itself."""
+  """Another vocabulary, exported to the format, against the library."""
   library = sentencepiece.SentencePieceProcessor(
     model_file=str(ASSETS / 'text.model')
   )
@@ -114,6 +114,14 @@ def test_a_truncated_tokenizer_is_refused_by_name(tmp_path, cut):
     tokenizers.load(tmp_path / 'x.bin')
 
 
+def test_integers_are_written_as_numbers():
+  tok = tokenizers.IntegerTokenizer(vocab=5, bos=1)
+  assert tok.decode([4, 0]) == '4 0' and tok.encode('4 0') == [4, 0]
+  tokenizers.check_fits(tok, 5)
+  with pytest.raises(config.ConfigError, match='5 pieces but model.vocab=4'):
+    tokenizers.check_fits(tok, 4)
+
+
 def test_unknown_kinds_of_tokenizer_are_refused(tmp_path):
   for name in ('none.bin', 'x.txt', 'none.model'):
     with pytest.raises(config.ConfigError, match=name):
@@ -132,7 +140,7 @@ def test_sentencepiece_is_the_library_with_its_special_tokens():
   assert (tok.pad, tok.bos, tok.stop) == (0, 1, 2)
 
 
-def test_ids_beyond_the_vocabulary_are_text_that_nobody_reads(tok512, folder):
+def test_ids_beyond_the_vocabulary_are_decoded(tok512, folder):
   words = tokenizers.WordTokenizer(['one', '.'], '.')
   assert words.decode([2, 9, 3]) == 'one <unk> .'
   for tok in (
@@ -140,8 +148,8 @@ def test_ids_beyond_the_vocabulary_are_text_that_nobody_reads(tok512, folder):
     tok512,
     tokenizers.load(folder),
   ):
-    told = tok.decode([*tok.encode('one'), tok.vocab + 7])
-    assert told.startswith('one')
+    text = tok.decode([*tok.encode('one'), tok.vocab + 7])
+    assert text.startswith('one')
 
 
 CHATML = (
@@ -201,7 +209,7 @@ TALK = [
   {'role': 'system', 'content': 'Be brief.'},
   {'role': 'user', 'content': 'Why <sleep> & "dream"?'},
 ]
-SAID = (
+RENDERED = (
   '<|im_start|>system\nBe brief.<|im_end|>\n'
   '<|im_start|>user\nWhy <sleep> & "dream"?<|im_end|>\n'
 )
@@ -210,10 +218,10 @@ SAID = (
 def test_a_chat_template_by_hand(folder):
   pytest.importorskip('jinja2')
   tok = tokenizers.load(folder)
-  assert tok.apply_chat_template(TALK) == SAID
-  asked = tok.apply_chat_template(TALK, add_generation_prompt=True)
-  assert asked == SAID + '<|im_start|>assistant\n'
-  ids = tok.encode(asked)
+  assert tok.apply_chat_template(TALK) == RENDERED
+  prompt = tok.apply_chat_template(TALK, add_generation_prompt=True)
+  assert prompt == RENDERED + '<|im_start|>assistant\n'
+  ids = tok.encode(prompt)
   assert ids.count(tok.stop) == 2  # Special tokens, not their spelling.
   # A file beside it comes first, and may look at JSON unescaped.
   (folder / 'chat_template.jinja').write_text(

@@ -79,22 +79,26 @@ def test_greedy_output_is_token_identical(pair):
   np.testing.assert_array_equal(got.tokens, want[:, tokens.shape[1] :].numpy())
 
 
-def test_what_goes_home_loads_there_and_is_the_same(pair):
+def test_an_exported_model_loads_in_transformers(pair):
   theirs, _, _, tmp_path = pair
-  convert.convert(tmp_path / 'ours', tmp_path / 'home')
-  home = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'home')
-  assert home.config.to_diff_dict() == theirs.config.to_diff_dict()
+  convert.convert(tmp_path / 'ours', tmp_path / 'exported')
+  exported = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'exported'
+  )
+  assert exported.config.to_diff_dict() == theirs.config.to_diff_dict()
   for (name, a), (_, b) in zip(
-    theirs.state_dict().items(), home.state_dict().items(), strict=True
+    theirs.state_dict().items(), exported.state_dict().items(), strict=True
   ):
     assert torch.equal(a, b), name
 
 
-def test_a_config_that_we_wrote_ourselves_loads_there(pair):
+def test_a_generated_config_loads_in_transformers(pair):
   theirs, cfg, params, tmp_path = pair
   folder_lib.save(tmp_path / 'unsourced', cfg, params)
-  convert.convert(tmp_path / 'unsourced', tmp_path / 'home')
-  home = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'home')
+  convert.convert(tmp_path / 'unsourced', tmp_path / 'exported')
+  exported = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'exported'
+  )
   tokens = torch.arange(30)[None]
   with torch.no_grad():
-    assert torch.equal(home(tokens).logits, theirs(tokens).logits)
+    assert torch.equal(exported(tokens).logits, theirs(tokens).logits)

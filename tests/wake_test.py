@@ -20,7 +20,14 @@ def read(cfg, params, tokens, *, how=WAKE, defer_due_update=False, weight=None):
   memory = memory_lib.init_memory(cfg)
   weight = jnp.ones(tokens.shape) if weight is None else weight
   return wake.wake(
-    cfg, how, params, memory, jnp.int32(0), tokens, weight, defer_due_update=hold
+    cfg,
+    how,
+    params,
+    memory,
+    jnp.int32(0),
+    tokens,
+    weight,
+    defer_due_update=hold,
   )
 
 
@@ -128,7 +135,14 @@ def test_a_batch_of_lives_wakes_as_each_alone(cfg, params, tokens):
 
   def one_day(memory):
     return wake.wake(
-      cfg, WAKE, params, memory, jnp.int32(0), tokens, ones, defer_due_update=True
+      cfg,
+      WAKE,
+      params,
+      memory,
+      jnp.int32(0),
+      tokens,
+      ones,
+      defer_due_update=True,
     )
 
   together, _, losses_ = jax.vmap(one_day)(batch)

@@ -17,17 +17,17 @@ from tests import run_test
 
 
 class Library(types.ModuleType):
-  """A wandb that only remembers."""
+  """A wandb that keeps its calls."""
 
   def __init__(self):
     super().__init__('wandb')
-    self.told = []
+    self.calls = []
 
-  def init(self, **how):
-    self.told.append(how)
+  def init(self, **settings):
+    self.calls.append(settings)
     return types.SimpleNamespace(
-      log=lambda scalars, step: self.told.append((step, scalars)),
-      finish=lambda: self.told.append('finished'),
+      log=lambda scalars, step: self.calls.append((step, scalars)),
+      finish=lambda: self.calls.append('finished'),
     )
 
 
@@ -37,14 +37,14 @@ def test_a_life_is_watched(tmp_path, monkeypatch):
   c = run_test.small_config()
   c |= {'writers': ['wandb'], 'profile': {'steps': '3:8'}}
   summary = live_lib.live(c, 'sleep', 1, tmp_path, 0)
-  begun, *nights, end = library.told
-  assert begun['name'] == 'sleep_1' and end == 'finished'
+  first, *nights, end = library.calls
+  assert first['name'] == 'sleep_1' and end == 'finished'
   assert [step for step, _ in nights] == [0, 1]
-  assert 'eval/recall' in nights[0][1]
+  assert 'eval/accuracy' in nights[0][1]
   shares = summary['goodput']
   assert 0 <= shares['goodput'] < 1 and shares['lost_compile'] > 0
   assert abs(sum(shares.values()) - 1) < 1e-6
-  assert {'lost_checkpoint', 'lost_exam', 'lost_start'} <= set(shares)
+  assert {'lost_checkpoint', 'lost_eval', 'lost_start'} <= set(shares)
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
@@ -56,7 +56,7 @@ def test_goodput_tells_compilation_from_work():
   f(jnp.ones(3)).block_until_ready()
   time.sleep(0.3)
   worked = time.perf_counter() - start
-  with spent.losing('checkpoint'):
+  with spent.lost_to('checkpoint'):
     time.sleep(0.1)
   shares = spent.report({'update': worked, 'eval': 0.0})
   assert shares['lost_compile'] > 0

@@ -1,4 +1,4 @@
-"""Puzzles that are read window by window: each solved in another way."""
+"""Window tasks: each solved by an independent method."""
 
 import itertools
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax import tasks
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import windows
-from sleep_jax.tasks import algorithmic as algorithmic_tasks
 from sleep_jax.tasks.algorithmic import rule110
+from tests import students
 
 # Neighbourhoods 111, 110, ..., 000.
 TABLE = dict(zip(itertools.product((1, 0), repeat=3), (0, 1, 1, 0, 1, 1, 1, 0)))
@@ -20,9 +22,10 @@ SETTINGS = {
 NAMES = sorted(SETTINGS)
 
 
-def made(name, rows=64, seed=0, exam=False, **changes):
-  puzzle = algorithmic_tasks.build(name, SETTINGS[name] | changes)
-  return puzzle, puzzle.batch(np.random.default_rng(seed), rows, exam=exam)
+def made(name, rows=64, seed=0, for_eval=False, **changes):
+  task = tasks.build(name, SETTINGS[name] | changes, 0)
+  rng = np.random.default_rng(seed)
+  return task, task.batch(rng, rows, for_eval=for_eval)
 
 
 def automaton(cells, steps):
@@ -39,19 +42,19 @@ def context_of(batch, row):
   return tokens[present].tolist()
 
 
-def told(puzzle, batch, row, input_mask=None):
-  """The edges of a row, and its questions and answers as the targets tell."""
-  cfg = puzzle.cfg
+def edges_and_questions(task, batch, row):
+  """The edges of a row, and its questions with the answers of the targets."""
+  cfg = task.cfg
   first_name = 3 + cfg.hops
 
   def words(tokens):
-    found = [[]]
+    split = [[]]
     for token in tokens:
-      found[-1].append(token)
+      split[-1].append(token)
       if token >= first_name + cfg.vocab:  # An end of a word.
-        found.append([])
-    assert found.pop() == []
-    return [tuple(word) for word in found]
+        split.append([])
+    assert split.pop() == []
+    return [tuple(word) for word in split]
 
   bos, *context = context_of(batch, row)
   assert bos == 1
@@ -72,8 +75,8 @@ def told(puzzle, batch, row, input_mask=None):
   return edges, questions
 
 
-def program(puzzle, batch, row):
-  """A row's question, if it is told, and `{name: expression}`."""
+def program(task, batch, row):
+  """A row's question, if it is in the context, and `{name: expression}`."""
   plus, number = 4, 7
   lines, line = [], []
   for token in context_of(batch, row):
@@ -91,7 +94,7 @@ def program(puzzle, batch, row):
     for i, part in enumerate(parts):
       if i == 1:
         words.append('+-*'[part - plus])
-      elif part < number + puzzle.cfg.modulus:
+      elif part < number + task.cfg.modulus:
         words.append(part - number)
         assert part >= number
       else:
@@ -117,19 +120,19 @@ def solve(lines, name, modulus):
   return {'+': a + b, '-': a - b, '*': a * b}[lines[name][1]] % modulus, needed
 
 
-@pytest.mark.parametrize('eval', [False, True])
+@pytest.mark.parametrize('for_eval', [False, True])
 @pytest.mark.parametrize('name', NAMES)
-def test_a_batch_has_one_shape_and_pads_what_is_not_there(name, exam):
-  puzzle, batch = made(name, rows=5, exam=exam)
-  shape = (5, puzzle.windows, puzzle.window)
+def test_a_batch_has_one_shape_and_pads_what_is_not_there(name, for_eval):
+  task, batch = made(name, rows=5, for_eval=for_eval)
+  shape = (5, task.windows, task.window)
   assert batch.context.shape == batch.token_mask.shape == shape
-  for field in ('inputs', 'asked', 'targets', 'weight', 'depth'):
-    assert getattr(batch, field).shape == (5, puzzle.prediction), field
+  for field in ('inputs', 'input_mask', 'targets', 'weight', 'depth'):
+    assert getattr(batch, field).shape == (5, task.prediction), field
   for field in ('context', 'inputs', 'targets', 'depth'):
     assert getattr(batch, field).dtype == np.int32, field
   assert batch.token_mask.dtype == batch.input_mask.dtype == bool
   assert batch.weight.dtype == np.float32
-  assert max(batch.context.max(), batch.targets.max()) < puzzle.vocab
+  assert max(batch.context.max(), batch.targets.max()) < task.tokenizer.vocab
   assert not batch.context[~batch.token_mask].any()
   assert not batch.inputs[~batch.input_mask].any()
   assert not batch.weight[~batch.input_mask].any()
@@ -154,24 +157,24 @@ def test_a_batch_is_a_function_of_the_generator(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_marks_of_one_who_knows_and_of_one_who_is_always_wrong(name):
-  puzzle, batch = made(name, exam=True)
+def test_metrics_of_right_and_of_wrong_predictions(name):
+  task, batch = made(name, for_eval=True)
   nll = np.where(batch.weight > 0, 2.0, 99.0)
   if name == 'depo':
     nll[batch.targets == 2] = 99.0  # ANS does not count.
-  knows = puzzle.metrics(batch, batch.targets, nll)
-  wrong = puzzle.metrics(batch, batch.targets + 1, nll)
-  assert set(knows) == set(wrong) == set(puzzle.chance_level())
-  for mark, value in knows.items():
-    loss = mark.startswith('loss')
-    assert value == (2 if loss else 1), mark
-    assert wrong[mark] == (2 if loss else 0), mark
+  right = task.metrics(batch, batch.targets, nll)
+  wrong = task.metrics(batch, batch.targets + 1, nll)
+  assert set(right) == set(wrong) == set(task.chance_level())
+  for metric, value in right.items():
+    loss = metric.startswith('loss')
+    assert value == (2 if loss else 1), metric
+    assert wrong[metric] == (2 if loss else 0), metric
 
 
 @pytest.mark.parametrize('steps', [1, 4, 9])
-def test_rule110_does_what_its_table_says(steps):
-  puzzle, batch = made('rule110', rows=20, steps=steps)
-  assert puzzle.vocab == 3 and set(np.unique(batch.context)) == {0, 1}
+def test_rule110_follows_its_table(steps):
+  task, batch = made('rule110', rows=20, steps=steps)
+  assert task.tokenizer.vocab == 3 and set(np.unique(batch.context)) == {0, 1}
   for row, strings in enumerate(batch.context.tolist()):
     labels = [automaton(cells, steps)[0] for cells in strings]
     assert batch.targets[row].tolist() == labels
@@ -191,134 +194,140 @@ def test_rule110_of_no_steps_is_retrieval():
   np.testing.assert_array_equal(batch.targets, batch.context[:, :, 0])
 
 
-def test_rule110_chances():
-  chances = algorithmic_tasks.build('rule110', {}).chance_level()
-  assert chances['per_bit'] == pytest.approx(0.563, abs=0.004)
-  assert chances['exact'] == pytest.approx(0.1006, abs=0.003)
+def test_rule110_chance_level():
+  chance = tasks.build('rule110', {}, 0).chance_level()
+  assert chance['per_bit'] == pytest.approx(0.563, abs=0.004)
+  assert chance['exact'] == pytest.approx(0.1006, abs=0.003)
   # All strings of a short ring, by the table.
-  puzzle = algorithmic_tasks.build('rule110', dict(width=6, strings=2, steps=3))
+  task = tasks.build('rule110', dict(width=6, strings=2, steps=3), 0)
   strings = itertools.product((0, 1), repeat=6)
   ones = np.mean([automaton(list(cells), 3)[0] for cells in strings])
   assert ones != 0.5
-  assert puzzle.chance_level()['per_bit'] == max(ones, 1 - ones)
-  assert puzzle.chance_level()['exact'] == max(ones, 1 - ones) ** 2
+  assert task.chance_level()['per_bit'] == max(ones, 1 - ones)
+  assert task.chance_level()['exact'] == max(ones, 1 - ones) ** 2
 
 
-def test_rule110_marks_count_rows_and_bits():
-  puzzle, batch = made('rule110', rows=4)
-  chosen = batch.targets.copy()
-  chosen[1, 2] ^= 1
-  marks = puzzle.metrics(batch, chosen, np.zeros(chosen.shape))
-  assert marks['exact'] == 3 / 4 and marks['per_bit'] == 11 / 12
+def test_rule110_metrics_count_rows_and_bits():
+  task, batch = made('rule110', rows=4)
+  argmax = batch.targets.copy()
+  argmax[1, 2] ^= 1
+  metrics = task.metrics(batch, argmax, np.zeros(argmax.shape))
+  assert metrics['exact'] == 3 / 4 and metrics['per_bit'] == 11 / 12
   depth = f'exact_t{batch.depth[0, 0]}'
-  assert marks[depth] == marks['exact']
-  assert puzzle.chance_level()[depth] == puzzle.chance_level()['exact']
+  assert metrics[depth] == metrics['exact']
+  assert task.chance_level()[depth] == task.chance_level()['exact']
 
 
-@pytest.mark.parametrize('eval', [False, True])
-def test_depo_answers_are_found_by_walking(exam):
-  puzzle, batch = made('depo', exam=exam)
+@pytest.mark.parametrize('for_eval', [False, True])
+def test_depo_answers_are_found_by_walking(for_eval):
+  task, batch = made('depo', for_eval=for_eval)
   sizes, all_hops = set(), set()
   for row in range(64):
-    edges, questions = told(puzzle, batch, row)
+    edges, questions = edges_and_questions(task, batch, row)
     sizes.add(len(edges))
-    assert len(questions) == min(len(edges), puzzle.cfg.queries)
+    assert len(questions) == min(len(edges), task.cfg.queries)
     assert len({u for _, u, _ in questions}) == len(questions)
     for hops, node, answer in questions:
       all_hops.add(hops)
       for _ in range(hops):
         node = edges[node]
       assert node == answer
-  assert all_hops == ({1, 2, 4} if exam else set(range(1, 7)))
-  assert sizes == ({9} if exam else set(range(3, 10)))
+  assert all_hops == ({1, 2, 4} if for_eval else set(range(1, 7)))
+  assert sizes == ({9} if for_eval else set(range(3, 10)))
 
 
 def test_depo_is_one_cycle_in_random_order():
-  puzzle, batch = made('depo', exam=True)
+  task, batch = made('depo', for_eval=True)
   in_order = 0
   for row in range(64):
-    edges, _ = told(puzzle, batch, row)
-    node, seen = next(iter(edges)), set()
-    while node not in seen:
-      seen.add(node)
+    edges, _ = edges_and_questions(task, batch, row)
+    node, visited = next(iter(edges)), set()
+    while node not in visited:
+      visited.add(node)
       node = edges[node]
-    assert len(seen) == 9
+    assert len(visited) == 9
     ends = list(edges.items())
     in_order += sum(v == u for (_, v), (u, _) in zip(ends, ends[1:]))
   # An edge is followed by its successor with probability 1 / 9.
   assert in_order / (64 * 8) == pytest.approx(1 / 9, abs=0.06)
 
 
-def test_depo_asks_for_answers_and_their_mark():
-  puzzle, batch = made('depo', rows=8)
+def test_depo_targets_are_answers_and_the_token_before():
+  task, batch = made('depo', rows=8)
   for row in range(8):
-    _, questions = told(puzzle, batch, row)
-    wanted = [
+    _, questions = edges_and_questions(task, batch, row)
+    targets = [
       pair
       for hops, _, answer in questions
       for pair in ((2, 0), *((token, hops) for token in answer))
     ]
     where = batch.weight[row] > 0
     got = zip(batch.targets[row][where], batch.depth[row][where])
-    assert list(got) == wanted
+    assert list(got) == targets
 
 
-def test_depo_marks_by_hops():
-  puzzle, batch = made('depo', exam=True)
+def test_depo_metrics_by_hops():
+  task, batch = made('depo', for_eval=True)
   nll = np.where(batch.depth == 4, 3.0, 1.0)
-  chosen = batch.targets.copy()
+  argmax = batch.targets.copy()
   # The last token of one answer of 2 hops is wrong, all else is right.
   row, place = np.argwhere(batch.depth == 2)[-1]
-  chosen[row, place] += 1
-  marks = puzzle.metrics(batch, chosen, nll)
+  argmax[row, place] += 1
+  metrics = task.metrics(batch, argmax, nll)
   answers = [
-    hops for row in range(64) for hops, *_ in told(puzzle, batch, row)[1]
+    hops
+    for row in range(64)
+    for hops, *_ in edges_and_questions(task, batch, row)[1]
   ]
-  assert marks['loss_k4'] == 3 and marks['loss_k1'] == marks['loss_k2'] == 1
-  assert marks['exact_k2'] == pytest.approx(1 - 1 / answers.count(2))
-  assert marks['exact_k1'] == marks['exact_k4'] == 1
-  assert marks['exact'] == pytest.approx(1 - 1 / len(answers))
+  assert (
+    metrics['loss_k4'] == 3 and metrics['loss_k1'] == metrics['loss_k2'] == 1
+  )
+  assert metrics['exact_k2'] == pytest.approx(1 - 1 / answers.count(2))
+  assert metrics['exact_k1'] == metrics['exact_k4'] == 1
+  assert metrics['exact'] == pytest.approx(1 - 1 / len(answers))
 
 
 def test_depo_has_the_sizes_of_the_paper():
-  puzzle = algorithmic_tasks.build('depo', {})
-  assert (puzzle.windows, puzzle.window, puzzle.prediction) == (4, 75, 60)
-  batch = puzzle.batch(np.random.default_rng(0), 128, exam=True)
+  task = tasks.build('depo', {}, 0)
+  assert (task.windows, task.window, task.prediction) == (4, 75, 60)
+  batch = task.batch(np.random.default_rng(0), 128, for_eval=True)
   lengths = batch.token_mask.sum((1, 2))
   assert 210 < lengths.min() and lengths.max() < 270
-  batch = puzzle.batch(np.random.default_rng(0), 4000)
+  batch = task.batch(np.random.default_rng(0), 4000)
   questions = ((batch.targets == 2) & (batch.weight > 0)).sum(1)
   # Cycles of 3 to 9 nodes have that share of the weight 1 / (n + sqrt(75)).
   assert (questions < 10).mean() == pytest.approx(0.24, abs=0.03)
 
 
 def test_depo_names_are_distinct_up_to_the_last_one():
-  puzzle, batch = made('depo', exam=True, nodes=12, vocab=3, window=13)
+  task, batch = made('depo', for_eval=True, nodes=12, vocab=3, window=13)
   for row in range(64):
-    edges, _ = told(puzzle, batch, row)
+    edges, _ = edges_and_questions(task, batch, row)
     assert len(edges) == 12  # 3 names of one token, 9 of two.
     assert sorted(map(len, edges)) == [1] * 3 + [2] * 9
 
 
 def test_depo_bos_is_what_falls_off_a_full_context():
-  _, batch = made('depo', exam=True, nodes=10, word_min=2)
+  _, batch = made('depo', for_eval=True, nodes=10, word_min=2)
   assert batch.token_mask.all() and (batch.context >= 9).all()
 
 
 def test_depo_chance_is_an_even_guess():
-  chances = algorithmic_tasks.build('depo', {}).chance_level()
+  chance = tasks.build('depo', {}, 0).chance_level()
   # 150 words make contexts of about 240 tokens.
-  assert chances['loss_k4'] == pytest.approx(np.log(75) * 150 / 240, rel=0.02)
-  assert chances['exact_k16'] == 1 / 75
+  assert chance['loss_k4'] == pytest.approx(np.log(75) * 150 / 240, rel=0.02)
+  assert chance['exact_k16'] == 1 / 75
 
 
-@pytest.mark.parametrize('eval', [False, True])
+@pytest.mark.parametrize('for_eval', [False, True])
 @pytest.mark.parametrize('question_first', [True, False])
-def test_symbolic_answers_need_as_many_operations(question_first, exam):
-  puzzle, batch = made('symbolic', exam=exam, question_first=question_first)
-  seen, dependent, own = set(), 0, 0
+def test_symbolic_answers_need_as_many_operations(question_first, for_eval):
+  task, batch = made(
+    'symbolic', for_eval=for_eval, question_first=question_first
+  )
+  all_ops, dependent, separate = set(), 0, 0
   for row in range(64):
-    question, lines = program(puzzle, batch, row)
+    question, lines = program(task, batch, row)
     ask, name, is_ = batch.inputs[row]
     assert (ask, is_) == (1, 2)
     assert question == ([1, name] if question_first else None)
@@ -328,47 +337,102 @@ def test_symbolic_answers_need_as_many_operations(question_first, exam):
     ops = sum(len(lines[n]) == 3 for n in needed)
     assert batch.depth[row].tolist() == [0, 0, ops]
     assert batch.weight[row].tolist() == [0, 0, 1]
-    seen.add(ops)
+    all_ops.add(ops)
     for other in set(lines) - needed:
       below = solve(lines, other, 5)[1]
       dependent += bool(below & needed)
-      own += not below & needed and len(below) > 1
-  assert seen == ({2, 4} if exam else {1, 2, 3, 4})
-  assert dependent > 64 and own > 32
+      separate += not below & needed and len(below) > 1
+  assert all_ops == ({2, 4} if for_eval else {1, 2, 3, 4})
+  assert dependent > 64 and separate > 32
 
 
 def test_symbolic_chance_is_even_for_every_depth():
-  puzzle, batch = made('symbolic', rows=8000, exam=True)
+  task, batch = made('symbolic', rows=8000, for_eval=True)
   answers, ops = batch.targets[:, 2] - 7, batch.depth[:, 2]
   for op in (2, 4):
     share = np.bincount(answers[ops == op], minlength=5) / (ops == op).sum()
     np.testing.assert_allclose(share, 0.2, atol=0.03)
-    assert puzzle.chance_level()[f'exact_op{op}'] == 0.2
+    assert task.chance_level()[f'exact_op{op}'] == 0.2
 
 
-def test_symbolic_order_and_names_tell_nothing():
-  puzzle, batch = made('symbolic', rows=400, exam=True)
+def test_symbolic_order_and_names_are_independent():
+  task, batch = made('symbolic', rows=400, for_eval=True)
   place, names = [], []
   for row in range(400):
-    _, lines = program(puzzle, batch, row)
+    _, lines = program(task, batch, row)
     place.append(list(lines).index(f'x{batch.inputs[row, 1]}'))
     names.append(batch.inputs[row, 1] - 12)
-  for found in (place, names):
-    assert set(found) == set(range(12))
-    assert np.mean(found) == pytest.approx(5.5, abs=0.7)
+  for values in (place, names):
+    assert set(values) == set(range(12))
+    assert np.mean(values) == pytest.approx(5.5, abs=0.7)
   assert abs(np.corrcoef(place, names)[0, 1]) < 0.2
 
 
-def test_symbolic_marks_by_operations():
-  puzzle, batch = made('symbolic', exam=True)
-  chosen = np.where(batch.depth == 4, 0, batch.targets)
+def test_symbolic_metrics_by_operations():
+  task, batch = made('symbolic', for_eval=True)
+  argmax = np.where(batch.depth == 4, 0, batch.targets)
   nll = np.where(batch.weight > 0, 0.5, 9.0)
-  marks = puzzle.metrics(batch, chosen, nll)
+  metrics = task.metrics(batch, argmax, nll)
   twos = (batch.depth[:, -1] == 2).mean()
-  assert marks == dict(exact=twos, loss=0.5, exact_op2=1.0, exact_op4=0.0)
+  assert metrics == dict(exact=twos, loss=0.5, exact_op2=1.0, exact_op4=0.0)
   rows = np.flatnonzero(batch.depth[:, -1] == 2)
   only = windows.WindowBatch(**{k: v[rows] for k, v in vars(batch).items()})
-  assert 'exact_op4' not in puzzle.metrics(only, chosen[rows], nll[rows])
+  assert 'exact_op4' not in task.metrics(only, argmax[rows], nll[rows])
+
+
+def guess(batch, passes):
+  """Random predictions, by the batch and the passes."""
+  rng = np.random.default_rng(int(batch.context.sum()) + (passes or 0))
+  shape = batch.targets.shape
+  return experience_lib.WindowPredictions(
+    argmax=np.where(rng.random(shape) < 0.7, batch.targets, 0),
+    nll=rng.random(shape),
+    passes=np.full(len(shape), float(passes or 3), np.float32),
+    loss=0.0,
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_evaluation_is_the_mean_over_the_same_batches(name):
+  task, _ = made(name, eval_rows=8, eval_passes=(1, 2), episodes=3)
+  student = students.FakeStudent(predict=guess)
+  first, second, last = (task.evaluate(student, e) for e in range(3))
+  assert first == second and first.by_episode == []
+
+  def expected(stream, batches, passes=None):
+    rng = np.random.default_rng([0, stream])
+    by_batch = []
+    for _ in range(batches):
+      batch = task.batch(rng, 8, for_eval=True)
+      got = guess(batch, passes)
+      by_batch.append(task.metrics(batch, got.argmax, got.nll))
+    names = {name for metrics in by_batch for name in metrics}
+    return {
+      name: np.mean([m[name] for m in by_batch if name in m]) for name in names
+    } | {'passes': passes or 3}
+
+  assert first.metrics == expected(3, 1)
+  want = expected(4, 4)
+  for n in (1, 2):
+    want |= {f'{name}@{n}': value for name, value in expected(4, 4, n).items()}
+  assert last.metrics == want
+  assert set(task.columns) <= set(last.metrics)
+  assert set(task.headline) <= set(first.metrics)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_stream_is_a_function_of_seed_and_episode(name):
+  task = tasks.build(name, SETTINGS[name], 5)
+
+  def first(episode):
+    batches = task.experience(episode).batches(4)
+    return [next(batches).context for _ in range(2)]
+
+  np.testing.assert_array_equal(first(1), first(1))
+  assert np.not_equal(first(0), first(1)).any()
+  rng = np.random.default_rng([5, 1, 1])
+  for got in first(1):
+    np.testing.assert_array_equal(got, task.batch(rng, 4).context)
 
 
 def test_packing_keeps_the_order():
@@ -388,18 +452,20 @@ def test_packing_keeps_the_order():
 @pytest.mark.parametrize(
   'name, settings, message',
   [
-    ('rule30', {}, 'choose one of depo, rule110, symbolic'),
+    ('rule30', {}, 'depo, facts, knowledge_incorporation, rule110, symbolic'),
     ('rule110', dict(step=3), 'unknown setting .step.'),
-    ('rule110', dict(steps=-1), 'puzzle.steps=-1 must be at least 0'),
-    ('depo', dict(nodes=2), 'puzzle.nodes=2 must be at least 3'),
-    ('depo', dict(word_min=3), 'puzzle.word_max=2 must be at least 3'),
+    ('rule110', dict(steps=-1), 'task.steps=-1 must be at least 0'),
+    ('rule110', dict(eval_rows=0), 'task.eval_rows=0 must be at least 1'),
+    ('rule110', dict(eval_passes=(2, 0)), r'eval_passes=\(2, 0\) must be'),
+    ('depo', dict(nodes=2), 'task.nodes=2 must be at least 3'),
+    ('depo', dict(word_min=3), 'task.word_max=2 must be at least 3'),
     ('depo', dict(nodes=76), '304 tokens.* hold 300'),
     ('depo', dict(vocab=2), '75 nodes.* makes only 6'),
-    ('symbolic', dict(modulus=2), 'puzzle.modulus=2 must be at least 3'),
+    ('symbolic', dict(modulus=2), 'task.modulus=2 must be at least 3'),
     ('symbolic', dict(max_ops=12), 'statements=24.* can need 25'),
     ('symbolic', dict(window=30), '147 tokens.* hold 90'),
   ],
 )
 def test_what_cannot_work_is_named(name, settings, message):
   with pytest.raises(config.ConfigError, match=message):
-    algorithmic_tasks.build(name, settings)
+    tasks.build(name, settings, 0)

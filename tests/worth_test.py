@@ -1,4 +1,4 @@
-"""The figures of `experiments.worth`, on cases that can be counted."""
+"""The figures of `experiments.dream_value`, on cases that can be counted."""
 
 import numpy as np
 import pytest

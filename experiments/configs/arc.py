@@ -1,4 +1,4 @@
-"""`arc_few_shot`: learning to write the self-edit that learns a puzzle.
+"""`arc_few_shot`: learning to write the self-edit that solves a puzzle.
 
 Variants: none, generated puzzles and a small base (`base_arc.py`), 3 nights, 5
 seeds; `:real`, the whole path on three small ARC puzzles with the base of
@@ -6,9 +6,9 @@ seeds; `:real`, the whole path on three small ARC puzzles with the base of
 setting on Llama-3.2-1B (see `backbones.py`), checked by shape alone.
 
 `success` is the share of right answers after self-edits of 5 dreams, applied
-one by one. The paper's: icl 0, ttt 10, seal 72.5, sleep 80 %. Expect of the
-base's dreams, which are blind, that few succeed (`ttt`), and that `seal` and
-`sleep` come to write the few settings that do.
+one by one. The paper's: icl 0, ttt 10, seal 72.5, sleep 80 %. Expect few of the
+base's dreams, whose values are random, to succeed (`ttt`), and `seal` and
+`sleep` to learn to write the few settings that do.
 
   python -m experiments.run --config=experiments/configs/arc.py \
       --workdir=runs/arc
@@ -31,7 +31,7 @@ from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.models import lora
 from sleep_jax.tasks.arc import task as arc
 
-LANES = 8
+BATCH = 8
 # Fine-tuning of one instance, as SEAL does it.
 _TARGETS = ('q', 'v', 'gate', 'up', 'down')
 _ARMS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def _clocked(
   fast, slow = model.levels
   fast.update(
     chunk=task.length,
-    sleep_every=task.rows // LANES,
+    sleep_every=task.rows // BATCH,
     optimizer='adam',
     learning_rate=1e-3,
   )
@@ -62,7 +62,7 @@ def _generated() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3, 4, 5)
   c.base = 'sleep_jax/assets/base_arc.npz'
   # At most 63 steps a trial: 6 epochs of leave-one-out and its turns.
-  task = arc.ArcConfig(episodes=3, train=8, asked=2, max_row_passes=126)
+  task = arc.ArcConfig(episodes=3, train=8, test_pairs=2, max_row_passes=126)
   c.model = _clocked(base_arc.model(), task)
   c.model.max_len = 256
   c.task = ml_collections.ConfigDict(dataclasses.asdict(task))
@@ -140,7 +140,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   c = _generated()
   c.reference = 'sleep'
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=512,
@@ -152,7 +152,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(finetune.FinetuneConfig, batch=LANES)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
   c.arms = _ARMS
   if variant:
     c.name = f'arc_{variant}'

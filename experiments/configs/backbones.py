@@ -4,10 +4,12 @@ Variants: `:llama3_2_1b` (default), `:llama3_2_3b`, `:llama3_8b`, `:qwen2_5_7b`,
 `:qwen3_1_7b`, `:qwen3_8b`; their published dimensions. Convert the checkpoint
 first; `base` is where that puts it:
 
-  python -m sleep_jax.convert Llama-3.2-1B bases/llama3_2_1b
+  python -m sleep_jax.weights.convert Llama-3.2-1B bases/llama3_2_1b
 
-What it shows: nothing by itself. It names no task, and needs an accelerator
-that holds the model; every variant is checked by shape alone (tests).
+The task is SEAL's knowledge incorporation, one night of it. The run needs the
+converted checkpoint, SQuAD, and an accelerator that holds the model; without
+them it ends in one line that names what is missing. Every variant is checked by
+shape alone (tests).
 
 The layers are split over three levels (the reading `partition`) with Sleep
 Figure 7's clocks of about 1k, 5k and 10k tokens. Each receiver has 5 experts of
@@ -21,6 +23,9 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.models import lora
+from sleep_jax.tasks import squad
 
 _CLOCK = 1024  # Tokens between two updates of the fastest level.
 _EXPERTS = dict(slots=5, rank=64, top_k=5)
@@ -123,9 +128,14 @@ def model(variant: str) -> ml_collections.ConfigDict:
 
 def get_config(variant: str = 'llama3_2_1b') -> ml_collections.ConfigDict:
   """Settings; `variant` names the backbone."""
-  c = ml_collections.ConfigDict()
-  c.name = variant
+  c = common.experiment(variant)
+  c.seeds = (1,)
+  c.workers = 1
+  c.reference = 'sleep'
+  c.arms = {'frozen': {}, 'sleep': {}}
   c.base = f'bases/{variant}'
+  c.task = common.settings(squad.SquadConfig, episodes=1, tokenizer=c.base)
+  c.task.name = 'knowledge_incorporation'
   c.model = model(variant)
   c.wake = common.settings(wake_lib.WakeConfig, batch=1)
   # 100 steps and an effective batch of 32 (Sleep section 7).
@@ -137,5 +147,9 @@ def get_config(variant: str = 'llama3_2_1b') -> ml_collections.ConfigDict:
     teacher_top_k=128,
   )
   # Of the paper's runs that adapt the backbone itself.
-  c.lora = dict(rank=64, alpha=128, learning_rate=5e-6)
+  c.lora = common.settings(lora.LoraConfig, rank=64, alpha=128.0)
+  c.trial = common.settings(dreaming_config.TrialConfig, max_parallel=1)
+  c.dreaming = common.settings(
+    dreaming_config.DreamingConfig, learning_rate=5e-6
+  )
   return c

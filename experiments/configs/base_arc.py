@@ -1,10 +1,10 @@
-"""Pretrains the base model of `arc_few_shot`'s generated twin.
+"""Pretrains the base model of `arc_few_shot` on generated puzzles.
 
-It learns to continue puzzles whose rule recolours at most one colour, from the
-pairs that it is shown, and to write self-edits with values drawn blindly. Cost:
+It learns to continue puzzles whose rule recolours at most one colour from their
+example pairs, and to write self-edits whose values are drawn at random. Cost:
 about 8 minutes on one CPU core.
 
-  python -m experiments.pretrain --config=experiments/configs/base_arc.py
+  python -m experiments.run --config=experiments/configs/base_arc.py
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ from sleep_jax import config
 
 
 def model() -> ml_collections.ConfigDict:
-  """The backbone of the twin's experiments."""
+  """The backbone of the experiments on generated puzzles."""
   return ml_collections.ConfigDict(
     dict(
       vocab=40,
@@ -31,15 +31,12 @@ def model() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the recipe."""
-  c = ml_collections.ConfigDict()
-  c.corpus = 'arc'
-  c.out = 'sleep_jax/assets/base_arc.npz'
-  c.model = model()
-  c.seed = 0
-  c.steps = 4000
-  c.batch = 16
-  c.length = 104
-  c.learning_rate = 2e-3
-  c.weight_decay = 0.01
-  c.data_dir = ''
-  return c
+  return common.corpus(
+    'base_arc',
+    model(),
+    corpus='arc',
+    length=104,
+    steps=4000,
+    batch=16,
+    learning_rate=2e-3,
+  )

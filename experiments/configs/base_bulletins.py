@@ -1,10 +1,10 @@
-"""Pretrains the base model of `bulletins`: its own people, and the forms.
+"""Pretrains the base model of `bulletins`.
 
-Cost: about 5 minutes on one CPU core. Of its own people it knows statements and
-answers by heart; about strangers, never the same twice, it reads records and
-writes what they imply.
+Of a fixed set of people it memorises statements and answers; about people that
+are drawn anew for every document it reads records and writes what they imply.
+Cost: about 5 minutes on one CPU core.
 
-  python -m experiments.pretrain --config=experiments/configs/base_bulletins.py
+  python -m experiments.run --config=experiments/configs/base_bulletins.py
 """
 
 import ml_collections
@@ -30,15 +30,6 @@ def model() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the recipe."""
-  c = ml_collections.ConfigDict()
-  c.corpus = 'bulletins'
-  c.out = 'sleep_jax/assets/base_bulletins.npz'
-  c.model = model()
-  c.seed = 0
-  c.steps = 4000
-  c.batch = 32
-  c.length = 64
-  c.learning_rate = 4e-3
-  c.weight_decay = 0.01
-  c.data_dir = ''
-  return c
+  return common.corpus(
+    'base_bulletins', model(), corpus='bulletins', length=64, steps=4000
+  )

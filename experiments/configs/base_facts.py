@@ -1,9 +1,10 @@
-"""Pretrains the base model of `facts`: its own world, and the form of facts.
+"""Pretrains the base model of `facts`: facts of a fixed world, and their form.
 
-Cost: about 5 minutes on one CPU core. Every third document is about strangers,
-so that it also learns to read facts from its context.
+Every third document is about entities that are drawn anew, so that the model
+also learns to read facts from its context. Cost: about 5 minutes on one CPU
+core.
 
-  python -m experiments.pretrain --config=experiments/configs/base_facts.py
+  python -m experiments.run --config=experiments/configs/base_facts.py
 """
 
 import ml_collections
@@ -30,15 +31,6 @@ def model() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the recipe."""
-  c = ml_collections.ConfigDict()
-  c.corpus = 'facts'
-  c.out = 'sleep_jax/assets/base_facts.npz'
-  c.model = model()
-  c.seed = 0
-  c.steps = 4000
-  c.batch = 32
-  c.length = 64
-  c.learning_rate = 4e-3
-  c.weight_decay = 0.01
-  c.data_dir = ''
-  return c
+  return common.corpus(
+    'base_facts', model(), corpus='facts', length=64, steps=4000
+  )

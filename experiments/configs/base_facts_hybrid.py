@@ -1,12 +1,12 @@
-"""Pretrains the hybrid base of `both_sleeps`: it learns to keep what it read.
+"""Pretrains the hybrid base of `both_sleeps`, through windows and passes.
 
-Sequences tell of strangers over up to four windows, and a document then asks
-for them, and for the base's own world. How many strangers there are grows over
-the training: with four from the start hardly any was kept after 1,000 steps.
-Recurrence comes first in the stack, so attention sees what fast weights recall.
-Cost: about half an hour on one busy CPU core.
+A sequence states facts about new entities in up to four windows; the prediction
+window asks for them, and for facts of the base's own world. The number of new
+entities grows over the training: with four from the start the model recalled
+hardly any after 1,000 steps. The recurrent layer comes first, so attention sees
+what the fast weights recall. Cost: about half an hour on one busy CPU core.
 
-  python -m experiments.pretrain \
+  python -m experiments.run \
       --config=experiments/configs/base_facts_hybrid.py
 """
 
@@ -29,14 +29,15 @@ def model() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the recipe."""
-  c = ml_collections.ConfigDict()
-  c.corpus = 'facts'
-  c.out = 'sleep_jax/assets/base_facts_hybrid.npz'
-  c.model = model()
-  c.seed = 0
-  c.length = LENGTH
-  c.windows = 4  # The most that a sequence has.
-  c.strangers = (1, 8)  # The most that it tells of, at first and at last.
+  c = common.pretraining(
+    'base_facts_hybrid',
+    model(),
+    corpus='facts_windows',
+    length=LENGTH,
+    windows=4,  # At most, in a sequence.
+    new_entities=(1, 8),  # At most, in the first and in the last steps.
+  )
+  c.learner = 'recurrent_training'
   c.recurrence = common.settings(
     recurrence_config.RecurrenceConfig, remat=False
   )

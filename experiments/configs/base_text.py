@@ -1,10 +1,10 @@
 """Pretrains the small base model of the real-text tasks on old novels.
 
 A sentencepiece vocabulary of 1,024 pieces and a decoder of 0.4M parameters, on
-the books that `sleep_jax/data/catalog.py` lists. Cost: under 30 minutes on 2
-CPU cores. Prints the loss on a book that it never saw.
+the books that `sleep_jax/data/datasets/gutenberg.py` lists. `loss` is that of a
+held-out book. Cost: under 30 minutes on 2 CPU cores.
 
-  python -m experiments.pretrain --config=experiments/configs/base_text.py
+  python -m experiments.run --config=experiments/configs/base_text.py
 """
 
 import ml_collections
@@ -31,17 +31,13 @@ def model() -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the recipe."""
-  c = ml_collections.ConfigDict()
-  c.corpus = 'text'
-  c.out = 'sleep_jax/assets/base_text.npz'
-  c.tokenizer = 'sleep_jax/assets/text.model'
-  c.held_out = ('Great-Expectations_1400',)
-  c.model = model()
-  c.seed = 0
-  c.steps = 4500
-  c.batch = 32
-  c.length = 64
-  c.learning_rate = 3e-3
-  c.weight_decay = 0.01
-  c.data_dir = ''
-  return c
+  return common.corpus(
+    'base_text',
+    model(),
+    corpus='text',
+    length=64,
+    tokenizer='sleep_jax/assets/text.model',
+    held_out=('Great-Expectations_1400',),
+    steps=4500,
+    learning_rate=3e-3,
+  )

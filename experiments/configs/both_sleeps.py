@@ -1,19 +1,20 @@
 """Both kinds of sleep on `facts`: into fast weights, into experts, and both.
 
-A small hybrid lives six nights, five seeds. `recurrence` passes twice over
-every window before it is forgotten, and its states are all that ever learns;
-`recurrence_once` is the same with one pass, the plain hybrid. `sleep` learns by
-gradients while awake and seeds an expert a night; its states begin empty with
+A small hybrid, six nights, five seeds. `recurrence` makes two passes over every
+window before its keys are evicted, and only its recurrent states change;
+`recurrence_once` is the same with one pass, a plain hybrid. `sleep` learns by
+gradients while awake and seeds one expert a night; its states start at zero in
 every row. `recurrence_seeding` reads as `recurrence` does, and each night seeds
-what its states hold into an expert. All read 61,440 tokens a day. The `brief`
-arms have a day of 512 tokens, in which each fact comes six times.
+one expert from what its states hold, and resets them. All read 61,440 tokens a
+day. The `brief` arms have a day of 512 tokens, in which each fact comes six
+times.
 
 The settings of `recurrence_seeding` were chosen on seed 100, two or three short
 nights, by recall: teacher temperature 1, 0.7 or 0.5, steps 300 or 900 (600 were
 taken, for time), router weight 0.1, 0.3, 1 or 3, with and without imitation.
-min_p 0.1 recalled as much as 0, but silenced the base's own world in the old
-self's dreams, and forgot more of it. `sleep` has the settings of `facts`, with
-rows half as long.
+min_p 0.1 recalled as much as 0, but left the base's own facts out of the
+previous model's dreams, and forgot more of them. `sleep` has the settings of
+`facts`, with rows half as long.
 
   python -m experiments.run --config=experiments/configs/both_sleeps.py \
       --workdir=runs/both_sleeps
@@ -35,7 +36,7 @@ from sleep_jax.tasks import facts
 
 NIGHTS = 6
 LENGTH = base_facts_hybrid.LENGTH
-ROWS, LANES = 1920, 16  # As many tokens a day as in `facts`.
+ROWS, BATCH = 1920, 16  # As many tokens a day as in `facts`.
 BRIEF_ROWS = 16
 
 
@@ -50,19 +51,23 @@ def sleeping_model(updates: int) -> ml_collections.ConfigDict:
   return model
 
 
-# What the states say is less sure than what a gradient taught.
-SEED_STATES = dict(
-  sleep=dict(teacher_temperature=0.5, steps=600, router_weight=1.0)
+RECURRENCE: dict[str, Any] = dict(
+  learner='sleep', wake=dict(reads='windows'), sleep=dict(consolidate=False)
+)
+RECURRENCE_SEEDING: dict[str, Any] = dict(
+  learner='sleep',
+  wake=dict(reads='windows'),
+  # Answers from states have a higher entropy than those of fast weights.
+  sleep=dict(teacher_temperature=0.5, steps=600, router_weight=1.0),
 )
 
 
-def _brief(**changes: Any) -> dict[str, Any]:
-  """A short day; an update for every row, so that there are some."""
-  return dict(
+def _brief(arm: dict[str, Any]) -> dict[str, Any]:
+  """The arm with a short day, and an update after every row."""
+  return arm | dict(
     task=dict(rows=BRIEF_ROWS),
-    wake=dict(batch=1),
+    wake=arm.get('wake', {}) | dict(batch=1),
     model=dict(sleeping_model(BRIEF_ROWS)),
-    **changes,
   )
 
 
@@ -72,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3, 4, 5)
   c.reference = 'recurrence_seeding_brief'
   c.base = 'sleep_jax/assets/base_facts_hybrid.npz'
-  c.model = sleeping_model(ROWS // LANES)
+  c.model = sleeping_model(ROWS // BATCH)
   c.task = common.settings(
     facts.FactsConfig,
     episodes=NIGHTS,
@@ -83,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.task.name = 'facts'
   c.recurrence = common.settings(recurrence_config.RecurrenceConfig, passes=2)
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=2048,
@@ -95,14 +100,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune = common.settings(finetune.FinetuneConfig)
   c.arms = {
     'frozen': {},
-    'recurrence_once': dict(learner='recurrence', recurrence=dict(passes=1)),
-    'recurrence': {},
+    'recurrence_once': RECURRENCE | dict(recurrence=dict(passes=1)),
+    'recurrence': RECURRENCE,
     'sleep': {},
-    'recurrence_seeding': SEED_STATES,
-    'recurrence_brief': _brief(learner='recurrence'),
-    'sleep_brief': _brief(learner='sleep'),
-    'recurrence_seeding_brief': _brief(
-      learner='recurrence_seeding', **SEED_STATES
-    ),
+    'recurrence_seeding': RECURRENCE_SEEDING,
+    'recurrence_brief': _brief(RECURRENCE),
+    'sleep_brief': _brief(dict(learner='sleep')),
+    'recurrence_seeding_brief': _brief(RECURRENCE_SEEDING),
   }
   return c

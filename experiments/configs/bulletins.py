@@ -1,8 +1,9 @@
 """`bulletins`: SEAL's knowledge incorporation, generated, 3 nights, 5 seeds.
 
 The arms of the Sleep paper's table 3 for a model of 0.1M parameters: passages
-are read, dreamt about and studied, and then asked about closed book, each one
-alone (`n1`) and fifty together (`n50`).
+are read, dreamt about and studied; then their questions are answered closed
+book, after the study of each passage alone (`n1`) and of fifty together
+(`n50`).
 
 Settings were chosen on seeds 5 and 100, which are therefore not in the table.
 The trial (seed 5, no nights, single bulletins and the fifty together): some of
@@ -30,10 +31,10 @@ from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.models import lora
 from sleep_jax.tasks import bulletins
 
-NIGHTS, LANES, LENGTH = 3, 8, 16
+NIGHTS, BATCH, LENGTH = 3, 8, 16
 TRAIN, READS = 12, 16
 _STUDY = 64  # Rows of a study's day: enough for every level to be due.
-_UPDATES = _STUDY // LANES  # Of the fastest level, until it is due.
+_UPDATES = _STUDY // BATCH  # Of the fastest level, until it is due.
 _SLOTS = NIGHTS + 1  # The nights of a life, and that of a study.
 _EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
 
@@ -41,7 +42,7 @@ _EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
 def _model(
   *levels: dict[str, int], learning_rate: float = 3e-3
 ) -> ml_collections.ConfigDict:
-  """The base behind faster levels that are silent until they are updated."""
+  """The base behind faster levels whose output is zero until an update."""
   model = base_bulletins.model()
   fast = (
     common.settings(
@@ -89,12 +90,12 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.task.name = 'bulletins'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=1024,
-    # Long enough for a whole dream: what the old self does not rehearse is
-    # lost, and with rows of a record alone that was how to dream.
+    # Long enough for a whole dream: with rows of the length of a record the
+    # previous model's rows held no dreams, and the model forgot how to dream.
     dream_length=3 * LENGTH,
     splice=False,  # A document is one text.
     steps=250,
@@ -103,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(finetune.FinetuneConfig, batch=LANES)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
   c.lora = common.settings(
     lora.LoraConfig,
     rank=16,
@@ -137,7 +138,7 @@ def get_config() -> ml_collections.ConfigDict:
     'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),
     'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
     'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
-    # Without dreams a passage is read, and consolidated, or it is not met.
+    # Without dreams a study reads the passage and consolidates it.
     'no_dreaming': dict(
       learner='sleep', dreaming=dict(enabled=False, study_night=True)
     ),

@@ -7,8 +7,8 @@ re-read, and far behind `joint`.
 
 Settings of sleep were chosen on CLINC150, seed 11, two or three nights, by
 accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among
-0.9, 1, 1.3; emphasis, steps, rank, optimizer and router_weight; ewc's lambda
-among 0.1 and 1. The other data sets use them as they are.
+0.9, 1, 1.3; disagreement_weight, steps, rank, optimizer and router_weight;
+ewc's lambda among 0.1 and 1. The other data sets use them unchanged.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
@@ -18,12 +18,13 @@ import ml_collections
 
 from experiments.configs import base_text
 from experiments.configs import common
+from sleep_jax import config
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import class_incremental
 
-LANES = 8
+BATCH = 8
 # Episodes, tokens of a row, seeds, passes over an episode's examples, and Eq. 2
 # updates of level 1 between two sleeps (a little less than an episode has).
 _VARIANTS = {
@@ -37,7 +38,7 @@ _VARIANTS = {
 
 def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   """Settings; `variant` names the data set."""
-  v = _VARIANTS[variant]
+  v = config.lookup(variant, _VARIANTS, 'variant')
   c = common.experiment(f'class_incremental_{variant}')
   c.seeds = v['seeds']
   c.reference = 'sleep'
@@ -60,7 +61,7 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
   )
   c.task.name = 'class_incremental'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=3072,
@@ -78,9 +79,14 @@ def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
     lam=0.0,
   )
   c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=0.1
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=2e-3, ewc_lambda=0.1
   )
   c.arms = {
-    name: {} for name in ('icl', 'sft', 'ewc', 'wake_only', 'sleep', 'joint')
+    'icl': {},
+    'sft': {},
+    'ewc': {},
+    'wake_only': common.WAKE_ONLY,
+    'sleep': {},
+    'joint': {},
   }
   return c

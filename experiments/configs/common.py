@@ -5,8 +5,14 @@ import dataclasses
 import ml_collections
 
 from sleep_jax import config
+from sleep_jax.learners import finetune
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
+from sleep_jax.tasks import corpus as corpus_lib
+
+_EVALS = 10  # Episodes of a pretraining, each with an evaluation.
+# Fast weights learn, and no night consolidates them.
+WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
 
 
 def settings(cls: type, **changes) -> ml_collections.ConfigDict:
@@ -15,7 +21,7 @@ def settings(cls: type, **changes) -> ml_collections.ConfigDict:
 
 
 def experiment(name: str) -> ml_collections.ConfigDict:
-  """What every experiment has; none of it changes what a life becomes."""
+  """How lives are run; the result of a life does not depend on it."""
   c = ml_collections.ConfigDict()
   c.name = name
   c.workers = 2  # Lives at a time.
@@ -23,13 +29,21 @@ def experiment(name: str) -> ml_collections.ConfigDict:
   # Devices by mesh axis; all 1 is no mesh.
   c.mesh = ml_collections.ConfigDict(dict.fromkeys(sharding.MESH_AXES, 1))
   c.profile = ml_collections.ConfigDict(dict(steps=''))  # Such as 10:15.
+  c.export = ''  # An .npz for the weights that the one life ends with.
   return c
 
 
-def puzzle(name: str, **changes) -> ml_collections.ConfigDict:
-  """What every experiment with a puzzle has."""
+def window_task(name: str, **changes) -> ml_collections.ConfigDict:
+  """An experiment that trains a fresh hybrid through windows and passes.
+
+  Args:
+    name: of the task, and of the experiment.
+    **changes: settings of the task.
+  """
   c = experiment(name)
-  c.puzzle = ml_collections.ConfigDict(dict(name=name, **changes))
+  c.base = ''
+  c.learner = 'recurrent_training'  # Of every arm.
+  c.task = ml_collections.ConfigDict(dict(name=name, **changes))
   c.recurrence = settings(recurrence_config.RecurrenceConfig, remat=False)
   c.training = settings(recurrence_config.TrainingConfig)
   c.seeds = (1, 2, 3)
@@ -56,3 +70,57 @@ def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
   if variant:
     c.name = f'{c.name}_{variant}'
     config.lookup(variant, variants, 'variant')(c)
+
+
+def corpus(
+  name: str,
+  model: ml_collections.ConfigDict,
+  *,
+  steps: int,
+  batch: int = 32,
+  learning_rate: float = 4e-3,
+  **changes,
+) -> ml_collections.ConfigDict:
+  """An experiment that pretrains one base on a corpus, and exports it.
+
+  Args:
+    name: of the experiment, and of the file under sleep_jax/assets.
+    model: a section.
+    steps: of AdamW.
+    batch: rows of a step.
+    learning_rate: the highest, after a warm-up; then it decays to zero.
+    **changes: settings of the task `corpus`.
+  """
+  c = pretraining(name, model, rows=steps * batch // _EVALS, **changes)
+  c.learner = 'sft'
+  c.finetune = settings(
+    finetune.FinetuneConfig,
+    batch=batch,
+    learning_rate=learning_rate,
+    weight_decay=0.01,
+    warmup_cosine_steps=steps,
+  )
+  return c
+
+
+def pretraining(
+  name: str, model: ml_collections.ConfigDict, **changes
+) -> ml_collections.ConfigDict:
+  """What `corpus` and the recipe of a hybrid base share.
+
+  Args:
+    name: of the experiment, and of the file under sleep_jax/assets.
+    model: a section.
+    **changes: settings of the task `corpus`.
+  """
+  c = experiment(name)
+  c.seeds = (0,)
+  c.workers = 1
+  c.reference = 'base'
+  c.arms = {'base': {}}
+  c.base = ''
+  c.export = f'sleep_jax/assets/{name}.npz'
+  c.model = model
+  c.task = settings(corpus_lib.CorpusConfig, episodes=_EVALS, **changes)
+  c.task.name = 'corpus'
+  return c

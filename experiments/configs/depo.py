@@ -1,14 +1,14 @@
-"""Depo: walk k edges of a cycle whose edges went by in random order.
+"""Depo: walk k edges of a cycle, given its edges in random order.
 
-A question may begin at any node and ask for any k, so a sleep cannot prepare
-one answer: it must put the whole cycle in order. Variants: none, eight seeds at
-a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles of up to
-75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
+A question may begin at any node and ask for any k, so the passes cannot prepare
+a single answer: they must put the whole cycle in order. Variants: none, eight
+seeds at a size for two cores; `:paper`, the sizes of arXiv 2605.26099 (cycles
+of up to 75 nodes, ten Jet layers, 100,000 steps), checked by shape alone.
 
 `long` has the FLOPs of `passes_4` with one pass, in more steps. `exact_k4`,
 say, is the share of answers right among questions of four edges. The paper
-finds one pass stuck from k = 4 on, two from 8, and that four passes begin to
-learn 16.
+finds that one pass does not learn k = 4, two do not learn 8, and that four
+begin to learn 16.
 
   python -m experiments.run --config=experiments/configs/depo.py \
       --workdir=runs/depo
@@ -23,7 +23,7 @@ _STEPS = 1200
 
 def _paper(c: ml_collections.ConfigDict) -> None:
   """The paper's own cycles; its d = 512, and Jet layers in turn."""
-  c.puzzle = ml_collections.ConfigDict(dict(name='depo'))
+  c.task = ml_collections.ConfigDict(dict(name='depo', episodes=10))
   c.model = common.hybrid(512, 10, 1365, vocab=119, mixers=('attention', 'jet'))
   c.model.recurrent.update(key=96, value=256)
   c.model.heads = 8
@@ -32,7 +32,6 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   c.training.update(
     steps=100_000, batch=128, muon_learning_rate=2e-3, adam_learning_rate=5e-5
   )
-  c.headline = tuple(f'loss_k{k}' for k in (1, 2, 4, 8, 16))
   c.seeds = (1, 2, 3)
   del c.arms['long']  # Its steps are those of the small size.
 
@@ -41,8 +40,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   """Settings; override any with `--config.section.name=value`."""
   # One-token names: every edge is two tokens. On a ring of five, two steps are
   # no shorter the other way round.
-  c = common.puzzle(
+  c = common.window_task(
     'depo',
+    episodes=10,
     nodes=5,
     smallest=3,
     vocab=12,
@@ -60,7 +60,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.reference = 'passes_4'
   c.seeds = tuple(range(1, 9))
-  c.headline = ('exact', 'exact_k1', 'exact_k2')
   c.arms = {
     f'passes_{n}': dict(recurrence=dict(passes=n)) for n in (1, 2, 4)
   } | {'long': dict(training=dict(steps=11 * _STEPS // 5))}

@@ -30,18 +30,18 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import facts
 
 NIGHTS = 8
-ROWS, LANES, LENGTH = 960, 8, 64
+ROWS, BATCH, LENGTH = 960, 8, 64
 
 
 def sleeping_model(
   slots: int, rank: int = 32, learning_rate: float = 3e-3
 ) -> ml_collections.ConfigDict:
-  """The base with a clock: level 1 is fast, level 2 grows experts."""
+  """The base with clocks: level 1 is fast, level 2 grows experts."""
   model = base_facts.model()
   fast, slow = model.levels
   fast.update(
     chunk=LENGTH,
-    sleep_every=ROWS // LANES,  # Once a day.
+    sleep_every=ROWS // BATCH,  # Once a day.
     optimizer='adam',
     learning_rate=learning_rate,
   )
@@ -72,7 +72,10 @@ LEARNERS = {
   'icl': {},
   'sft': SFT,
   'ewc': {},
-  'wake_only': dict(model=dict(sleeping_model(NIGHTS, learning_rate=1e-3))),
+  'wake_only': dict(
+    common.WAKE_ONLY,
+    model=dict(sleeping_model(NIGHTS, learning_rate=1e-3)),
+  ),
   'sleep': {},
   'joint': {},
 }
@@ -95,7 +98,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.task.name = 'facts'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=1024,
@@ -105,7 +108,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     learning_rate=0.02,
   )
   c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=LANES, learning_rate=2e-3, ewc_lambda=1.0
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=2e-3, ewc_lambda=1.0
   )
   c.arms = LEARNERS | ablations(rank=32)
   if variant:

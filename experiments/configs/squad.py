@@ -4,9 +4,9 @@ Variants: `:small` (default), a handful of passages and the base of
 `base_text.py`, to see it run end to end (a model of this size knows and learns
 next to nothing of them); `:paper`, Qwen2.5-7B with SEAL's settings (v1): LoRA
 of rank 32 and alpha 64 on q and v, 10 epochs of single rows at 1e-3, five
-dreams of a passage, the best of them learnt for two epochs at 3e-4 by a LoRA of
-its own, 200 test passages with 974 questions. For that, convert the checkpoint
-first (see `backbones.py`), and bring an accelerator that holds it.
+dreams of a passage, the best of them learnt for two epochs at 3e-4 by a
+separate LoRA, 200 test passages with 974 questions. For that, convert the
+checkpoint first (see `backbones.py`), and bring an accelerator that holds it.
 
 SEAL learns its dreams by LoRA 64/128 on all linear layers, 10 rows a step, and
 its 200 passages together by five dreams each in 3 epochs of 8 rows, each dream
@@ -62,7 +62,7 @@ def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
 
 
 def _small(c: ml_collections.ConfigDict) -> None:
-  length, lanes = 192, 8
+  length, batch = 192, 8
   c.base = 'sleep_jax/assets/base_text.npz'
   c.model = base_text.model()
   c.model.max_len = 1024
@@ -80,7 +80,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     max_dream=64,
     max_answer=16,
   )
-  c.wake = common.settings(wake_lib.WakeConfig, batch=lanes)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=batch)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=32,
@@ -91,16 +91,18 @@ def _small(c: ml_collections.ConfigDict) -> None:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(finetune.FinetuneConfig, batch=lanes)
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=batch)
   c.lora = common.settings(lora.LoraConfig)
-  c.trial = common.settings(dreaming_config.TrialConfig, epochs=2, max_parallel=8)
+  c.trial = common.settings(
+    dreaming_config.TrialConfig, epochs=2, max_parallel=8
+  )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,
     dreams=4,
     keep=2,
     keep_random=1,
     retention_rows=8,
-    study_rows=2 * lanes,
+    study_rows=2 * batch,
   )
 
 

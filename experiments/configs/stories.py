@@ -1,20 +1,20 @@
 """A real pretrained model, a real book that it has never seen, three nights.
 
 `stories260K` (llama2.c, 260 thousand parameters) was trained on TinyStories. It
-gains a fast level in front of its feed-forward parts, whose output is zero at
-first, and expert slots in these parts. Every day it reads a stretch of *Pride
-and Prejudice*, once. The exam is perplexity, a token of the base's 512 pieces
-at a time: on rows of the stretches that were held out (`held_out_ppl`), on the
-text after the last day (`ahead_ppl`), on rows it did read (`read_ppl`), and on
-TinyStories, its old knowledge (`known_ppl`). `frozen` is the base before;
-`wake_only` keeps its fast level, `sleep` is asked with its own reset. The seed
-draws where in the book a life begins.
+gains a fast level before its feed-forward blocks, whose output is zero at
+first, and expert slots in these blocks. Every day it reads a stretch of *Pride
+and Prejudice*, once. The evaluation is perplexity per token of the base's 512
+pieces: on held-out rows of the stretches (`held_out_ppl`), on the text after
+the last day (`ahead_ppl`), on rows it has read (`read_ppl`), and on
+TinyStories, its pretraining data (`known_ppl`). `frozen` is the base;
+`wake_only` keeps its fast level, `sleep` is evaluated with its fast level
+reset. The seed draws where in the book a life begins.
 
 Chosen on another book (*Wuthering Heights*), seed 100, one day, by
 `held_out_ppl`: the learning rate of sft among 2e-3, 1e-3, 3e-4, 1e-4; of
 wake_only among 3e-3, 1e-3, 3e-4; the lambda of ewc among 0.1, 1, 10, 100. Of
 sleep, two numbers of steps and dreams. `sft_gentle` and `ewc_strong` show how
-much of the book is learnt when more of the old is kept.
+much of the book is learnt when less of the base is forgotten.
 
   python -m experiments.run --config=experiments/configs/stories.py \
       --workdir=runs/stories
@@ -30,7 +30,7 @@ from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import book
 
-NIGHTS, ROWS, LANES, LENGTH, CHUNK = 3, 288, 8, 128, 32
+NIGHTS, ROWS, BATCH, LENGTH, CHUNK = 3, 288, 8, 128, 32
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.seeds = (1, 2, 3)
   c.reference = 'sleep'
   c.base = 'stories260k/stories260K.bin'
-  updates = ROWS // LANES * LENGTH // CHUNK  # Of the fast level, in a day.
+  updates = ROWS // BATCH * LENGTH // CHUNK  # Of the fast level, in a day.
   c.model = ml_collections.ConfigDict(
     dict(
       vocab=512,
@@ -54,8 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
           config.LevelConfig,
           hidden=172,
           chunk=CHUNK,
-          # One less than a day has: no update is left pending at night, and
-          # the fast level awakes as it was born.
+          # One less than a day has: no update is pending at night, and the
+          # fast level is reset to its initial state.
           sleep_every=updates - 1,
           learning_rate=1e-3,
         ),
@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.task.name = 'book'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=LANES)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=384,
@@ -83,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     lam=0.0,
   )
   c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=LANES, learning_rate=1e-3, ewc_lambda=0.1
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.1
   )
   c.arms = {
     'frozen': {},
@@ -91,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     'sft_gentle': dict(learner='sft', finetune=dict(learning_rate=1e-4)),
     'ewc': {},
     'ewc_strong': dict(learner='ewc', finetune=dict(ewc_lambda=100.0)),
-    'wake_only': {},
+    'wake_only': common.WAKE_ONLY,
     'sleep': {},
   }
   return c

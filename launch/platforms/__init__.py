@@ -1,8 +1,8 @@
-"""Where jobs run: each platform is a module with the five verbs.
+"""The platforms: each is a module with the five verbs.
 
-`create` gets machines, `run` starts the job, `logs` follows it, `resume` gets
-back what was lost and runs again, `delete` ends the job and gives back what
-`create` took. No verb deletes a work directory.
+`create` allocates machines, `run` starts the job, `logs` follows its output,
+`resume` replaces lost machines and runs the job again, `delete` ends the job
+and releases what `create` allocated. No verb deletes a work directory.
 """
 
 from launch.platforms import gke

@@ -1,7 +1,7 @@
 """GKE: a JobSet on TPU node pools, admitted by Kueue.
 
-The cluster has the JobSet and Kueue controllers, Workload Identity and the GCS
-FUSE driver (docs/launch.md). Sources: https://jobset.sigs.k8s.io/docs/tasks/
+The cluster must have the JobSet and Kueue controllers, Workload Identity and
+the GCS FUSE driver (docs/launch.md). Sources: https://jobset.sigs.k8s.io/docs/tasks/
 tpu_multislice and https://cloud.google.com/kubernetes-engine/docs/tutorials/
 tpu-multislice-kueue.
 """
@@ -13,7 +13,7 @@ from launch.job import Job
 from launch.job import Step
 
 _TPU = 'google.com/tpu'
-_RESTARTS = 100  # A preempted slice is a restart.
+_RESTARTS = 100  # Every preemption of a slice is a restart.
 
 
 def _check(job: Job) -> None:
@@ -22,7 +22,7 @@ def _check(job: Job) -> None:
 
 
 def _credentials(job: Job) -> Step:
-  """`kubectl` speaks to the job's cluster; a zone tells its region."""
+  """Credentials of `kubectl` for the cluster, in the region of the zone."""
   return job_lib.command(
     'gcloud',
     'container',
@@ -43,7 +43,7 @@ def _pools(job: Job) -> list[str]:
 
 
 def create(job: Job) -> list[Step]:
-  """One node pool a slice, and a queue that hands them out."""
+  """Creates one node pool per slice, and a Kueue queue for them."""
   _check(job)
   machine = job.machine
   pools = [
@@ -90,7 +90,7 @@ def _selector(job: Job) -> dict[str, str]:
 
 
 def queues(job: Job) -> list[dict[str, Any]]:
-  """Kueue's objects: the chips there are, and the queue for them."""
+  """Kueue's objects: a flavor and quota of the chips, and the queue."""
   api = 'kueue.x-k8s.io/v1beta2'
   flavor = f'{job.name}-{job.machine.generation}'
   chips = job.machine.count * job.nodes
@@ -131,7 +131,7 @@ def queues(job: Job) -> list[dict[str, Any]]:
 
 
 def jobset(job: Job) -> dict[str, Any]:
-  """The JobSet: a Job a slice, a pod a host, restarted as a whole."""
+  """The JobSet: one Job per slice, one pod per host, restarted together."""
   return {
     'apiVersion': 'jobset.x-k8s.io/v1alpha2',
     'kind': 'JobSet',
@@ -139,7 +139,7 @@ def jobset(job: Job) -> dict[str, Any]:
       'name': job.name,
       'namespace': 'default',
       'labels': {'kueue.x-k8s.io/queue-name': job.queue},
-      # All pods of a Job on one node pool: a slice is never split.
+      # All pods of a Job run on one node pool, so a slice is not split.
       'annotations': {
         'alpha.jobset.sigs.k8s.io/exclusive-topology': (
           'cloud.google.com/gke-nodepool'
@@ -147,7 +147,7 @@ def jobset(job: Job) -> dict[str, Any]:
       },
     },
     'spec': {
-      'suspend': True,  # Kueue lets it go.
+      'suspend': True,  # Kueue starts it.
       'failurePolicy': {'maxRestarts': _RESTARTS},
       'replicatedJobs': [
         {
@@ -173,7 +173,7 @@ def _pod(job: Job) -> dict[str, Any]:
     'image': job.image,
     'command': list(job.argv()),
     'env': [{'name': k, 'value': v} for k, v in job.environment.items()],
-    # Slice builder, and the metrics of libtpu.
+    # Ports of the slice builder and of the metrics of libtpu.
     'ports': [{'containerPort': 8471}, {'containerPort': 8431}],
     'resources': {'limits': {_TPU: job.machine.chips_per_host}},
     'volumeMounts': [{'name': 'bucket', 'mountPath': '/bucket'}],
@@ -202,7 +202,7 @@ def _pod(job: Job) -> dict[str, Any]:
 
 
 def run(job: Job) -> list[Step]:
-  """Hands the JobSet to the queue."""
+  """Submits the JobSet to the queue."""
   _check(job)
   job.require('image', 'bucket')
   path = f'{job.files}/jobset.yaml'
@@ -214,7 +214,7 @@ def run(job: Job) -> list[Step]:
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the first pod of every slice."""
+  """Follows the output of the first pod of every slice."""
   _check(job)
   labels = (
     f'jobset.sigs.k8s.io/jobset-name={job.name},'
@@ -240,13 +240,13 @@ def _stop(job: Job) -> Step:
 
 
 def resume(job: Job) -> list[Step]:
-  """Clears away what ended, and hands it in again."""
+  """Deletes the old JobSet and submits it again."""
   steps = run(job)
   return [steps[0], _stop(job), *steps[1:]]
 
 
 def delete(job: Job) -> list[Step]:
-  """Ends the job and gives its node pools back; the queue stays."""
+  """Ends the job and deletes its node pools; the queue remains."""
   _check(job)
   pools = [
     job_lib.command(

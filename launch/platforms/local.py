@@ -1,4 +1,4 @@
-"""This machine: a process that outlives the terminal."""
+"""This machine: a background process that survives the terminal."""
 
 import shlex
 
@@ -9,11 +9,13 @@ from sleep_jax import config
 
 
 def create(job: Job) -> list[Step]:
-  """Nothing to get; the preflight tells whether the machine will do."""
-  return [job_lib.command('python', '-m', 'launch.preflight', *_expected(job))]
+  """Runs the preflight checks; there is nothing to allocate."""
+  return [
+    job_lib.command('python', '-m', 'launch.preflight', *_preflight_args(job))
+  ]
 
 
-def _expected(job: Job) -> tuple[str, ...]:
+def _preflight_args(job: Job) -> tuple[str, ...]:
   data = (f'--data-dir={job.data_dir}',) if job.data_dir else ()
   return (
     f'--accelerator={job.accelerator}',
@@ -23,7 +25,7 @@ def _expected(job: Job) -> tuple[str, ...]:
 
 
 def run(job: Job) -> list[Step]:
-  """Starts it in the background, once."""
+  """Starts the job in the background, unless it is running."""
   job.require_kind('cpu', 'gpu')
   if job.nodes > 1:
     raise config.ConfigError(
@@ -47,16 +49,16 @@ echo $! >{folder}/pid""")
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows its output."""
+  """Follows the output of the job."""
   return [job_lib.command('tail', '-n', '100', '-F', f'{job.folder}/log')]
 
 
 def resume(job: Job) -> list[Step]:
-  """The same command goes on where it stopped."""
+  """Runs the same command, which resumes the run."""
   return run(job)
 
 
 def delete(job: Job) -> list[Step]:
-  """SIGTERM: it saves and ends."""
+  """Sends SIGTERM, on which the run ends."""
   pid = shlex.quote(f'{job.folder}/pid')
   return [job_lib.Shell(f'kill -TERM "$(cat {pid})"\nrm {pid}')]

@@ -1,4 +1,4 @@
-"""SkyPilot: a managed job, which recovers from preemptions itself.
+"""SkyPilot: a managed job, which SkyPilot restarts after preemptions.
 
 Fields: https://docs.skypilot.co/en/latest/reference/yaml-spec.html.
 """
@@ -14,7 +14,7 @@ _GPU = 'H100'
 
 
 def create(job: Job) -> list[Step]:
-  """Nothing to get: a managed job brings its machines. Can we reach them?"""
+  """Checks access to the cloud; a managed job allocates its machines."""
   cloud = 'gcp' if job.machine.kind == 'tpu' else None
   return [job_lib.command('sky', 'check', cloud)]
 
@@ -29,13 +29,13 @@ def _resources(job: Job) -> dict[str, Any]:
     out['accelerator_args'] = {'runtime_version': job.machine.chip.runtime}
   elif job.machine.kind == 'gpu':
     out['accelerators'] = f'{_GPU}:{job.machine.count}'
-  # A run that fails by itself twice has an error that a third would have.
+  # A run that has failed twice by its own error would fail again.
   out['job_recovery'] = {'max_restarts_on_errors': 2}
   return out
 
 
 def _command(job: Job) -> str:
-  """Machines with a TPU find each other; others are told by SkyPilot."""
+  """The command; without a TPU, SkyPilot gives the coordinator's address."""
   line = shlex.join(job.argv())
   if job.machine.kind == 'tpu':
     return line
@@ -47,7 +47,7 @@ def _command(job: Job) -> str:
 
 
 def task(job: Job) -> dict[str, Any]:
-  """The task: this folder, installed and run on every node."""
+  """The task: this folder is installed and run on every node."""
   extra = {'cpu': '.', 'gpu': '.[gpu]', 'tpu': '.[tpu]'}[job.machine.kind]
   return {
     'name': job.name,
@@ -84,17 +84,17 @@ def run(job: Job) -> list[Step]:
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows its output."""
+  """Follows the output of the job."""
   return [job_lib.command('sky', 'jobs', 'logs', f'--name={job.name}')]
 
 
 def resume(job: Job) -> list[Step]:
-  """The same command goes on where it stopped."""
+  """Runs the same command, which resumes the run."""
   return run(job)
 
 
 def delete(job: Job) -> list[Step]:
-  """Cancels the job; its machines go with it."""
+  """Cancels the job and releases its machines."""
   return [
     job_lib.command('sky', 'jobs', 'cancel', f'--name={job.name}', '--yes')
   ]

@@ -1,6 +1,6 @@
-"""Slurm: one task a node, from the shared disk's own virtual environment.
+"""Slurm: one task per node, in a virtual environment on the shared disk.
 
-`jax.distributed.initialize()` finds the other tasks by Slurm's variables.
+`jax.distributed.initialize()` reads the other tasks from Slurm's variables.
 Options: https://slurm.schedmd.com/sbatch.html.
 """
 
@@ -11,11 +11,11 @@ from launch.job import Job
 from launch.job import Step
 
 _PYTHON = '.venv/bin/python'
-_STOPPED = 143  # A run's exit status after SIGTERM.
+_STOPPED = 143  # `termination.EXIT_CODE`: the exit status after SIGTERM.
 
 
 def create(job: Job) -> list[Step]:
-  """The environment, on the shared disk; nodes come with `run`."""
+  """Creates the environment on the shared disk; `run` allocates nodes."""
   job.require_kind('cpu', 'gpu')
   job.refuse_bucket()
   extra = '.[gpu]' if job.machine.kind == 'gpu' else '.'
@@ -29,8 +29,8 @@ def create(job: Job) -> list[Step]:
 def batch(job: Job) -> str:
   """The batch script.
 
-  Slurm sends SIGTERM to the tasks before the time limit; the job then stands
-  in the queue again, as it does after a preemption, until it has ended well.
+  Slurm sends SIGTERM to the tasks before the time limit; the job is then
+  requeued, as after a preemption, until the run is complete.
   """
   gpus = job.machine.count if job.machine.kind == 'gpu' else 0
   options = {
@@ -55,7 +55,7 @@ def batch(job: Job) -> str:
       job_lib.exports(job.environment),
       'code=0',
       f'srun {shlex.join(job.argv(_PYTHON))} || code=$?',
-      '# Stopped by the clock: it is saved, and goes on in another turn.',
+      '# Stopped at the time limit: the saved run is requeued.',
       f'if [ "$code" -eq {_STOPPED} ]; then',
       '  scontrol requeue "$SLURM_JOB_ID"',
       'fi',
@@ -65,7 +65,7 @@ def batch(job: Job) -> str:
 
 
 def run(job: Job) -> list[Step]:
-  """Hands the batch script in, unless the job is there already."""
+  """Submits the batch script, unless the job is in the queue."""
   job.require_kind('cpu', 'gpu')
   job.refuse_bucket()
   path = f'{job.files}/job.sbatch'
@@ -81,15 +81,15 @@ fi"""),
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows its output."""
+  """Follows the output of the job."""
   return [job_lib.command('tail', '-n', '100', '-F', f'{job.folder}/log')]
 
 
 def resume(job: Job) -> list[Step]:
-  """The same command goes on where it stopped."""
+  """Runs the same command, which resumes the run."""
   return run(job)
 
 
 def delete(job: Job) -> list[Step]:
-  """SIGTERM to its tasks, and SIGKILL after the cluster's KillWait."""
+  """Sends SIGTERM to the tasks, and SIGKILL after the cluster's KillWait."""
   return [job_lib.command('scancel', '--me', f'--name={job.name}')]

@@ -1,4 +1,4 @@
-"""Cloud TPU VMs by queued resources; the job is a container on every worker.
+"""Cloud TPU VMs as queued resources; a container runs on every worker.
 
 Flags: https://cloud.google.com/sdk/gcloud/reference/compute/tpus/
 queued-resources and https://cloud.google.com/tpu/docs/run-in-container.
@@ -16,7 +16,9 @@ def _check(job: Job) -> None:
   job.require_kind('tpu')
 
 
-def _resources(job: Job, verb: str, *flags: str | None) -> job_lib.Command:
+def _queued_resources(
+  job: Job, verb: str, *flags: str | None
+) -> job_lib.Command:
   return job_lib.command(
     'gcloud',
     'compute',
@@ -30,10 +32,10 @@ def _resources(job: Job, verb: str, *flags: str | None) -> job_lib.Command:
   )
 
 
-def _everywhere(job: Job, name: str, text: str) -> list[Step]:
-  """Runs a script on every worker of every slice (a node, to gcloud)."""
+def _on_all_workers(job: Job, name: str, text: str) -> list[Step]:
+  """Runs a script on every worker of every slice (`node` in gcloud)."""
   path = f'{job.files}/{name}'
-  ssh = _resources(job, 'ssh', '--node=all', '--worker=all').script()
+  ssh = _queued_resources(job, 'ssh', '--node=all', '--worker=all').script()
   return [
     job_lib.File(path, f'#!/usr/bin/env bash\nset -euo pipefail\n{text}'),
     job_lib.Shell(
@@ -43,24 +45,26 @@ def _everywhere(job: Job, name: str, text: str) -> list[Step]:
 
 
 def _request(job: Job) -> job_lib.Command:
-  many = job.nodes > 1
-  return _resources(
+  multislice = job.nodes > 1
+  return _queued_resources(
     job,
     'create',
     f'--accelerator-type={job.machine.gcloud}',
     f'--runtime-version={job.machine.chip.runtime}',
-    f'--node-count={job.nodes}' if many else f'--node-id={job.name}',
-    f'--node-prefix={job.name}' if many else None,
+    f'--node-count={job.nodes}' if multislice else f'--node-id={job.name}',
+    f'--node-prefix={job.name}' if multislice else None,
     '--spot' if job.spot else None,
   )
 
 
 def _state(job: Job) -> str:
-  return _resources(job, 'describe', '--format=value(state.state)').script()
+  return _queued_resources(
+    job, 'describe', '--format=value(state.state)'
+  ).script()
 
 
 def create(job: Job) -> list[Step]:
-  """Queues for the slices, waits, and prepares every worker."""
+  """Requests the slices, waits for them, and prepares every worker."""
   _check(job)
   return [_request(job), _wait(job), *_prepare(job)]
 
@@ -80,7 +84,7 @@ done""")
 
 
 def _prepare(job: Job) -> list[Step]:
-  """The bucket and the image on every worker; harmless a second time."""
+  """Mounts the bucket and pulls the image on every worker; idempotent."""
   registry = job.image.partition('/')[0]
   packages = 'https://packages.cloud.google.com/apt'
   key = '/usr/share/keyrings/cloud.google.asc'
@@ -97,9 +101,11 @@ fi
 sudo mkdir -p /bucket
 mountpoint -q /bucket ||
   sudo gcsfuse --implicit-dirs {job.bucket.removeprefix('gs://')} /bucket"""
-  # One worker first: it makes the key that the others are then reached with.
-  key_maker = _resources(job, 'ssh', '--node=0', '--worker=0', '--command=true')
-  return [key_maker, *_everywhere(job, 'setup.sh', setup.strip())]
+  # The first connection creates the SSH key that the others use.
+  key_maker = _queued_resources(
+    job, 'ssh', '--node=0', '--worker=0', '--command=true'
+  )
+  return [key_maker, *_on_all_workers(job, 'setup.sh', setup.strip())]
 
 
 def run(job: Job) -> list[Step]:
@@ -123,20 +129,22 @@ if sudo docker stop --time={job.grace} {job.name} 2>/dev/null; then
   sudo docker rm {job.name}
 fi
 {docker.script()}"""
-  return _everywhere(job, 'run.sh', text.strip())
+  return _on_all_workers(job, 'run.sh', text.strip())
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the first worker of the first slice; the others say the same."""
+  """Follows the output of the first worker of the first slice."""
   job.require('project', 'zone')
   follow = f'sudo docker logs --follow --tail=100 {job.name}'
   return [
-    _resources(job, 'ssh', '--node=0', '--worker=0', f'--command={follow}')
+    _queued_resources(
+      job, 'ssh', '--node=0', '--worker=0', f'--command={follow}'
+    )
   ]
 
 
 def resume(job: Job) -> list[Step]:
-  """Gets new slices if the old ones were taken away, and runs again."""
+  """Requests new slices if the old ones are lost, and runs again."""
   _check(job)
   lost = job_lib.Shell(f"""
 state="$({_state(job)})" || state=NONE
@@ -155,6 +163,6 @@ def _indented(step: Step) -> str:
 
 
 def delete(job: Job) -> list[Step]:
-  """Gives the slices back, and with them the containers."""
+  """Deletes the slices, and with them the containers."""
   job.require('project', 'zone')
-  return [_resources(job, 'delete', '--force', '--quiet')]
+  return [_queued_resources(job, 'delete', '--force', '--quiet')]

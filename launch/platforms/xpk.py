@@ -1,4 +1,4 @@
-"""GKE by xpk, which makes cluster, node pools, queue and JobSet itself.
+"""GKE by xpk, which creates cluster, node pools, queue and JobSet.
 
 Flags: https://github.com/AI-Hypercomputer/xpk (docs/usage).
 """
@@ -15,7 +15,7 @@ def _check(job: Job) -> None:
   job.require_kind('tpu')
 
 
-def _place(job: Job) -> tuple[str, ...]:
+def _cluster_args(job: Job) -> tuple[str, ...]:
   return (
     f'--cluster={job.cluster}',
     f'--project={job.project}',
@@ -24,14 +24,14 @@ def _place(job: Job) -> tuple[str, ...]:
 
 
 def create(job: Job) -> list[Step]:
-  """The cluster with its slices; and the bucket, in every workload."""
+  """Creates the cluster, and attaches the bucket to every workload."""
   _check(job)
   job.require('bucket')
   cluster = job_lib.command(
     'xpk',
     'cluster',
     'create',
-    *_place(job),
+    *_cluster_args(job),
     f'--tpu-type={job.machine.gcloud}',
     f'--num-slices={job.nodes}',
     '--spot' if job.spot else '--on-demand',
@@ -43,7 +43,7 @@ def create(job: Job) -> list[Step]:
     'storage',
     'attach',
     'bucket',
-    *_place(job),
+    *_cluster_args(job),
     '--type=gcsfuse',
     f'--bucket={job.bucket.removeprefix("gs://")}',
     '--mount-point=/bucket',
@@ -54,7 +54,7 @@ def create(job: Job) -> list[Step]:
 
 
 def run(job: Job) -> list[Step]:
-  """The workload; slices that are preempted restart it."""
+  """Creates the workload; a preemption of a slice restarts it."""
   _check(job)
   job.require('image', 'bucket')
   return [
@@ -62,7 +62,7 @@ def run(job: Job) -> list[Step]:
       'xpk',
       'workload',
       'create',
-      *_place(job),
+      *_cluster_args(job),
       f'--workload={job.name}',
       f'--tpu-type={job.machine.gcloud}',
       f'--num-slices={job.nodes}',
@@ -76,7 +76,7 @@ def run(job: Job) -> list[Step]:
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the first pod of every slice; xpk itself shows no logs."""
+  """Follows the first pod of every slice; xpk has no command for logs."""
   _check(job)
   labels = (
     f'xpk.google.com/workload={job.name},'
@@ -108,19 +108,21 @@ def _stop(job: Job) -> Step:
     'xpk',
     'workload',
     'delete',
-    *_place(job),
+    *_cluster_args(job),
     f'--workload={job.name}',
     '--force',
   )
 
 
 def resume(job: Job) -> list[Step]:
-  """Clears away what ended, and hands it in again."""
+  """Deletes the old workload and creates it again."""
   return [_stop(job), *run(job)]
 
 
 def delete(job: Job) -> list[Step]:
-  """Ends the job and gives the cluster back."""
+  """Ends the job and deletes the cluster."""
   _check(job)
-  cluster = job_lib.command('xpk', 'cluster', 'delete', *_place(job), '--force')
+  cluster = job_lib.command(
+    'xpk', 'cluster', 'delete', *_cluster_args(job), '--force'
+  )
   return [_stop(job), cluster]

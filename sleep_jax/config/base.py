@@ -1,14 +1,14 @@
-"""From mappings to dataclasses; what cannot work is named."""
+"""Dataclasses from mappings, with errors that name the invalid setting."""
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 _T = TypeVar('_T')
 
 
 class ConfigError(ValueError):
-  """A setting that cannot work; the message names it and the way out."""
+  """An invalid setting; the message names it and what to do."""
 
 
 def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
@@ -18,8 +18,11 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
     cls: a dataclass of this package.
     values: its fields; absent ones keep their defaults.
     where: the config path, for the message (`model.levels[0]`).
+
+  Raises:
+    ConfigError: for an unknown key.
   """
-  known = {f.name for f in dataclasses.fields(cls)}
+  known = {f.name for f in dataclasses.fields(cast(Any, cls))}
   if unknown := sorted(set(values) - known):
     raise ConfigError(
       f'{where}: unknown setting {unknown[0]!r}; known are '
@@ -29,7 +32,11 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
 
 
 def lookup(value: str, options: Mapping[str, _T], where: str) -> _T:
-  """`options[value]`, or an error that lists the options."""
+  """`options[value]`.
+
+  Raises:
+    ConfigError: listing the options, if `value` is none of them.
+  """
   if value not in options:
     raise ConfigError(
       f'{where}={value!r} is unknown; choose one of '

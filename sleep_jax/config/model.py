@@ -243,8 +243,8 @@ def _check_mixers(cfg: ModelConfig) -> None:
   if not isinstance(cfg.recurrent, settings):
     if cfg.recurrent != RecurrentConfig():
       raise base.ConfigError(
-        f'model.recurrent={cfg.recurrent} must be a {settings.__name__}, the '
-        f'settings of model.mixers={cfg.mixers}.'
+        f'model.recurrent={cfg.recurrent} must be of class '
+        f'{settings.__name__}, the settings of model.mixers={cfg.mixers}.'
       )
     object.__setattr__(cfg, 'recurrent', settings())
   if cfg.layers % len(cfg.mixers):

@@ -1,51 +1,68 @@
-"""sleep_jax.harness.build."""
+"""From the sections of an experiment's config to a task and a learner."""
 
+import hashlib
+import json
 from typing import Any
 
 import jax
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
-from sleep_jax.data import tokenizers
 from sleep_jax.learners import base as learner_lib
-from sleep_jax.learners import finetune
-from sleep_jax.lifecycle import wake as wake_lib
-from sleep_jax.lifecycle.consolidation import config as consolidation_config
-from sleep_jax.lifecycle.dreaming import config as dreaming_config
-from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.metrics import costs as costs_lib
-from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
+from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.weights import load as load_lib
 
 Settings = dict[str, Any]
 
-# Settings of how lives are run; what a life becomes does not depend on them.
-_HOW_RUN = ('workers', 'writers', 'profile', 'mesh')
+# Settings of how lives are run; the result of a life does not depend on them.
+_RUN_SETTINGS = ('workers', 'writers', 'profile', 'mesh', 'export')
+_REQUIRED = (
+  'name',
+  'seeds',
+  'arms',
+  'reference',
+  'task',
+  'base',
+  'model',
+  'workers',
+)
 
-# Sections that only some experiments need.
-_OPTIONAL = {
-  'recurrence': recurrence_config.RecurrenceConfig,
-  'lora': lora.LoraConfig,
-  'trial': dreaming_config.TrialConfig,
-  'dreaming': dreaming_config.DreamingConfig,
-}
+
+def check_sections(c: Settings) -> None:
+  """Refuses a config that lacks a section that every experiment has.
+
+  Raises:
+    ConfigError: naming the first of them.
+  """
+  for section in _REQUIRED:
+    if section not in c:
+      raise config.ConfigError(
+        f'the config has no {section!r}; every experiment has '
+        f'{", ".join(_REQUIRED)} (see experiments/configs/quickstart.py).'
+      )
 
 
 def arm_config(c: Settings, arm: str) -> Settings:
-  """The config of one arm: the common one with the arm's changes put in.
+  """The config of one arm: the common sections with the arm's changes.
+
+  `learner` is the arm's own, else the config's, else the arm's name.
 
   Raises:
-    ConfigError: if an arm changes a section or setting that is not there.
+    ConfigError: if an arm changes a section that does not exist.
   """
-  arms = c['arms']
-  change = dict(config.lookup(arm, arms, 'arm'))
+  check_sections(c)
+  changes = dict(config.lookup(arm, c['arms'], 'arm'))
   out = {k: v for k, v in c.items() if k != 'arms'}
-  out['learner'] = change.pop('learner', arm)
-  for section, values in change.items():
+  out['learner'] = changes.pop('learner', c.get('learner', arm))
+  out.setdefault(learners.OWN_SECTION, {})
+  for section, values in changes.items():
     if section not in out:
       raise config.ConfigError(
         f'arms.{arm}.{section}: there is no section {section!r} to change; '
@@ -58,73 +75,52 @@ def arm_config(c: Settings, arm: str) -> Settings:
 def build(
   c: Settings, seed: int
 ) -> tuple[task_lib.Task, learner_lib.Learner, costs_lib.CostTracker]:
-  """Everything that one life needs; every bad setting is refused here."""
-  given = dict(c['task'])
-  task = tasks.build(given.pop('name'), given, seed)
-  model = config.ModelConfig.from_mapping(c['model'])
-  tokenizers.check_fits(task.tokenizer, model.vocab)
-  ledger = costs_lib.CostTracker(model, given['length'])
+  """The task, the learner and the cost tracker of one life.
+
+  Args:
+    c: of one arm, see `arm_config`.
+    seed: of the life.
+
+  Raises:
+    ConfigError: for the first setting that cannot work.
+  """
+  settings = dict(c['task'])
+  data_dir = settings.get('data_dir')
+  if 'name' not in settings:
+    raise config.ConfigError('task.name is missing; it names the task.')
+  task = tasks.build(settings.pop('name'), settings, seed)
+  cfg = config.ModelConfig.from_mapping(c['model'])
+  costs = costs_lib.CostTracker(cfg, task.row_length)
   setup = learner_lib.Setup(
-    model=model,
-    params=sharding.shard_params(
-      load_lib.load(c['base'], model, given.get('data_dir'))
+    model=model_lib.Model(
+      cfg,
+      sharding.shard_params(_weights(c['base'], cfg, seed, data_dir)),
+      memory_lib.init_memory(cfg),
     ),
     tokenizer=task.tokenizer,
-    wake=config.from_mapping(wake_lib.WakeConfig, c['wake'], 'wake'),
-    sleep=config.from_mapping(
-      consolidation_config.SeedingConfig, c['sleep'], 'sleep'
-    ),
-    finetune=config.from_mapping(
-      finetune.FinetuneConfig, c['finetune'], 'finetune'
-    ),
-    costs=ledger,
-    format=getattr(task, 'reader', None),
-    **{
-      name: config.from_mapping(cls, c[name], name)
-      for name, cls in _OPTIONAL.items()
-      if name in c
-    },
+    costs=costs,
+    episodes=task.episodes,
+    seed=seed,
+    format=task.format,
   )
-  check_slots(setup, task.episodes)
-  check_mesh(setup)
-  return task, learners.build(c['learner'], setup), ledger
+  return task, learners.build(c['learner'], c, setup), costs
 
 
-def check_slots(setup: learner_lib.Setup, nights: int) -> None:
-  """Refuses, before the first day, a life that would run out of slots."""
-  levels = setup.model.levels
-  nights += bool(setup.format and setup.dreaming.study_night)
-  for i, level in enumerate(levels[:-1]):
-    slots = levels[i + 1].slots
-    # Whatever this level's own sleep prunes is free again.
-    frees = bool(levels[i + 1].sleep_every)
-    limited = setup.sleep.slot_policy == 'error' and setup.sleep.expand
-    if level.sleep_every and limited and not frees and nights > slots:
-      raise config.ConfigError(
-        f'{nights} nights need {nights} slots, but model.levels[{i + 1}].'
-        f'slots={slots} and sleep.slot_policy=error; raise slots, or set '
-        'sleep.slot_policy=merge or recycle.'
-      )
-
-
-def check_mesh(setup: learner_lib.Setup) -> None:
-  """Refuses, before the first day, what does not divide over the mesh."""
-  how = setup.sleep
-  sharding.check_rows(
-    {
-      'wake.lanes': setup.wake.batch,
-      'finetune.batch': setup.finetune.batch,
-      'sleep.batch': how.batch,
-      'half of sleep.dreams': how.dreams // 2,
-      'sleep.prefixes x sleep.group': how.prefixes * how.group,
-      'sleep.rollout_groups x sleep.group': how.rollout_groups * how.group,
-    }
-  )
-  sharding.check_leaves(
-    jax.eval_shape(lambda: memory_lib.init_memory(setup.model))
-  )
+def _weights(
+  base: str, cfg: config.ModelConfig, seed: int, data_dir: str | None
+) -> at.Params:
+  """The pretrained weights `base`, or fresh ones if it is ''."""
+  if base:
+    return load_lib.load(base, cfg, data_dir)
+  return transformer.init(cfg, jax.random.key(seed))
 
 
 def config_identity(c: Settings) -> Settings:
-  """The settings that make a life what it is, without how it is run."""
-  return {k: v for k, v in c.items() if k not in _HOW_RUN}
+  """The settings that determine a life, without those of how it is run."""
+  return {k: v for k, v in c.items() if k not in _RUN_SETTINGS}
+
+
+def life_digest(c: Settings, seed: int) -> str:
+  """SHA-256 of what determines one life: an arm's config and a seed."""
+  text = json.dumps([config_identity(c), seed], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

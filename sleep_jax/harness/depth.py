@@ -1,7 +1,8 @@
-"""Marks against depth: how many steps of reasoning a sleep of N passes reaches.
+"""Metrics by depth: how many steps of reasoning N passes reach.
 
-A life's marks at a depth end in a letter and the depth: `exact_k4`. One life
-has several of them (Depo), or one, and its arm's name ends with it (`_t4`).
+A metric at a depth is named by the metric, a letter and the depth: `exact_k4`.
+One life has several of them (Depo); or one, and then the name of its arm ends
+in the depth (`_t4`).
 """
 
 from collections import defaultdict
@@ -23,61 +24,65 @@ matplotlib.use('Agg')
 Points = dict[str, dict[int, dict[int, float]]]
 
 
-def _at_depths(marks: dict[str, float], mark: str) -> dict[int, float]:
-  found = {k: re.fullmatch(rf'{re.escape(mark)}_[a-z]+(\d+)', k) for k in marks}
-  return {int(m[1]): marks[k] for k, m in found.items() if m}
+def _at_depths(metrics: dict[str, float], metric: str) -> dict[int, float]:
+  pattern = rf'{re.escape(metric)}_[a-z]+(\d+)'
+  matches = {name: re.fullmatch(pattern, name) for name in metrics}
+  return {int(m[1]): metrics[name] for name, m in matches.items() if m}
 
 
-def points(lives: Sequence[dict[str, Any]], mark: str) -> Points:
-  """What every life reached, at every depth that it was asked at."""
+def points(lives: Sequence[dict[str, Any]], metric: str) -> Points:
+  """Final `metric` of every arm, depth and seed."""
   out = defaultdict(lambda: defaultdict(dict))
   for life in lives:
     arm = re.sub(r'_t\d+$', '', life['learner'])
-    for depth, value in _at_depths(life['final'], mark).items():
+    for depth, value in _at_depths(life['final'], metric).items():
       out[arm][depth][life['seed']] = value
   return {arm: dict(sorted(of.items())) for arm, of in out.items()}
 
 
-def chances(lives: Sequence[dict[str, Any]], mark: str) -> dict[int, float]:
-  """What one who knows nothing of the context reaches, at every depth."""
-  found = {}
+def chance_levels(
+  lives: Sequence[dict[str, Any]], metric: str
+) -> dict[int, float]:
+  """Chance level of `metric` by depth."""
+  out = {}
   for life in lives:
-    found |= _at_depths(life['chances'], mark)
-  return dict(sorted(found.items()))
+    out |= _at_depths(life['chance_level'], metric)
+  return dict(sorted(out.items()))
 
 
-def report(lives: Sequence[dict[str, Any]], mark: str, reference: str) -> str:
-  """Marks by depth; what arms gain over the first; `reference` minus others.
+def report(lives: Sequence[dict[str, Any]], metric: str, reference: str) -> str:
+  """Metric by depth; gains over the first arm; `reference` minus the others.
 
-  The first arm is the baseline. Whether a gain grows is told by its difference
-  between the deepest and the shallowest. Nothing if there is one depth alone.
+  The last column, the gain at the deepest depth minus that at the shallowest,
+  says whether a gain grows with depth. Empty if there are fewer than two
+  depths.
   """
-  found, chance = points(lives, mark), chances(lives, mark)
+  values, chance = points(lives, metric), chance_levels(lives, metric)
   if len(chance) < 2:
     return ''
   rows = [['(chance)', *(f'{p:.3f}' for p in chance.values())]]
-  for arm, of in found.items():
-    rows.append([arm, *(_cell(of.get(d, {})) for d in chance)])
-  header = [f'{mark} at depth', *map(str, chance)]
+  for arm, of_arm in values.items():
+    rows.append([arm, *(_cell(of_arm.get(d, {})) for d in chance)])
+  header = [f'{metric} at depth', *map(str, chance)]
   text = f'By depth:\n\n{tables.markdown(header, rows)}'
-  baseline, *others = found
+  baseline, *others = values
   pairs = [(arm, baseline) for arm in others]
   if reference in others:
     pairs += [(reference, arm) for arm in others if arm != reference]
-  rows = [_gains(found, a, b, list(chance)) for a, b in pairs]
+  rows = [_gains(values, a, b, list(chance)) for a, b in pairs]
   header = ['gain', *map(str, chance), 'deepest minus shallowest']
   return text + (f'\n{tables.markdown(header, rows)}' if rows else '')
 
 
-def _gains(found: Points, a: str, b: str, depths: Sequence[int]) -> list[str]:
+def _gains(values: Points, a: str, b: str, depths: Sequence[int]) -> list[str]:
   """A row: `a` minus `b`, paired by seed, at every depth that both have."""
   gains = []
   for depth in depths:
-    one, other = found[a].get(depth, {}), found[b].get(depth, {})
-    gains.append({s: one[s] - other[s] for s in one if s in other})
+    of_a, of_b = values[a].get(depth, {}), values[b].get(depth, {})
+    gains.append({s: of_a[s] - of_b[s] for s in of_a if s in of_b})
   first, last = gains[0], gains[-1]
-  grows = {s: last[s] - first[s] for s in first if s in last}
-  return [f'{a} - {b}', *(_cell(g, '+') for g in (*gains, grows))]
+  growth = {s: last[s] - first[s] for s in first if s in last}
+  return [f'{a} - {b}', *(_cell(g, '+') for g in (*gains, growth))]
 
 
 def _cell(by_seed: dict[int, float], sign: str = '') -> str:
@@ -85,18 +90,18 @@ def _cell(by_seed: dict[int, float], sign: str = '') -> str:
 
 
 def draw(
-  lives: Sequence[dict[str, Any]], mark: str, path: pathlib.Path
+  lives: Sequence[dict[str, Any]], metric: str, path: pathlib.Path
 ) -> None:
-  """Means and intervals over depth, and chance."""
+  """A picture of means and intervals over depth, and of the chance level."""
   figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
-  found, chance = points(lives, mark), chances(lives, mark)
-  for index, (arm, of) in enumerate(found.items()):
-    means = [statistics.interval(list(x.values())) for x in of.values()]
+  values, chance = points(lives, metric), chance_levels(lives, metric)
+  for index, (arm, of_arm) in enumerate(values.items()):
+    means = [statistics.interval(list(x.values())) for x in of_arm.values()]
     mean, half = np.array(means).T
-    # Side by side, lest intervals hide each other.
-    at = np.arange(len(chance))[[list(chance).index(d) for d in of]]
+    position = np.arange(len(chance))[[list(chance).index(d) for d in of_arm]]
     axis.errorbar(
-      at + 0.06 * (index - len(found) / 2),
+      # Shifted, so that intervals do not cover one another.
+      position + 0.06 * (index - len(values) / 2),
       mean,
       np.nan_to_num(half),
       marker='o',
@@ -104,7 +109,7 @@ def draw(
       label=arm,
     )
   axis.plot(range(len(chance)), chance.values(), 'k--', label='chance')
-  axis.set(xlabel='depth', ylabel=mark, ylim=(0, 1.05))
+  axis.set(xlabel='depth', ylabel=metric, ylim=(0, 1.05))
   axis.set_xticks(range(len(chance)), map(str, chance))
   axis.grid(alpha=0.3)
   figure.legend(loc='outside right center')

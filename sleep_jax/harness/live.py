@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
@@ -15,8 +14,10 @@ import tqdm
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import student as student_lib
+from sleep_jax.harness import summary as summary_lib
 from sleep_jax.learners import base as learner_lib
-from sleep_jax.metrics import continual
+from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.metrics import goodput as goodput_lib
 from sleep_jax.metrics import writer as writer_lib
@@ -29,6 +30,7 @@ from sleep_jax.runtime import profiling
 from sleep_jax.runtime import sharding
 from sleep_jax.runtime import termination
 from sleep_jax.tasks import base as task_lib
+from sleep_jax.weights import npz
 
 
 def live(
@@ -38,145 +40,202 @@ def live(
   folder: pathlib.Path,
   bar_position: int,
 ) -> dict[str, Any]:
-  """Lives all episodes and returns the life's summary.
+  """Lives all episodes and returns the summary of the life.
 
-  A life that has ended is not lived again; one that was interrupted goes on
+  A life that has ended is not lived again; one that was interrupted continues
   after the last phase that was saved.
 
+  Args:
+    c: of the experiment.
+    arm: name of a variant in `c['arms']`.
+    seed: of the task's stream and of the life.
+    folder: of this life alone: checkpoints, metrics, summary.
+    bar_position: line of the progress bar.
+
   Raises:
-    ConfigError: if what is there is of another config, or cannot be read.
+    ConfigError: if the folder is of another config, or cannot be read.
     SaveError: if the disk is full, or may not be written.
     NotFinite: if a loss or a weight is not finite.
   """
   done = folder / 'summary.json'
+  settings = build_lib.arm_config(c, arm)
   if done.exists():
-    return json.loads(done.read_text(encoding='utf-8'))
+    summary = json.loads(done.read_text(encoding='utf-8'))
+    summary_lib.check_identity(
+      summary, build_lib.life_digest(settings, seed), done
+    )
+    if not _export_is_missing(settings):
+      return summary
   with sharding.use_mesh(c.get('mesh', {})):
     if not distributed.is_primary():
-      return _live(c, arm, seed, folder, bar_position)
+      return _live(settings, arm, seed, folder, bar_position)
     with files.lock_dir(folder):
-      summary = _live(c, arm, seed, folder, bar_position)
+      summary = _live(settings, arm, seed, folder, bar_position)
       files.write(done, json.dumps(summary))
   return summary
 
 
-def _live(c, arm, seed, folder, bar_position) -> dict[str, Any]:
-  spent = goodput_lib.Goodput()
-  settings = build_lib.arm_config(c, arm)
-  with spent.losing('start'):
-    task, learner, ledger = build_lib.build(settings, seed)
-  text = json.dumps([build_lib.config_identity(settings), seed], sort_keys=True)
-  saved = checkpoint.Checkpoints(
-    folder / 'checkpoints', hashlib.sha256(text.encode()).hexdigest()
-  )
-  born = sharding.shard_params(learner.init(jax.random.PRNGKey(seed)))
-  now = saved.newest(born)
-  if now is None:
-    _check_new(folder)
-    now = checkpoint.Snapshot(0, '', born, {'records': []})
+def _live(
+  c: build_lib.Settings,
+  arm: str,
+  seed: int,
+  folder: pathlib.Path,
+  bar_position: int,
+) -> dict[str, Any]:
+  """`live` of an arm's config, within the mesh and the lock."""
+  goodput = goodput_lib.Goodput()
+  with goodput.lost_to('start'):
+    task, learner, costs = build_lib.build(c, seed)
+  digest = build_lib.life_digest(c, seed)
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', digest)
+  title = f'{arm} seed {seed}'
+  snapshot = _first_snapshot(checkpoints, task, learner, seed)
+  if snapshot.phase:
+    print(f'{title}: going on after {snapshot}')
+    costs.restore(snapshot.notes['costs'])
   else:
-    print(f'{arm} seed {seed}: going on after {now}')
-    ledger.restore(now.notes['costs'])
-    if now.notes['contexts']:
-      contexts = task.experience(now.night).contexts
-      now = dataclasses.replace(now, life=now.life.replace(contexts=contexts))
-  quiet = not distributed.is_primary()
-  writer = writer_lib.Writer(
-    folder,
-    now.notes['records'],
-    quiet=quiet,
-    sinks=[]
-    if quiet
-    else writers_lib.build(
-      c.get('writers', ()), c['name'], f'{arm}_{seed}', settings
-    ),
-  )
+    _check_new(folder)
+  writer = _writer(c, f'{arm}_{seed}', folder, snapshot)
   window = profiling.Window(
     c.get('profile', {}).get('steps', ''), folder / 'profile'
   )
-  ledger.on_phase = window.at
-  nights = tqdm.trange(
-    now.night,
+  costs.on_phase = window.at
+  episodes = tqdm.trange(
+    snapshot.night,
     task.episodes,
-    initial=now.night,
+    initial=snapshot.night,
     total=task.episodes,
-    desc=f'{arm} seed {seed}',
+    desc=title,
     unit='night',
     position=bar_position,
     leave=False,
-    disable=quiet,
+    disable=not distributed.is_primary(),
   )
-  run = _Run(task, learner, ledger, saved, writer, spent, ledger.seconds())
-  # Whatever ends the loop, the save under way is finished first.
-  with contextlib.closing(saved), termination.finishes(saved.finish):
-    for night in nights:
-      now = _run_episode(run, night, now)
-      nights.set_postfix(_progress_metrics(writer.records()[-1]['scalars']))
+  run = _Run(
+    task, learner, costs, checkpoints, writer, goodput, costs.seconds()
+  )
+  # Whatever ends the loop, the save under way is completed first.
+  with (
+    contextlib.closing(checkpoints),
+    termination.call_on_exit(checkpoints.wait),
+  ):
+    for episode in episodes:
+      snapshot = _run_episode(run, episode, snapshot)
+      episodes.set_postfix(run.progress_metrics())
   window.close()
   writer.close()
-  return _summary(task, arm, seed, writer.records())
+  if c.get('export'):
+    _export(snapshot.life, pathlib.Path(c['export']))
+  return summary_lib.summarize(
+    task, writer.records(), snapshot.life.model.params
+  ) | {'learner': arm, 'seed': seed, 'identity': digest}
+
+
+def _first_snapshot(
+  checkpoints: checkpoint.Checkpoints,
+  task: task_lib.Task,
+  learner: learner_lib.Learner,
+  seed: int,
+) -> checkpoint.Snapshot:
+  """The newest snapshot; of a new life one with phase '' and no records."""
+  life = sharding.shard_params(learner.init(jax.random.PRNGKey(seed)))
+  snapshot = checkpoints.newest(life)
+  if snapshot is None:
+    return checkpoint.Snapshot(0, '', life, {'records': []})
+  if snapshot.notes['contexts']:
+    contexts = task.experience(snapshot.night).contexts
+    life = snapshot.life.replace(contexts=contexts)
+    snapshot = dataclasses.replace(snapshot, life=life)
+  return snapshot
 
 
 def _check_new(folder: pathlib.Path) -> None:
-  """Refuses to begin a life anew where one has been lived."""
-  lost = folder / writer_lib.FILE
-  if lost.exists() and lost.stat().st_size:
+  """Refuses a new life in a folder with records but no checkpoint."""
+  records = folder / writer_lib.FILE
+  if records.exists() and records.stat().st_size:
     raise config.ConfigError(
-      f'{lost} tells of nights, but {folder}/checkpoints holds none of them. '
-      f'Bring them back, or, to begin again, delete {folder} yourself.'
+      f'{records} tells of nights, but {folder}/checkpoints holds none of '
+      f'them. Bring them back, or, to begin again, delete {folder} yourself.'
     )
+
+
+def _writer(
+  c: build_lib.Settings,
+  life: str,
+  folder: pathlib.Path,
+  snapshot: checkpoint.Snapshot,
+) -> writer_lib.Writer:
+  """Where the records go; processes other than the first write nothing."""
+  quiet = not distributed.is_primary()
+  sinks = []
+  if not quiet:
+    sinks = writers_lib.build(c.get('writers', ()), c['name'], life, c)
+  records = snapshot.notes['records']
+  return writer_lib.Writer(folder, records, quiet=quiet, sinks=sinks)
+
+
+def _export_is_missing(c: build_lib.Settings) -> bool:
+  """Whether an export is asked for and not there."""
+  return bool(c.get('export')) and not pathlib.Path(c['export']).exists()
+
+
+def _export(life: life_lib.Life, path: pathlib.Path) -> None:
+  """Writes the life's backbone weights, a LoRA merged, as a base."""
+  model = life.model.merged()
+  params = sharding.fetch(model.params)
+  if distributed.is_primary():
+    npz.save(path, params, model.cfg)
+    print(f'{path}: the weights of this life')
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """What lives a life, and what writes it down."""
+  """What the episodes of a life are run with, and recorded by."""
 
   task: task_lib.Task
   learner: learner_lib.Learner
   costs: costs_lib.CostTracker
-  saved: checkpoint.Checkpoints
+  checkpoints: checkpoint.Checkpoints
   writer: writer_lib.Writer
-  spent: goodput_lib.Goodput
+  goodput: goodput_lib.Goodput
   earlier: dict[str, float]  # Seconds by phase, of processes before this one.
 
-  def shares(self) -> dict[str, float]:
-    """Goodput of this process, and what the rest of its time went to."""
+  def goodput_shares(self) -> dict[str, float]:
+    """Goodput of this process, and the shares of the rest of its time."""
     seconds = self.costs.seconds()
-    return self.spent.report(
+    return self.goodput.report(
       {phase: s - self.earlier[phase] for phase, s in seconds.items()}
     )
 
+  def progress_metrics(self) -> dict[str, str]:
+    """The headline of the last record, for a progress bar."""
+    scalars = self.writer.records()[-1]['scalars']
+    return {
+      k: f'{scalars[f"eval/{k}"]:.2f}'
+      for k in self.task.headline
+      if f'eval/{k}' in scalars
+    }
+
 
 def _run_episode(
-  run: _Run, night: int, now: checkpoint.Snapshot
+  run: _Run, episode: int, snapshot: checkpoint.Snapshot
 ) -> checkpoint.Snapshot:
-  """Wake, sleep, exam; saved after each phase, and written down at the end.
+  """Wake, sleep, evaluate; saved after each phase, recorded at the end.
 
-  Phases of this night that `now` has behind it are not lived again.
+  Phases of this episode that precede `snapshot` are not run again.
   """
   start = time.perf_counter()
-  task, learner = run.task, run.learner
-  begun = now.night == night and now.phase
-  past = checkpoint.PHASES.index(now.phase) + 1 if begun else 0
-  scalars = dict(now.notes['scalars']) if begun else {}
-  earlier = now.notes['seconds'] if begun else 0.0
+  resumed = snapshot.night == episode and snapshot.phase
+  done = checkpoint.PHASES.index(snapshot.phase) + 1 if resumed else 0
+  scalars = dict(snapshot.notes['scalars']) if resumed else {}
+  earlier = snapshot.notes['seconds'] if resumed else 0.0
 
   def seconds() -> float:
     return earlier + time.perf_counter() - start
 
-  verbs = (
-    lambda life: learner.wake(life, task.experience(night)),
-    learner.sleep,
-  )
-  for phase, verb in list(zip(checkpoint.PHASES, verbs, strict=True))[past:]:
-    try:
-      life, told = verb(now.life)
-      life = sharding.shard_params(life)
-    except finite.NotFinite as e:
-      raise finite.NotFinite(f'night {night}: {e}') from e
-    told = {f'{phase}/{k}': v for k, v in told.items()}
-    _check_finite(f'night {night}: {phase}', told, life)
-    scalars |= told
+  for phase in checkpoint.PHASES[done:]:
+    life, metrics = _run_phase(run, episode, phase, snapshot.life)
+    scalars |= metrics
     notes = {
       'records': run.writer.records(),
       'scalars': scalars,
@@ -184,35 +243,46 @@ def _run_episode(
       'seconds': seconds(),
       'contexts': bool(life.contexts),
     }
-    now = checkpoint.Snapshot(night, phase, life, notes)
-    with run.spent.losing('checkpoint'):
-      run.saved.save(now)
-
-  def respond(prompts, answers):
-    return learner.respond(now.life, prompts, answers)
-
-  if hasattr(task, 'study_exam'):
-    exam = task.study_exam(respond, lambda s: learner.study(now.life, s), night)
-  else:
-    exam = task.exam(respond, night)
-  told = {f'eval/{k}': v for k, v in exam.metrics.items()}
-  _check_finite(f'night {night}: exam', told, None)
+    snapshot = checkpoint.Snapshot(episode, phase, life, notes)
+    with run.goodput.lost_to('checkpoint'):
+      run.checkpoints.save(snapshot)
+  student = student_lib.Student(run.learner, snapshot.life)
+  result = run.task.evaluate(student, episode)
+  metrics = {f'eval/{k}': v for k, v in result.metrics.items()}
+  _check_finite(f'night {episode}: eval', metrics, None)
   run.writer.write(
     {
-      'night': night,
+      'night': episode,
       'seconds': seconds(),
-      'by_episode': exam.by_episode,
-      'scalars': scalars | told,
+      'by_episode': result.by_episode,
+      'scalars': scalars | metrics,
       'costs': run.costs.totals(),
-      'goodput': run.shares(),
+      'goodput': run.goodput_shares(),
     }
   )
-  return now
+  return snapshot
 
 
-def _check_finite(where: str, told: dict[str, float], life: at.Tree) -> None:
-  """Refuses figures and weights that are not finite; they are not saved."""
-  bad = [f'{k} is {v}' for k, v in told.items() if not np.isfinite(v)]
+def _run_phase(
+  run: _Run, episode: int, phase: str, life: life_lib.Life
+) -> tuple[life_lib.Life, at.Metrics]:
+  """One phase of `checkpoint.PHASES`: the life after it, and its metrics."""
+  try:
+    if phase == 'wake':
+      life, metrics = run.learner.wake(life, run.task.experience(episode))
+    else:
+      life, metrics = run.learner.sleep(life)
+    life = sharding.shard_params(life)
+  except finite.NotFinite as e:
+    raise finite.NotFinite(f'night {episode}: {e}') from e
+  metrics = {f'{phase}/{k}': v for k, v in metrics.items()}
+  _check_finite(f'night {episode}: {phase}', metrics, life)
+  return life, metrics
+
+
+def _check_finite(where: str, metrics: at.Metrics, life: at.Tree) -> None:
+  """Refuses metrics and weights that are not finite; they are not saved."""
+  bad = [f'{k} is {v}' for k, v in metrics.items() if not np.isfinite(v)]
   if leaf := finite.nonfinite_leaf(life):
     bad.append(f'the first bad leaf is {leaf}')
   if bad:
@@ -220,33 +290,3 @@ def _check_finite(where: str, told: dict[str, float], life: at.Tree) -> None:
       f'{where}: {", ".join(bad)}. Lower the learning rate of this phase; what '
       'was saved before it is intact.'
     )
-
-
-def _progress_metrics(scalars: dict[str, float]) -> dict[str, str]:
-  """The few figures that a progress bar has room for."""
-  keys = ('base', 'recall', 'accuracy', 'first', 'held_out_ppl', 'known_ppl')
-  return {
-    k: f'{scalars[f"eval/{k}"]:.2f}' for k in keys if f'eval/{k}' in scalars
-  }
-
-
-def _summary(task, arm, seed, records) -> dict[str, Any]:
-  """What `summary.json` holds of one life."""
-  matrix = [r['by_episode'] for r in records]
-  last = records[-1]
-  exam = {
-    k.removeprefix('eval/'): v
-    for k, v in last['scalars'].items()
-    if k.startswith('eval/')
-  }
-  return {
-    'task': type(task).__name__,
-    'task_settings': dataclasses.asdict(task.cfg),
-    'learner': arm,
-    'seed': seed,
-    'final': exam | continual.backward_transfer(matrix),
-    'matrix': matrix,
-    'costs': last['costs'],
-    'goodput': last['goodput'],
-    'seconds': sum(r['seconds'] for r in records),
-  }

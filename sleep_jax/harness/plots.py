@@ -86,3 +86,29 @@ def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   figure.legend(handles, labels, loc='outside right center')
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def curves(
+  lives: Sequence[dict[str, Any]], metric: str, path: pathlib.Path
+) -> None:
+  """`metric` over training tokens and FLOPs, mean over seeds."""
+  figure, axes = plt.subplots(
+    1, 2, figsize=(10, 4), sharey=True, layout='constrained'
+  )
+  colours = plt.get_cmap('tab20').colors
+  for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
+    curve = [[p[metric] for p in life['curve']] for life in of_arm.values()]
+    mean, first = np.mean(curve, axis=0), next(iter(of_arm.values()))
+    for axis, key in zip(axes, ('tokens', 'flops')):
+      position = [p[key] for p in first['curve']]
+      axis.plot(
+        position, mean, marker='.', label=arm, color=colours[index % 20]
+      )
+  axes[0].set(xlabel='training tokens', ylabel=metric)
+  axes[1].set(xlabel='training FLOPs')
+  for axis in axes:
+    axis.grid(alpha=0.3)
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside right center')
+  figure.savefig(path, dpi=120)
+  plt.close(figure)

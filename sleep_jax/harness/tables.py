@@ -10,23 +10,6 @@ from sleep_jax.metrics import statistics
 
 Life = dict[str, Any]
 
-_COLUMNS = {
-  'Arc': ('success', 'solved', 'icl', 'base'),
-  'Bulletins': ('n1', 'n50', 'closed_book', 'base'),
-  'Squad': ('n1', 'n1_f1', 'closed_book'),
-  'Book': ('held_out_ppl', 'ahead_ppl', 'read_ppl', 'known_ppl', 'accuracy'),
-  'Facts': ('first', 'recall', 'newest', 'base', 'answer_prob'),
-  'ClassIncremental': ('accuracy', 'first', 'newest', 'answer_prob'),
-}
-_HEADLINE = {
-  'Arc': ('success', 'solved', 'base'),
-  'Bulletins': ('n1', 'n50', 'base'),
-  'Squad': ('n1', 'n1_f1'),
-  'Book': ('held_out_ppl', 'ahead_ppl', 'known_ppl'),
-  'Facts': ('first', 'recall', 'base'),
-  'ClassIncremental': ('accuracy',),
-}
-
 
 def cell(values: Sequence[float], sign: str = '') -> str:
   """Mean and half-width of the interval as text."""
@@ -59,34 +42,77 @@ def common_columns(
   return [c for c in columns if all(c in final for final in finals)]
 
 
-def scores(arms: dict[str, dict[int, Life]], task: str) -> str:
-  """Final marks: mean and 95% interval over seeds."""
-  columns = (*common_columns(arms, _COLUMNS[task]), 'backward_transfer')
-  rows = [
-    [arm, *(cell([l['final'][c] for l in lives.values()]) for c in columns)]
-    for arm, lives in arms.items()
-  ]
+def _columns(lives: Sequence[Life]) -> list[str]:
+  """Columns of the first table.
+
+  The task's, as far as every life has them; after its headline, where some life
+  was evaluated with N passes, `metric@N` of the first headline metric; at the
+  end transfer, if episodes have scores of their own.
+  """
+  columns = common_columns(by_arm(lives), lives[0]['columns'])
+  headline = lives[0]['headline']
+  metric = headline[0]
+  names = {k for life in lives for k in life['final']}
+  extra = {k for k in names if k.split('@')[0] == metric} - {metric, *columns}
+  after = max(
+    (columns.index(c) + 1 for c in headline if c in columns), default=0
+  )
+  columns[after:after] = sorted(extra)
+  return columns + ['backward_transfer'] * ('backward_transfer' in names)
+
+
+def scores(lives: Sequence[Life]) -> str:
+  """Final metrics: chance level if known, mean and 95% interval over seeds."""
+  columns, rows = _columns(lives), []
+  chance = lives[0]['chance_level']
+  if chance and all(life['chance_level'] == chance for life in lives):
+    cells = [f'{chance[c]:.3f}' if c in chance else '' for c in columns]
+    rows.append(['(chance)', *cells])
+  for arm, of_arm in by_arm(lives).items():
+    finals = [life['final'] for life in of_arm.values()]
+    cells = [
+      cell([f[c] for f in finals]) if all(c in f for f in finals) else ''
+      for c in columns
+    ]
+    rows.append([arm, *cells])
   return markdown(['learner', *columns], rows)
 
 
-def differences(
-  arms: dict[str, dict[int, Life]], task: str, reference: str
-) -> str:
-  """`reference` minus every other arm, paired by seed."""
-  columns = common_columns(arms, _HEADLINE[task])
+def differences(lives: Sequence[Life], reference: str) -> str:
+  """`reference` minus every other arm, over the seeds that both have."""
+  arms = by_arm(lives)
+  columns = common_columns(arms, lives[0]['headline'])
   rows = []
-  for arm, lives in arms.items():
-    if arm == reference:
-      continue
+  for arm, of_arm in arms.items():
     pairs = [
       (arms[reference][seed]['final'], life['final'])
-      for seed, life in lives.items()
+      for seed, life in of_arm.items()
       if seed in arms[reference]
     ]
-    rows.append(
-      [arm, *(cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)]
-    )
+    if arm != reference and pairs:
+      cells = (cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)
+      rows.append([arm, *cells])
   return markdown([f'{reference} minus', *columns], rows)
+
+
+def training(arms: dict[str, dict[int, Life]]) -> str:
+  """Parameters, and what they were trained with."""
+  rows = []
+  for arm, lives in arms.items():
+    life = next(iter(lives.values()))
+    seconds = np.mean([life['seconds'] for life in lives.values()])
+    rows.append(
+      [
+        arm,
+        f'{life["parameters"]:,}',
+        f'{life["steps"]}',
+        f'{life["tokens"] / 1e6:.2f}M',
+        f'{life["flops"] / 1e12:.2f}T',
+        f'{seconds:.0f}',
+      ]
+    )
+  header = ['learner', 'parameters', 'steps', 'tokens', 'FLOPs', 'seconds']
+  return markdown(header, rows)
 
 
 def _mean_costs(lives: dict[int, Life]) -> dict[str, dict[str, float]]:
@@ -118,15 +144,17 @@ def costs(arms: dict[str, dict[int, Life]]) -> str:
 
 
 def step_costs(arms: dict[str, dict[int, Life]]) -> str:
-  """What one optimizer step costs, all of its dreams and rewards included."""
+  """Cost of one optimizer step, its share of dreams and rewards included."""
   rows = []
   for arm, lives in arms.items():
     mean = _mean_costs(lives)
-    at = 'update' if mean['update']['steps'] else 'wake'
+    phase = 'update' if mean['update']['steps'] else 'wake'
     phases = (
-      ('rollout', 'teacher', 'update', 'reward') if at == 'update' else (at,)
+      ('rollout', 'teacher', 'update', 'reward')
+      if phase == 'update'
+      else (phase,)
     )
-    steps = mean[at]['steps']
+    steps = mean[phase]['steps']
     if not steps:
       continue
     seconds = sum(mean[p]['seconds'] for p in phases)
@@ -135,9 +163,9 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> str:
       [
         arm,
         f'{steps:.0f}',
-        f'{mean[at]["tokens"] / steps:.0f}',
+        f'{mean[phase]["tokens"] / steps:.0f}',
         f'{1e3 * seconds / steps:.1f}',
-        f'{1e6 * seconds / mean[at]["tokens"]:.1f}',
+        f'{1e6 * seconds / mean[phase]["tokens"]:.1f}',
         f'{flops / steps / 1e9:.2f}',
         f'{1e9 * seconds / flops:.3f}',
       ]
@@ -154,17 +182,28 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> str:
   return markdown(header, rows)
 
 
-def report(lives: Sequence[Life], reference: str) -> str:
-  """The whole report as Markdown."""
-  arms, task = by_arm(lives), lives[0]['task']
+def report(lives: Sequence[Life], reference: str, by_depth: str = '') -> str:
+  """The whole report as Markdown.
+
+  Args:
+    lives: of one task.
+    reference: the arm that others are subtracted from; skipped if absent.
+    by_depth: tables by depth, see `depth.report`.
+  """
+  arms = by_arm(lives)
   counts = sorted({len(of_arm) for of_arm in arms.values()})
-  seeds = '-'.join(str(n) for n in counts)
-  text = f'{task}, {len(lives[0]["matrix"])} nights, {seeds} seed(s)'
+  nights = len(lives[0]['matrix'])
+  text = f'{lives[0]["task"]}, ' + (f'{nights} nights, ' if nights else '')
+  text += f'{"-".join(map(str, counts))} seed(s)'
   text += (
     '.\n\n' if counts == [1] else '; ± is a 95% t interval over seeds.\n\n'
   )
-  text += scores(arms, task)
+  text += scores(lives)
   if reference in arms and len(arms) > 1:
-    text += '\nPaired by seed:\n\n' + differences(arms, task, reference)
+    text += '\nPaired by seed:\n\n' + differences(lives, reference)
+  if by_depth:
+    text += f'\n{by_depth}'
   text += '\nA whole life, by phase:\n\n' + costs(arms)
-  return text + '\n' + step_costs(arms)
+  if lives[0]['matrix']:
+    return text + '\n' + step_costs(arms)
+  return text + '\nTraining, mean over seeds:\n\n' + training(arms)

@@ -1,4 +1,4 @@
-"""sleep_jax.harness.workers."""
+"""Runs all lives of an experiment, one after the other or in processes."""
 
 import concurrent.futures
 import json
@@ -7,9 +7,10 @@ import os
 import pathlib
 from typing import Any
 
-from experiments import kinds
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import live as live_lib
+from sleep_jax.harness import report as report_lib
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
@@ -18,21 +19,33 @@ from sleep_jax.runtime import termination
 
 
 def claim_workdir(workdir: pathlib.Path, c: build_lib.Settings) -> None:
-  """Makes the work directory this config's own.
+  """Reserves the work directory for this config.
 
   Raises:
-    ConfigError: if it holds a run of another config.
+    ConfigError: if it holds a run of another config, or of version 0.1.
   """
   marker = workdir / 'config.json'
-  # How many lives run at a time, say, is not part of what they are.
-  identity = build_lib.config_identity(c)
-  if marker.exists() and json.loads(marker.read_text('utf-8')) != identity:
-    raise config.ConfigError(
-      f'{workdir} holds a run of another config (see {marker}); give '
-      'another --workdir, or delete that one yourself.'
-    )
+  # Settings of how lives are run may differ between two runs.
+  identity = json.loads(json.dumps(build_lib.config_identity(c)))
+  if marker.exists():
+    saved = json.loads(marker.read_text('utf-8'))
+    if _is_of_version_0_1(saved):
+      raise config.ConfigError(
+        f'{workdir} was written by sleep_jax 0.1, whose settings have other '
+        'names; use that version to go on with it, or give another --workdir.'
+      )
+    if saved != identity:
+      raise config.ConfigError(
+        f'{workdir} holds a run of another config (see {marker}); give '
+        'another --workdir, or delete that one yourself.'
+      )
   workdir.mkdir(parents=True, exist_ok=True)
   files.write(marker, json.dumps(identity, indent=2))
+
+
+def _is_of_version_0_1(c: build_lib.Settings) -> bool:
+  """Whether a config has settings that were renamed after version 0.1."""
+  return 'puzzle' in c or 'lanes' in c.get('wake', {})
 
 
 def check(c: build_lib.Settings) -> None:
@@ -41,30 +54,43 @@ def check(c: build_lib.Settings) -> None:
   Raises:
     ConfigError: for the first of them.
   """
+  build_lib.check_sections(c)
   mesh = c.get('mesh', {})
   if sharding.is_distributed(mesh) and c['workers'] > 1:
     raise config.ConfigError(
       f'workers={c["workers"]}: on a mesh one life is lived after the other; '
       'set --config.workers=1.'
     )
-  if sharding.is_distributed(mesh) and 'puzzle' in c:
-    raise config.ConfigError(
-      'mesh: a puzzle is learnt on one device; leave --config.mesh out.'
-    )
+  if c.get('export'):
+    _check_export(c)
   with sharding.use_mesh(mesh):
     for arm in c['arms']:
-      kinds.of(c).build(build_lib.arm_config(c, arm), c['seeds'][0])
+      build_lib.build(build_lib.arm_config(c, arm), c['seeds'][0])
 
 
-def _start_worker(counter, cores: list[int]) -> None:
-  """Gives a worker process a core of its own, and a line for its bar."""
+def _check_export(c: build_lib.Settings) -> None:
+  """Refuses an export of several lives, or to another kind of file."""
+  if len(c['arms']) > 1 or len(c['seeds']) > 1:
+    raise config.ConfigError(
+      f'export={c["export"]!r} holds the weights of one life, but there are '
+      f'{len(c["arms"])} arms and {len(c["seeds"])} seeds; leave one of each, '
+      'or set --config.export=.'
+    )
+  if not c['export'].endswith('.npz'):
+    raise config.ConfigError(
+      f'export={c["export"]!r} must be the path of an .npz file.'
+    )
+
+
+def _start_worker(counter: Any, cores: list[int]) -> None:
+  """Pins a worker process to a core, and numbers its progress bar."""
   global _worker
   with counter.get_lock():
     _worker = counter.value
     counter.value += 1
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {cores[_worker % len(cores)]})
-  termination.on_phase()
+  termination.install_handler()
   compilation.enable_cache()
 
 
@@ -74,7 +100,7 @@ _worker = 0
 def _live(
   c: build_lib.Settings, arm: str, seed: int, folder: str
 ) -> dict[str, Any]:
-  return kinds.of(c).live(c, arm, seed, pathlib.Path(folder), _worker)
+  return live_lib.live(c, arm, seed, pathlib.Path(folder), _worker)
 
 
 def live_all(
@@ -104,7 +130,7 @@ def live_all(
 
 
 def run(c: build_lib.Settings, workdir: pathlib.Path) -> str:
-  """Lives, then tells: summary.json, table.md and pictures in `workdir`."""
+  """Lives and reports: summary.json, table.md and pictures in `workdir`."""
   check(c)
   if distributed.is_primary():
     claim_workdir(workdir, c)
@@ -115,4 +141,4 @@ def run(c: build_lib.Settings, workdir: pathlib.Path) -> str:
   if not distributed.is_primary():
     return ''
   files.write(finished, json.dumps(lives, indent=1))
-  return kinds.of(c).tell(lives, c, workdir)
+  return report_lib.write_report(lives, c['reference'], workdir)

@@ -21,8 +21,7 @@ from sleep_jax.models import transformer
 PerLayerMemory = cms.PerLayerMemory
 
 
-@struct.dataclass
-class PerLayerModel:
+class PerLayerModel(struct.PyTreeNode):
   """Weights and memory of a model, layer by layer."""
 
   params: at.Params  # `block_0` and so on, in place of `blocks`.
@@ -162,7 +161,12 @@ def decode_per_row(
   """`decode` of a model that differs per row, see `unstack_per_row`."""
   cache_axes = cache_lib.Cache(layers=0, positions=0, end_index=None)
 
-  def decode_row(model, tokens, positions, cache):
+  def decode_row(
+    model: PerLayerModel,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: cache_lib.Cache,
+  ) -> tuple[jax.Array, cache_lib.Cache]:
     cache = jax.tree.map(lambda x: x[None] if x.ndim else x, cache)
     logits, cache = decode(cfg, model, tokens[None], positions[None], cache)
     cache = jax.tree.map(lambda x: x[0] if x.ndim else x, cache)

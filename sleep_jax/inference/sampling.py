@@ -50,8 +50,7 @@ class SamplerConfig:
       )
 
 
-@struct.dataclass
-class Completions:
+class Completions(struct.PyTreeNode):
   """Sampled tokens, their log-probabilities, and how many count per row."""
 
   tokens: at.Int[jax.Array, 'B M']

@@ -84,5 +84,5 @@ def score(
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]
-      cost.forward(_EVAL_BATCH * tokens.shape[1])
+      cost.add_forward(_EVAL_BATCH * tokens.shape[1])
   return experience_lib.Response(exact, logprob, accuracy)

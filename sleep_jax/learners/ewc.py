@@ -54,7 +54,7 @@ class EWC(finetune.Finetune):
       tokens, lengths = replay_lib.sample(
         cfg.sleep, life.model, setup.tokenizer, cfg.finetune.fisher_rows, rng
       )
-      cost.forward(tokens.size)
+      cost.add_forward(tokens.size)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     state = {
       'anchor': jax.tree.map(jnp.array, life.model.params),
@@ -91,7 +91,7 @@ class EWC(finetune.Finetune):
         life.model.with_memory(None), jnp.asarray(tokens), jnp.asarray(weight)
       )
       fisher = jax.block_until_ready(fisher)
-      cost.full(tokens.size, steps=0)
+      cost.add_training(tokens.size, steps=0)
     size = sum(f.size for f in jax.tree.leaves(fisher))
     total = sum(f.sum() for f in jax.tree.leaves(fisher))
     return jax.tree.map(lambda f: f * size / total, fisher)

@@ -77,7 +77,7 @@ class Finetune(base.Learner):
     experience_lib.check_rows(experience, self.name)
     batch, losses, size = self.cfg.finetune.batch, [], 0
     for block in experience.blocks(_STEPS_PER_CALL * batch):
-      tokens, weight = padding.pad_to_batches(*block, batch)
+      tokens, weight = padding.pad_to_batches(block[0], block[1], batch)
       life, loss = self._train(life, tokens, weight)
       losses.append(loss)
       size += tokens.size
@@ -102,7 +102,7 @@ class Finetune(base.Learner):
         penalty_state=life.learner_state,
       )
       loss = jax.block_until_ready(loss)
-      cost.full(tokens.size, steps=loss.size)
+      cost.add_training(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, model.params)
     model = model.with_memory(life.memory)
     return life.replace(model=model, opt_state=opt_state), np.asarray(loss)

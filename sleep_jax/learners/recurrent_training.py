@@ -106,7 +106,7 @@ class RecurrentTraining(base.Learner):
     """One step per batch; the model, its optimizer state, and the losses."""
     batches = jax.tree.map(lambda *x: np.stack(x), *rows)
     with self.setup.costs.phase('wake') as cost:
-      *state, loss = training_lib.train_steps(
+      model, opt_state, loss = training_lib.train_steps(
         recurrence,
         self.cfg.training,
         *state,
@@ -114,16 +114,14 @@ class RecurrentTraining(base.Learner):
       )
       loss = jax.device_get(loss)
       size = len(rows) * self.cfg.training.batch
-      forward = training_lib.forward_flops(state[0].cfg, recurrence, rows[0])
+      forward = training_lib.forward_flops(model.cfg, recurrence, rows[0])
       cost.add(
         tokens=size * _tokens_per_row(rows[0]),
         flops=3.0 * size * forward,
         steps=len(rows),
       )
-    finite.check_finite(
-      'training', loss, state[0].params, first_step=first_step
-    )
-    return tuple(state), loss
+    finite.check_finite('training', loss, model.params, first_step=first_step)
+    return (model, opt_state), loss
 
   def predict(
     self,

@@ -186,7 +186,7 @@ class Sleep(base.Learner):
         defer_due_update=self.cfg.sleep.consolidate,
       )
       loss = jax.block_until_ready(loss)
-      cost.online(tokens.size, steps=loss.size)
+      cost.add_online(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, memory)
     tenth = max(1, loss.size // 10)
     life = life.with_memory(memory)
@@ -224,7 +224,7 @@ class Sleep(base.Learner):
       )
       memory = jax.block_until_ready(memory)
       looped = len(cfg.looped_layers(layers)) / layers
-      cost.forward(windows[:, 0].size * (1 + (cfg.passes - 1) * looped))
+      cost.add_forward(windows[:, 0].size * (1 + (cfg.passes - 1) * looped))
     finite.check_finite('wake', jnp.zeros((1,)), memory)
     return life.with_memory(memory)
 

@@ -12,8 +12,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 
 
-@struct.dataclass
-class Clock:
+class Clock(struct.PyTreeNode):
   """Where a life stands."""
 
   tokens: at.Int[jax.Array, '']  # Read so far, per row of a batch.
@@ -21,8 +20,7 @@ class Clock:
   nights: at.Int[jax.Array, '']
 
 
-@struct.dataclass
-class Life:
+class Life(struct.PyTreeNode):
   """Everything that a life is.
 
   model: the model as it is now.
@@ -45,8 +43,7 @@ class Life:
   @property
   def memory(self) -> memory_lib.Memory:
     """The model's memory; a life always has one."""
-    assert self.model.memory is not None
-    return self.model.memory
+    return self.model.required_memory()
 
   def with_memory(self, memory: memory_lib.Memory) -> 'Life':
     """This life with another memory."""

@@ -103,7 +103,9 @@ def read_day(
     (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
   )
   (memory, clock), loss = jax.lax.scan(
-    carried if cfg.carry_memory else per_row, (model.memory, clock), groups
+    carried if cfg.carry_memory else per_row,
+    (model.required_memory(), clock),
+    groups,
   )
   return sharding.shard_params(memory), clock, loss.reshape(-1)
 
@@ -146,7 +148,8 @@ def read_rows(
   targets, target_weight = shift_left(tokens_BxT), shift_left(weight_BxT)
   xs = tuple(map(chunks, (tokens_BxT, targets, target_weight)))
   cache = cache_lib.init_cache(model.cfg, rows, length)
-  (memory, _, _), loss = jax.lax.scan(step, (model.memory, cache, clock), xs)
+  memory = model.required_memory()
+  (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
   return memory, loss
 
 
@@ -163,11 +166,12 @@ def chunk_loss(
   replace the fast changes of the model's memory.
   """
   tokens, targets, weight = chunk
-  model = model.with_memory(model.memory.with_deltas(deltas))
-  out = model.forward(tokens, cache=cache)
+  memory = model.required_memory().with_deltas(deltas)
+  out = model.with_memory(memory).forward(tokens, cache=cache)
   logp = jax.nn.log_softmax(out.logits, axis=-1)
   logp = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
   loss = -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+  assert out.cache is not None
   return loss, out.cache
 
 
@@ -235,4 +239,6 @@ def read_windows(
   """
   state = passes_lib.init_window_state(cfg, model, 1, tokens.shape[1])
   state, _ = passes_lib.read(cfg, model, state, tokens[None], token_mask[None])
-  return model.memory.replace(states=tuple(s[0] for s in state.states))
+  return model.required_memory().replace(
+    states=tuple(s[0] for s in state.states)
+  )

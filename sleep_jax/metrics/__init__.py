@@ -1,0 +1,1 @@
+"""Costs, goodput, continual-learning metrics, statistics and writers."""

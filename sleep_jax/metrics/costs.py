@@ -1,4 +1,4 @@
-"""The cost of a life: tokens, analytic FLOPs and seconds of every phase."""
+"""The cost of a life: tokens, analytic FLOPs, seconds and steps by phase."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -13,7 +13,16 @@ PHASES = ('wake', 'rollout', 'teacher', 'update', 'reward', 'trials', 'eval')
 
 @dataclasses.dataclass
 class PhaseCost:
-  """Totals of one phase."""
+  """Totals of one phase.
+
+  Attributes:
+    cfg: the model, for the FLOP formulas.
+    context: mean number of keys per query.
+    tokens: tokens processed.
+    flops: floating-point operations by formula, see `models.flops`.
+    seconds: wall time.
+    steps: optimizer steps.
+  """
 
   cfg: config.ModelConfig
   context: float
@@ -23,87 +32,87 @@ class PhaseCost:
   steps: int = 0
 
   def add(self, *, tokens: float, flops: float, steps: int = 0) -> None:
-    """What was counted elsewhere."""
+    """Adds figures that were counted elsewhere."""
     self.tokens += tokens
     self.flops += flops
     self.steps += steps
 
-  def forward(self, tokens: float, times: int = 1) -> None:
-    """Forward passes over `tokens`, `times` over."""
+  def add_forward(self, tokens: float, times: int = 1) -> None:
+    """Adds `times` forward passes over `tokens`."""
     self.tokens += tokens * times
     self.flops += tokens * times * flops.forward_flops(self.cfg, self.context)
 
-  def full(self, tokens: float, steps: int) -> None:
-    """Training steps that give every weight a gradient."""
+  def add_training(self, tokens: float, steps: int) -> None:
+    """Adds training steps with gradients of all weights."""
     self.tokens += tokens
     self.flops += tokens * flops.train_flops(self.cfg, self.context)
     self.steps += steps
 
-  def online(self, tokens: float, steps: int) -> None:
-    """Eq. 2 over `tokens`: gradients for the levels that have a clock."""
+  def add_online(self, tokens: float, steps: int) -> None:
+    """Adds wake steps (Eq. 2): gradients of the levels that are updated."""
     self.tokens += tokens
     self.flops += tokens * flops.wake_flops(self.cfg, self.context)
     self.steps += steps
 
-  def partial(self, tokens: float, steps: int) -> None:
-    """Training steps that give only a small part a gradient."""
+  def add_partial_training(self, tokens: float, steps: int) -> None:
+    """Adds training steps with gradients of a small part of the weights."""
     self.tokens += tokens
     self.flops += tokens * flops.partial_train_flops(self.cfg, self.context)
     self.steps += steps
 
 
 class CostTracker:
-  """One account per phase.
+  """The costs of one life, by phase.
 
   Args:
-    cfg: the model, for the FLOP formula.
+    cfg: the model, for the FLOP formulas.
     length: tokens of a typical row; a query sees half of them on average.
   """
 
-  # Called with the steps so far before and after every phase.
+  # Called before and after every phase, with the number of steps so far.
   on_phase: Callable[[int], None] | None = None
 
   def __init__(self, cfg: config.ModelConfig, length: int):
-    self._accounts = {p: PhaseCost(cfg, length / 2) for p in PHASES}
+    self._costs = {p: PhaseCost(cfg, length / 2) for p in PHASES}
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[PhaseCost]:
-    """Times a phase; whoever enters it says what it computed.
+    """Times a phase; the block adds its work to the `PhaseCost` it is given.
 
-    The block must wait for its results (`block_until_ready`), or the seconds
-    would be those of the dispatch alone.
+    The block must wait for its results (`block_until_ready`); otherwise only
+    the time of the dispatch is counted.
     """
-    account = self._accounts[name]
+    cost = self._costs[name]
     self._notify()
     start = time.perf_counter()
     try:
-      yield account
+      yield cost
     finally:
-      account.seconds += time.perf_counter() - start
+      cost.seconds += time.perf_counter() - start
       self._notify()
 
   def _notify(self) -> None:
     if self.on_phase:
-      self.on_phase(sum(a.steps for a in self._accounts.values()))
+      self.on_phase(sum(c.steps for c in self._costs.values()))
 
   def seconds(self) -> dict[str, float]:
     """Seconds by phase."""
-    return {name: a.seconds for name, a in self._accounts.items()}
+    return {name: c.seconds for name, c in self._costs.items()}
 
   def totals(self) -> dict[str, dict[str, float]]:
     """`{phase: {tokens, flops, seconds, steps}}`."""
     return {
       name: {
-        'tokens': a.tokens,
-        'flops': a.flops,
-        'seconds': a.seconds,
-        'steps': a.steps,
+        'tokens': c.tokens,
+        'flops': c.flops,
+        'seconds': c.seconds,
+        'steps': c.steps,
       }
-      for name, a in self._accounts.items()
+      for name, c in self._costs.items()
     }
 
   def restore(self, totals: dict[str, dict[str, float]]) -> None:
-    """Continues the accounts of an interrupted run."""
+    """Sets the totals to those of an interrupted run."""
     for name, values in totals.items():
       for key, value in values.items():
-        setattr(self._accounts[name], key, value)
+        setattr(self._costs[name], key, value)

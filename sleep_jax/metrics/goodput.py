@@ -1,37 +1,41 @@
-"""Goodput: useful time over wall time, and what the rest went to.
+"""Goodput: the share of wall time spent on useful work, and the other shares.
 
-Useful is what a life is for: reading, dreaming, teaching, training, trials.
+Useful work is every phase of a life except evaluation: wake, rollouts,
+teacher passes, updates, rewards and trials, without their compilation.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 import contextlib
 import time
+from typing import Any
 
 import jax
 
-_COMPILED = '/jax/core/compile/backend_compile_duration'
-_compiling = Counter()  # Seconds of this process; JAX keeps its listeners.
+_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+# Seconds of compilation in this process. JAX never removes a listener, so there
+# is one for all lives.
+_compile_time: defaultdict[str, float] = defaultdict(float)
 
 
-def _listen(name: str, seconds: float, **_) -> None:
-  if name == _COMPILED:
-    _compiling['seconds'] += seconds
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
+  if event == _COMPILE_EVENT:
+    _compile_time['seconds'] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 class Goodput:
-  """Of one life, from now on."""
+  """Goodput of one life, from the construction of this object on."""
 
   def __init__(self):
     self._start = time.perf_counter()
-    self._compiled = _compiling['seconds']
-    self._lost = Counter()
+    self._compile_start = _compile_time['seconds']
+    self._lost: defaultdict[str, float] = defaultdict(float)
 
   @contextlib.contextmanager
-  def losing(self, cause: str) -> Iterator[None]:
+  def lost_to(self, cause: str) -> Iterator[None]:
     """Counts the block's seconds as lost to `cause`."""
     start = time.perf_counter()
     try:
@@ -43,20 +47,21 @@ class Goodput:
     """Shares of wall time.
 
     Args:
-      phases: seconds of this process by phase, compilation within them.
+      phases: seconds of this process by phase, including compilation.
 
     Returns:
-      `goodput`, and the shares lost to `compile`, `exam`, the causes given to
-      `losing`, and `other`; they add up to 1.
+      `goodput`, and `lost_CAUSE` for compile, eval, the causes given to
+      `lost_to`, and other; they add up to 1.
     """
     wall = time.perf_counter() - self._start
     lost = dict(self._lost) | {'eval': phases.get('eval', 0.0)}
-    # Most of compilation is inside a phase; none can be told from the clock of
-    # an exam, which is lost anyway.
-    worked = sum(s for phase, s in phases.items() if phase != 'eval')
-    lost['compile'] = min(_compiling['seconds'] - self._compiled, worked)
-    useful = worked - lost['compile']
+    # Compilation is subtracted from the other phases: its share within an
+    # evaluation is unknown, and the time of an evaluation is lost either way.
+    phase_time = sum(s for phase, s in phases.items() if phase != 'eval')
+    compile_time = _compile_time['seconds'] - self._compile_start
+    lost['compile'] = min(compile_time, phase_time)
+    useful = phase_time - lost['compile']
     lost['other'] = max(wall - useful - sum(lost.values()), 0.0)
-    whole = useful + sum(lost.values())
-    shares = {f'lost_{cause}': s / whole for cause, s in lost.items()}
-    return {'goodput': useful / whole} | shares
+    total = useful + sum(lost.values())
+    shares = {f'lost_{cause}': s / total for cause, s in lost.items()}
+    return {'goodput': useful / total} | shares

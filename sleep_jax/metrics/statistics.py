@@ -1,4 +1,4 @@
-"""sleep_jax.metrics.statistics."""
+"""Statistics over seeds."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,12 @@ from scipy import stats
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and half-width of its 95% t interval; half-width nan for n = 1."""
+  """The mean of `values`, and the half-width of its 95% t interval.
+
+  The half-width of a single value is nan.
+  """
   x = np.asarray(values, float)
   if len(x) < 2:
     return float(x.mean()), float('nan')
-  spread = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-  return float(x.mean()), float(spread)
+  half_width = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+  return float(x.mean()), float(half_width)

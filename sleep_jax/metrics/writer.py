@@ -17,16 +17,16 @@ FILE = 'metrics.jsonl'
 
 
 class Writer:
-  """Writes one record a night.
+  """Writes one record per night.
 
-  What a resumed life had recorded comes with its checkpoint, so a night is
-  never recorded twice, and never lost.
+  The records of a resumed life come from its checkpoint, so that every night is
+  recorded exactly once.
 
   Args:
-    folder: of the life.
-    records: of the nights before.
-    quiet: keep the records, but write nothing; for all processes but one.
-    sinks: where the scalars go besides.
+    folder: directory of the life.
+    records: records of the previous nights.
+    quiet: keep the records in memory only; for all processes except the first.
+    sinks: further receivers of the scalars.
   """
 
   def __init__(
@@ -68,7 +68,7 @@ class Writer:
       sink.log(record['scalars'], step=record['night'])
 
   def records(self) -> list[dict[str, Any]]:
-    """All nights so far."""
+    """The records of all nights so far."""
     return self._records
 
   def _flush(self) -> None:

@@ -1,15 +1,16 @@
-"""Other places that a life's scalars go to: Weights & Biases, trackio."""
+"""Optional receivers of a life's scalars: Weights & Biases and trackio."""
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sleep_jax import config
 
 _KNOWN = ('trackio', 'wandb')
 
 
+@runtime_checkable
 class Sink(Protocol):
-  """What a run of either library can do."""
+  """The methods of a run that both libraries have."""
 
   def log(self, scalars: dict[str, float], step: int) -> None: ...
 
@@ -24,13 +25,13 @@ def build(
   Args:
     names: `trackio`, `wandb`, or both.
     project: the experiment's name.
-    life: arm and seed.
-    settings: kept beside the run.
+    life: name of the run: arm and seed.
+    settings: config that is stored with the run.
 
   Raises:
-    ConfigError: for another name, or a library that is not installed.
+    ConfigError: for an unknown name, or a library that is not installed.
   """
-  sinks = []
+  sinks: list[Sink] = []
   for name in names:
     config.lookup(name, dict.fromkeys(_KNOWN), 'writers')
     try:
@@ -40,7 +41,5 @@ def build(
         f'writers: {name} is not installed; pip install {name}, or leave it '
         'out of --config.writers.'
       ) from e
-    run = library.init(project=project, name=life, config=settings)
-    # Both have `log` and `finish` on the run that `init` returns.
-    sinks.append(run)
+    sinks.append(library.init(project=project, name=life, config=settings))
   return sinks

@@ -14,8 +14,7 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.mixers import base as mixers_base
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
   """Columns of earlier tokens; `end_index` is the first free one.
 
   layers: the mixers' states, see `Mixer.init_state`. Of a plain model one,

@@ -21,8 +21,7 @@ from sleep_jax.models import memory as memory_lib
 _MIN_ROUTER_LOGIT = -4.0
 
 
-@struct.dataclass
-class LayerMemory:
+class LayerMemory(struct.PyTreeNode):
   """One level's memory in one layer (no layer axis), or stacked over layers."""
 
   delta: at.Tree | None

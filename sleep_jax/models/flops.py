@@ -35,7 +35,7 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 
 
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
-  """FLOPs of one token in a wake step: only levels with a clock get gradients."""
+  """FLOPs of one token awake: only levels with a clock get gradients."""
   moving = sum(
     cfg.num_layers(i) * 3 * cfg.dim * level.hidden
     for i, level in enumerate(cfg.levels)

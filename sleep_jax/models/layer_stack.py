@@ -68,7 +68,9 @@ class LayerStack(nn.Module):
     """
     c = self.cfg
     if self.per_layer or c.mixers:
-      return self._unrolled(x, layers, inputs, layer_range or range(c.layers))
+      if layer_range is None:
+        layer_range = range(c.layers)
+      return self._unrolled(x, layers, inputs, layer_range)
     runs = self._runs(layers.memory is not None)
     step = self._scan_run if len(runs) == 1 else self._scan_indexed
     caches, routes = [], [[] for _ in c.levels]
@@ -129,7 +131,7 @@ class LayerStack(nn.Module):
       c, (c.levels[i],), mixers_base.of_layers(c)[0], parent=None
     )
 
-    def body(x, scanned):
+    def body(x: jax.Array, scanned: tuple[Any, ...]) -> _RunOutput:
       layer, level_memory, *rest = scanned
       params = jax.tree.map(
         lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), stack
@@ -139,12 +141,14 @@ class LayerStack(nn.Module):
 
     if c.remat:
       body = jax.checkpoint(body, prevent_cse=False)
-    own = slice(run.layers.start, run.layers.stop)
-    rest = jax.tree.map(lambda leaf: leaf[own], (layers.cache, layers.adapter))
+    selected = slice(run.layers.start, run.layers.stop)
+    rest = jax.tree.map(
+      lambda leaf: leaf[selected], (layers.cache, layers.adapter)
+    )
     return jax.lax.scan(
       body,
       x,
-      (jnp.arange(c.layers)[own], layers.memory[i], *rest),
+      (jnp.arange(c.layers)[selected], layers.memory[i], *rest),
       unroll=min(c.unroll, len(run.layers)),
     )
 
@@ -165,9 +169,11 @@ class LayerStack(nn.Module):
     memory, caches = layers.memory, list(layers.cache)
     routes = [[] for _ in c.levels]
     for i in layer_range:
-      layer_memory = memory
-      if memory is not None:
-        layer_memory = memory[i] if self.per_layer else cms.select_layer(memory, i)
+      layer_memory = None
+      if memory is not None and self.per_layer:
+        layer_memory = memory[i]
+      elif memory is not None:
+        layer_memory = cms.select_layer(memory, i)
       levels = c.levels_at(i)
       x, (caches[i], logits) = self._block()(
         c,

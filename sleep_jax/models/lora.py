@@ -41,16 +41,14 @@ class LoraConfig:
 _ATTENTION = ('q', 'k', 'v', 'o')
 
 
-@struct.dataclass
-class LowRankPair:
+class LowRankPair(struct.PyTreeNode):
   """A and B of one matrix, stacked over layers; axes of heads are flat."""
 
   a: at.Float[jax.Array, 'L I R']
   b: at.Float[jax.Array, 'L R O']
 
 
-@struct.dataclass
-class Adapter:
+class Adapter(struct.PyTreeNode):
   """Pairs by module (`attention`, `level_1`, ...) and matrix."""
 
   pairs: dict[str, dict[str, LowRankPair]]

@@ -28,8 +28,7 @@ LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
 _INIT_GATE_BIAS = 2.0
 
 
-@struct.dataclass
-class Expert:
+class Expert(struct.PyTreeNode):
   """Low-rank experts: `silu(x A) B`, gated by `sigmoid(x . router + bias)`.
 
   Leaves carry the layer axis, and in a bank the slot axis after it.
@@ -41,8 +40,7 @@ class Expert:
   bias: at.Float[jax.Array, 'L *S']
 
 
-@struct.dataclass
-class Bank:
+class Bank(struct.PyTreeNode):
   """The experts of one level."""
 
   experts: Expert
@@ -67,6 +65,17 @@ class Bank:
     locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
     return int(locked[0]) if len(locked) else None
 
+  def required_free_slot(self) -> int:
+    """The first locked slot.
+
+    Raises:
+      ValueError: if the bank is full.
+    """
+    slot = self.free_slot()
+    if slot is None:
+      raise ValueError(f'All {len(self.status)} slots are in use.')
+    return slot
+
   def unlock(self, slot: int, night: jax.Array, rng: at.Key) -> 'Bank':
     """Draws a new expert into `slot` and sets its status to SEEDING.
 
@@ -88,11 +97,6 @@ class Bank:
     """This bank with the status of one slot changed."""
     return self.replace(status=self.status.at[slot].set(status))
 
-  def free_slot(self) -> int | None:
-    """The first locked slot, or None if the bank is full."""
-    locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
-    return int(locked[0]) if len(locked) else None
-
   def prune(self) -> 'Bank':
     """Synaptic pruning: every slot locked and empty, its capacity free."""
     return jax.tree.map(jnp.zeros_like, self).replace(
@@ -100,8 +104,7 @@ class Bank:
     )
 
 
-@struct.dataclass
-class Fast:
+class Fast(struct.PyTreeNode):
   """What Eq. 2 has done to one level's weights, and will do next."""
 
   delta: at.Tree  # Change of {gate, up, down}, stacked over layers.
@@ -110,16 +113,14 @@ class Fast:
   opt_state: Any
 
 
-@struct.dataclass
-class LevelMemory:
+class LevelMemory(struct.PyTreeNode):
   """One level: `fast` is None when it is frozen, `bank` when it has no slot."""
 
   fast: Fast | None
   bank: Bank | None
 
 
-@struct.dataclass
-class Memory:
+class Memory(struct.PyTreeNode):
   """All fast and grown state of a life; levels run from fast to slow."""
 
   levels: tuple[LevelMemory, ...]
@@ -147,6 +148,28 @@ class Memory:
     """This memory with the `fast_state` of another."""
     deltas, states = fast
     return self.with_deltas(deltas).replace(states=states)
+
+  def fast(self, level: int) -> Fast:
+    """The fast part of level number `level` (0 = fastest).
+
+    Raises:
+      ValueError: if that level is frozen.
+    """
+    fast = self.levels[level].fast
+    if fast is None:
+      raise ValueError(f'Level {level + 1} is frozen.')
+    return fast
+
+  def bank(self, level: int) -> Bank:
+    """The experts of level number `level` (0 = fastest).
+
+    Raises:
+      ValueError: if that level has no slots.
+    """
+    bank = self.levels[level].bank
+    if bank is None:
+      raise ValueError(f'Level {level + 1} has no slots.')
+    return bank
 
   def with_level(self, index: int, **changes: Any) -> 'Memory':
     """The same memory with `fast` or `bank` of one level replaced."""

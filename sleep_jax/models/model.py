@@ -4,6 +4,8 @@ Teacher, student and trial instance are Models. The config is static, so a
 compiled function takes a Model like any other pytree.
 """
 
+from typing import Any
+
 from flax import struct
 import jax
 
@@ -15,8 +17,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
 
-@struct.dataclass
-class Model:
+class Model(struct.PyTreeNode):
   """Everything that turns tokens into logits.
 
   cfg: its dimensions, levels and mixers (static).
@@ -58,6 +59,25 @@ class Model:
       return self
     params = lora.merge(self.params, self.adapter)
     return self.replace(params=params, adapter=None)
+
+  def required_memory(self) -> memory_lib.Memory:
+    """The memory of a model that must have one.
+
+    Raises:
+      ValueError: if this is a bare backbone.
+    """
+    if self.memory is None:
+      raise ValueError('A bare backbone has no memory to read or change.')
+    return self.memory
+
+  def bank(self, level: int) -> memory_lib.Bank:
+    """The experts of level number `level` (0 = fastest)."""
+    return self.required_memory().bank(level)
+
+  def with_level(self, level: int, **changes: Any) -> 'Model':
+    """The same model with `fast` or `bank` of one level replaced."""
+    memory = self.required_memory().with_level(level, **changes)
+    return self.replace(memory=memory)
 
   def with_memory(self, memory: memory_lib.Memory | None) -> 'Model':
     """The same weights with another memory."""

@@ -27,8 +27,7 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.mixers import base as mixers_base
 
 
-@struct.dataclass
-class Output:
+class Output(struct.PyTreeNode):
   """What a forward pass returns."""
 
   logits: at.Float[jax.Array, 'B T V']

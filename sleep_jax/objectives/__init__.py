@@ -1,1 +1,1 @@
-"""Losses, divergences, rewards and policy gradients: pure functions."""
+"""Losses, divergences, rewards and policy gradients, as pure functions."""

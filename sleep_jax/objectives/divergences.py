@@ -1,11 +1,11 @@
 """Per-token divergences F(teacher || student) of GKD, summed over V, in nats.
 
 The endpoints of the generalised JSD vanish (D_beta -> 0 as beta -> 0 or 1), so
-forward and reverse KL are functions of their own and never limits of it.
+forward and reverse KL are separate functions and not limits of it.
 
-With a vocabulary of 150k the logits of a batch are the largest arrays there
-are. `chunked` and `from_hidden` keep those of a few tokens at a time; `TopK`
-keeps a teacher's verdict in k numbers per token.
+With a vocabulary of 150k the logits of a batch are the largest arrays of a
+step. `chunked` and `from_hidden` hold the logits of a few tokens at a time;
+`TopK` holds k + 1 numbers per token of a teacher's distribution.
 """
 
 from collections.abc import Callable
@@ -17,33 +17,33 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 from sleep_jax import config
 
-Divergence = Callable[[jax.Array, jax.Array], jax.Array]
+Divergence = Callable[[at.Array, at.Array], jax.Array]
 
 
-def forward_kl(teacher: jax.Array, student: jax.Array) -> jax.Array:
-  """KL(teacher || student) of logits `[..., V]` -> `[...]`; covers mass."""
-  t = jax.nn.log_softmax(teacher, axis=-1)
-  s = jax.nn.log_softmax(student, axis=-1)
-  return jnp.sum(jnp.exp(t) * (t - s), axis=-1)
+def forward_kl(teacher: at.Array, student: at.Array) -> jax.Array:
+  """KL(teacher || student) of logits `[..., V]` -> `[...]`; mass-covering."""
+  log_t = jax.nn.log_softmax(teacher, axis=-1)
+  log_s = jax.nn.log_softmax(student, axis=-1)
+  return jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
 
 
-def reverse_kl(teacher: jax.Array, student: jax.Array) -> jax.Array:
-  """KL(student || teacher); seeks modes."""
+def reverse_kl(teacher: at.Array, student: at.Array) -> jax.Array:
+  """KL(student || teacher) of logits `[..., V]` -> `[...]`; mode-seeking."""
   return forward_kl(student, teacher)
 
 
-def jsd(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
+def jsd(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
   """beta KL(T || M) + (1-beta) KL(S || M) with M = beta T + (1-beta) S."""
-  t = jax.nn.log_softmax(teacher, axis=-1)
-  s = jax.nn.log_softmax(student, axis=-1)
-  m = jnp.logaddexp(t + jnp.log(beta), s + jnp.log1p(-beta))
-  to_t = jnp.sum(jnp.exp(t) * (t - m), axis=-1)
-  to_s = jnp.sum(jnp.exp(s) * (s - m), axis=-1)
-  return beta * to_t + (1.0 - beta) * to_s
+  log_t = jax.nn.log_softmax(teacher, axis=-1)
+  log_s = jax.nn.log_softmax(student, axis=-1)
+  log_m = jnp.logaddexp(log_t + jnp.log(beta), log_s + jnp.log1p(-beta))
+  kl_t = jnp.sum(jnp.exp(log_t) * (log_t - log_m), axis=-1)
+  kl_s = jnp.sum(jnp.exp(log_s) * (log_s - log_m), axis=-1)
+  return beta * kl_t + (1.0 - beta) * kl_s
 
 
 def divergence(name: str, beta: float) -> Divergence:
-  """The divergence that a config names."""
+  """The divergence of this name; `beta` is that of `jsd`."""
   return config.lookup(
     name,
     {
@@ -60,52 +60,50 @@ def chunked(
 ) -> at.Tree:
   """`per_token(rows)`, computed `chunk` tokens at a time.
 
-  Nothing that `per_token` computes outlives its chunk: the backward pass
-  computes it again. Gradients flow to `rows` and to what `per_token` closes
-  over, such as the matrix that turns hidden states into logits.
+  Intermediate values of `per_token` are not stored; the backward pass computes
+  them again. Gradients flow to `rows` and to what `per_token` closes over, such
+  as the unembedding matrix.
 
   Args:
     per_token: from leaves `[C, ...]` to leaves `[C, ...]`, token by token; must
       be finite, with a finite gradient, where all inputs are zero.
     rows: leaves `[B, T, ...]`, all with the same B and T.
-    chunk: C, tokens in flight.
+    chunk: C, tokens computed at a time.
 
   Returns:
-    What `per_token` gives, leaves `[B, T, ...]`.
+    The results of `per_token`, leaves `[B, T, ...]`.
   """
   lead = jax.tree.leaves(rows)[0].shape[:2]
   size = lead[0] * lead[1]
   chunk = min(chunk, size)
-  many = -(-size // chunk)
+  num_chunks = -(-size // chunk)
 
-  def split(x: jax.Array) -> jax.Array:
+  def split(x: at.Array) -> jax.Array:
     flat = x.reshape(size, *x.shape[2:])
-    rest = [(0, many * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
-    return jnp.pad(flat, rest).reshape(many, chunk, *flat.shape[1:])
+    padding = [(0, num_chunks * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
+    return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
 
-  def join(x: jax.Array) -> jax.Array:
+  def join(x: at.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:size].reshape(*lead, *x.shape[2:])
 
   step = jax.checkpoint(per_token, prevent_cse=False)
   return jax.tree.map(join, jax.lax.map(step, jax.tree.map(split, rows)))
 
 
-@struct.dataclass
-class TopK:
+class TopK(struct.PyTreeNode):
   """A teacher's k likeliest tokens, and all others as one more outcome.
 
-  Not renormalised: the remaining mass keeps its place, so that the student is
-  told how much to put elsewhere, though not where. A divergence of the lumped
-  outcomes is never above that of all tokens (data processing inequality), and
-  equals it for k = V - 1.
+  The probabilities are not renormalised: the mass of all other tokens is kept
+  as one outcome. A divergence of the lumped outcomes is at most that of all
+  tokens (data processing inequality), and equals it for k = V - 1.
   """
 
   tokens: at.Int[jax.Array, '*B K']
-  logprobs: at.Float[jax.Array, '*B K+1']  # The last is that of all others.
+  logprobs: at.Float[jax.Array, '*B K+1']  # The last is of all others.
 
 
-def top_k(logits: jax.Array, k: int) -> TopK:
-  """Lumps a teacher's logits `[..., V]`.
+def top_k(logits: at.Array, k: int) -> TopK:
+  """The top k tokens of a teacher's logits `[..., V]`.
 
   Raises:
     config.ConfigError: k is not in 1..V-1.
@@ -119,46 +117,53 @@ def top_k(logits: jax.Array, k: int) -> TopK:
   return TopK(tokens, jax.nn.log_softmax(lump(logits, tokens), axis=-1))
 
 
-def lump(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def lump(logits: at.Array, tokens: at.Array) -> jax.Array:
   """Logits `[..., V]` as those of `tokens` `[..., K]` and of all others."""
-  kept = jnp.take_along_axis(logits, tokens, axis=-1)
+  selected = jnp.take_along_axis(logits, tokens, axis=-1)
   others = jnp.put_along_axis(logits, tokens, -jnp.inf, axis=-1, inplace=False)
   rest = jax.nn.logsumexp(others, axis=-1, keepdims=True)
-  return jnp.concatenate([kept, rest], axis=-1)
+  return jnp.concatenate([selected, rest], axis=-1)
 
 
 def from_hidden(
   measure: Divergence,
-  teacher: tuple[jax.Array, jax.Array] | TopK,
-  student: tuple[jax.Array, jax.Array],
+  teacher: tuple[at.Array, at.Array] | TopK,
+  student: tuple[at.Array, at.Array],
   *,
   temperature: float = 1.0,
   chunk: int = 128,
 ) -> jax.Array:
-  """A divergence whose logits never all exist at once.
+  """A divergence computed from hidden states, `chunk` tokens at a time.
 
   Args:
-    measure: `forward_kl` or another.
-    teacher: hidden states `[B, T, D']` and the matrix `[V, D']` that makes
-      logits of them; or `TopK` with leaves `[B, T, ...]`, taken at the same
-      temperature. No gradient flows to it.
-    student: hidden states `[B, T, D]` and matrix `[V, D]`.
+    measure: `forward_kl` or another divergence of logits.
+    teacher: hidden states `[B, T, D']` and the unembedding matrix `[V, D']`; or
+      `TopK` with leaves `[B, T, ...]`, taken at the same temperature. No
+      gradient flows to it.
+    student: hidden states `[B, T, D]` and unembedding matrix `[V, D]`.
     temperature: divides the logits of both.
-    chunk: tokens in flight, see `chunked`.
+    chunk: tokens computed at a time, see `chunked`.
 
   Returns:
     Nats per token, `[B, T]`.
   """
-  hidden, matrix = student
+  hidden, unembedding = student
   teacher = jax.lax.stop_gradient(teacher)
-  lumped = isinstance(teacher, TopK)
 
-  def per_token(rows):
-    verdict, hidden = rows
-    logits = hidden @ matrix.T / temperature
-    if lumped:
-      return measure(verdict.logprobs, lump(logits, verdict.tokens))
-    return measure(verdict @ teacher[1].T / temperature, logits)
+  if isinstance(teacher, TopK):
 
-  rows = (teacher if lumped else teacher[0], hidden)
-  return chunked(per_token, rows, chunk)
+    def lumped(rows: tuple[TopK, jax.Array]) -> jax.Array:
+      top, hidden = rows
+      logits = hidden @ unembedding.T / temperature
+      return measure(top.logprobs, lump(logits, top.tokens))
+
+    return chunked(lumped, (teacher, hidden), chunk)
+
+  teacher_hidden, teacher_unembedding = teacher
+
+  def per_token(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+    teacher_hidden, hidden = rows
+    logits = hidden @ unembedding.T / temperature
+    return measure(teacher_hidden @ teacher_unembedding.T / temperature, logits)
+
+  return chunked(per_token, (teacher_hidden, hidden), chunk)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 
-def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
+
+def group_advantages(rewards_PxG: at.Array, eps: float = 1e-4) -> jax.Array:
   """(r - mean) / (std + eps) within each group of one prompt's samples."""
   mean = rewards_PxG.mean(axis=1, keepdims=True)
   std = rewards_PxG.std(axis=1, keepdims=True)
@@ -12,10 +14,10 @@ def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
 
 
 def clipped_loss(
-  logp_BxT: jax.Array,
-  old_logp_BxT: jax.Array,
-  advantage_B: jax.Array,
-  mask_BxT: jax.Array,
+  logp_BxT: at.Array,
+  old_logp_BxT: at.Array,
+  advantage_B: at.Array,
+  mask_BxT: at.Array,
   clip: float = 0.2,
 ) -> jax.Array:
   """-min(rho A, clip(rho) A), averaged over each row's tokens, then rows."""

@@ -11,21 +11,21 @@ _BITS = 32
 
 
 def levenshtein(
-  a_BxM: jax.Array, a_len: jax.Array, b_BxN: jax.Array, b_len: jax.Array
+  a_BxM: at.Array, a_len: at.Array, b_BxN: at.Array, b_len: at.Array
 ) -> at.Int[jax.Array, 'B']:
   """Edit distances of pairs of token rows; entries past a length do not count.
 
-  Bit-parallel: a column of the table is held as the signs of its differences,
-  32 rows of the table to a word, and follows from the column before it by a few
-  word operations (Myers 1999, in blocks as in Hyyro 2003). The pairs lie side
-  by side, so each operation is one over all pairs.
+  Bit-parallel: a column of the table is stored as the signs of its differences,
+  32 rows of the table per word, and is computed from the previous column by a
+  few word operations (Myers 1999, in blocks as in Hyyro 2003). Each operation
+  is vectorized over all pairs.
   """
   pairs, m = a_BxM.shape
   words = -(-m // _BITS)
   u32 = functools.partial(jnp.asarray, dtype=jnp.uint32)
   pattern = jnp.pad(a_BxM, ((0, 0), (0, words * _BITS - m)))
   pattern = pattern.T.reshape(words, _BITS, pairs)
-  place = (u32(1) << jnp.arange(_BITS, dtype=jnp.uint32))[:, None]
+  bit = (u32(1) << jnp.arange(_BITS, dtype=jnp.uint32))[:, None]
   # The table's last row, whose differences are summed: one bit of one word.
   last = jnp.maximum(a_len - 1, 0)
   in_word = last // _BITS == jnp.arange(words)[:, None]
@@ -47,7 +47,7 @@ def levenshtein(
   def column(state, token):
     distance, up, down = state
     j, symbol = token
-    equal = jnp.where(pattern == symbol, place, u32(0))
+    equal = jnp.where(pattern == symbol, bit, u32(0))
     equal = equal.sum(axis=1, dtype=jnp.uint32)
     first = jnp.ones_like(symbol, jnp.uint32)  # The first row counts upwards.
     first = (first, jnp.zeros_like(first), jnp.zeros_like(distance))
@@ -64,16 +64,16 @@ def levenshtein(
 
 
 def absolute(
-  guess: jax.Array,
-  guess_len: jax.Array,
-  dream: jax.Array,
-  dream_len: jax.Array,
+  guess: at.Array,
+  guess_len: at.Array,
+  dream: at.Array,
+  dream_len: at.Array,
   z0: float,
 ) -> jax.Array:
   """r_abs of Eq. 4 for a batch of pairs `[B, M]`, in [0, 1].
 
   1 - z / max(|guess|, |dream|) while z <= z_0, else 0; z_0 is given as a share
-  of the longer sequence, so that one setting serves all lengths.
+  of the longer sequence, so that it does not depend on the length.
   """
   z = levenshtein(guess, guess_len, dream, dream_len)
   longest = jnp.maximum(jnp.maximum(guess_len, dream_len), 1)
@@ -81,26 +81,26 @@ def absolute(
 
 
 def exact(
-  guess: jax.Array,
-  guess_len: jax.Array,
-  dream: jax.Array,
-  dream_len: jax.Array,
+  guess: at.Array,
+  guess_len: at.Array,
+  dream: at.Array,
+  dream_len: at.Array,
 ) -> jax.Array:
-  """The strictest r_sem: 1 where both sequences are equal."""
+  """r_sem as exact match: 1 where both sequences are equal, `[B]`."""
   inside = jnp.arange(guess.shape[1]) < guess_len[:, None]
   same = jnp.where(inside, guess == dream, True).all(axis=1)
   return (same & (guess_len == dream_len)).astype(jnp.float32)
 
 
 def pooled_similarity(
-  guess_BxMxD: jax.Array,
-  guess_len: jax.Array,
-  dream_BxMxD: jax.Array,
-  dream_len: jax.Array,
+  guess_BxMxD: at.Array,
+  guess_len: at.Array,
+  dream_BxMxD: at.Array,
+  dream_len: at.Array,
 ) -> jax.Array:
   """Cosine of the mean-pooled hidden states of a frozen model, `[B]`."""
 
-  def pool(h: jax.Array, length: jax.Array) -> jax.Array:
+  def pool(h: at.Array, length: at.Array) -> jax.Array:
     inside = (jnp.arange(h.shape[1]) < length[:, None])[..., None]
     mean = (h * inside).sum(1) / jnp.maximum(length, 1)[:, None]
     return mean / (jnp.linalg.norm(mean, axis=-1, keepdims=True) + 1e-6)
@@ -108,6 +108,8 @@ def pooled_similarity(
   return (pool(guess_BxMxD, guess_len) * pool(dream_BxMxD, dream_len)).sum(-1)
 
 
-def imitation(semantic: jax.Array, absolute_: jax.Array, gamma: float):
+def imitation(
+  semantic: at.Array | float, absolute: at.Array | float, gamma: float
+) -> jax.Array | float:
   """Eq. 3: gamma r_sem + (1 - gamma) r_abs."""
-  return gamma * semantic + (1.0 - gamma) * absolute_
+  return gamma * semantic + (1.0 - gamma) * absolute

@@ -1,1 +1,1 @@
-"""What keeps a run alive and accountable."""
+"""Sharding, checkpoints, multi-process runs, termination and profiling."""

@@ -1,7 +1,8 @@
-"""Lives on disk: an orbax checkpoint after every phase of every night.
+"""Checkpoints of a life: one orbax checkpoint after every phase of a night.
 
-A night's phases are functions of the life alone, its key included. A life that
-is begun anew at the last phase that was saved ends as one that never stopped.
+The phases of a night are functions of the life alone, its random key included.
+A life resumed from its last checkpoint therefore ends with the same bits as one
+that was never interrupted.
 """
 
 import collections
@@ -28,23 +29,30 @@ from sleep_jax.runtime import distributed
 from sleep_jax.runtime import sharding
 
 PHASES = ('wake', 'sleep')
-FORMAT = 3  # Raised whenever older checkpoints can no longer be read.
-_KEEP = 2
-# Bytes below which leaves share an array. Of every array that is written,
-# tensorstore (0.1.68 to 0.1.86 were tried) never frees its description.
-_SMALL = 2**20
+FORMAT = 4  # Raised whenever older checkpoints can no longer be read.
+# Older formats, and the version of the package that reads them.
+_READ_BY = dict.fromkeys((1, 2, 3), 'sleep_jax 0.1')
+_MAX_TO_KEEP = 2
+# Leaves below this many bytes share an array: tensorstore (0.1.68 to 0.1.86
+# were tested) never frees the description of an array that it has written.
+_PACK_BELOW_BYTES = 2**20
+# Leaves under this path may differ in size between checkpoint and template.
+_RESIZABLE = "['learner_state']"
 
 
 class SaveError(RuntimeError):
-  """A checkpoint could not be written; the one before it is whole."""
+  """A checkpoint could not be written; the previous one is intact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-  """A life just after `phase` of `night`.
+  """The state of a life at the end of `phase` of `night`.
 
-  notes: what must be known beside it, such as figures of the night so far; of
-    types that JSON knows.
+  Attributes:
+    night: index of the night, from 0.
+    phase: one of `PHASES`.
+    life: pytree of arrays.
+    notes: JSON-serializable values saved with it, such as the night's metrics.
   """
 
   night: int
@@ -59,11 +67,11 @@ class Snapshot:
 class Checkpoints:
   """The checkpoints of one life; the newest two are kept.
 
-  A save runs beside the next phase, and becomes visible only when it is whole.
+  A save runs in the background, and is visible only once it is complete.
 
   Args:
-    folder: of this life alone.
-    identity: names the config; a checkpoint of another one is refused.
+    folder: a directory that holds the checkpoints of this life only.
+    identity: digest of the config; checkpoints of another config are refused.
   """
 
   def __init__(self, folder: pathlib.Path, identity: str):
@@ -80,73 +88,77 @@ class Checkpoints:
         'meta': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=_KEEP, cleanup_tmp_directories=True
+        max_to_keep=_MAX_TO_KEEP, cleanup_tmp_directories=True
       ),
     )
 
-  def save(self, moment: Snapshot) -> None:
-    """Saves in the background, once the save before has ended.
+  def save(self, snapshot: Snapshot) -> None:
+    """Starts a background save, after the previous save has ended.
 
     Raises:
-      SaveError: if this save cannot begin, or the one before has failed.
+      SaveError: if this save cannot start, or the previous one has failed.
     """
     leaves = {
-      name: _stored(leaf)
-      for name, leaf in _leaf_names(moment.life).items()
-      if np.size(leaf)  # The format knows no empty arrays; notes may be some.
+      name: _to_host(leaf)
+      for name, leaf in _leaf_names(snapshot.life).items()
+      if np.size(leaf)  # The format has no empty arrays.
     }
     meta = {
       'format': FORMAT,
       'identity': self._identity,
-      'night': moment.night,
-      'phase': moment.phase,
-      'notes': moment.notes,
+      'night': snapshot.night,
+      'phase': snapshot.phase,
+      'notes': snapshot.notes,
     }
-    # No process sees all of a leaf that is sharded over several.
-    meta['unseen'] = sorted(k for k, x in leaves.items() if not _visible(x))
-    meta['leaves'] = _leaves_digest(leaves, meta['unseen'])
+    # A leaf sharded over several processes is not readable by any one of them.
+    meta['not_addressable'] = sorted(
+      k for k, x in leaves.items() if not _is_addressable(x)
+    )
+    meta['leaves'] = _leaves_digest(leaves, meta['not_addressable'])
     arrays, meta['packed'] = _pack(leaves)
     meta['digest'] = _meta_digest(meta)
-    distributed.check_agreement(meta['leaves'], str(moment))
-    step = len(PHASES) * moment.night + PHASES.index(moment.phase)
+    distributed.check_agreement(meta['leaves'], str(snapshot))
+    step = len(PHASES) * snapshot.night + PHASES.index(snapshot.phase)
     args = ocp.args.Composite(
       life=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
     )
     self._guarded(lambda: self._manager.save(step, args=args, force=True))
 
-  def finish(self) -> None:
-    """Waits for the save under way.
+  def wait(self) -> None:
+    """Waits for the save in progress.
 
     Raises:
       SaveError: if it failed.
     """
     self._guarded(self._manager.wait_until_finished)
 
-  def _guarded(self, verb: Callable[[], Any]) -> None:
-    # SIGTERM finishes a save from another thread.
+  def _guarded(self, action: Callable[[], Any]) -> None:
+    # On SIGTERM, `wait` is called from another thread.
     with self._lock:
       try:
-        verb()
+        action()
       except (OSError, ValueError, RuntimeError) as e:
         raise SaveError(
-          f'{self._folder}: cannot save: {e}. The checkpoint before is whole; '
-          'see to space and permissions, and run the same command again.'
+          f'{self._folder}: cannot save: {e}. The previous checkpoint is '
+          'intact; check free space and permissions, and run the same command '
+          'again.'
         ) from e
 
   def newest(self, template: at.Tree) -> Snapshot | None:
-    """The newest moment that is whole, or None if nothing was ever saved.
+    """The newest readable snapshot, or None if nothing was ever saved.
 
-    A torn one is put aside as `torn-N`, with a warning.
+    A corrupt checkpoint is renamed to `corrupt-N`, with a warning.
 
     Args:
-      template: a life of this config. Leaves come back where the template's
-        are, on however many devices; a life's notes may differ in size.
+      template: a life of this config. Restored leaves take the sharding of the
+        template's, on any number of devices; leaves of the learner state may
+        differ in size.
 
     Raises:
-      ConfigError: if checkpoints are of another config or version, or if there
-        are some and none can be read.
+      ConfigError: if the checkpoints are of another config or version, or if
+        checkpoints exist and none can be read.
     """
-    torn = []
+    corrupt = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         meta, leaves = self._read(step, template)
@@ -154,60 +166,61 @@ class Checkpoints:
         raise
       except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         logging.error(
-          'Checkpoint %s/%d is torn, and passed over: %s',
+          'Checkpoint %s/%d is corrupt and is skipped: %s',
           self._folder,
           step,
           str(e).partition(' [tensorstore_spec')[0],
         )
-        torn.append(step)
+        corrupt.append(step)
         continue
-      self._put_aside(torn)
+      self._set_aside(corrupt)
       life = serialization.from_state_dict(template, leaves)
       return Snapshot(meta['night'], meta['phase'], life, meta['notes'])
-    if torn:
+    if corrupt:
       raise config.ConfigError(
-        f'{self._folder}: none of the checkpoints {sorted(torn)} can be read. '
-        'Restore one from a copy, or, to begin this life again, delete its '
-        'folder yourself.'
+        f'{self._folder}: none of the checkpoints {sorted(corrupt)} can be '
+        'read. Restore one from a copy, or, to start this life again, delete '
+        'its folder yourself.'
       )
     return None
 
   def _read(
     self, step: int, template: at.Tree
   ) -> tuple[dict[str, Any], at.Tree]:
-    """One checkpoint's meta, and its life as a state dict."""
+    """Metadata of one checkpoint, and its life as a state dict."""
     json_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = dict(self._manager.restore(step, args=json_args).meta)
+    meta = dict(self._manager.restore(step, args=json_args)['meta'])
     if meta.pop('digest') != _meta_digest(meta):
-      raise ValueError('its meta data are not what was saved')
+      raise ValueError('its metadata differs from what was saved')
     self._check_identity(step, meta)
     arrays = dict(self._manager.item_metadata(step)['life'])
-    wanted = _leaf_names(template)
-    self._check_names(step, _described(arrays, meta['packed']), wanted)
-    like = {
-      name: _target(wanted.get(name), tuple(x.shape), x.dtype)
+    expected = _leaf_names(template)
+    self._check_names(step, _unpack_shapes(arrays, meta['packed']), expected)
+    targets = {
+      name: _restore_target(expected.get(name), tuple(x.shape), x.dtype)
       for name, x in arrays.items()
     }
     arrays = self._manager.restore(
-      step, args=ocp.args.Composite(life=ocp.args.StandardRestore(like))
-    ).life
+      step, args=ocp.args.Composite(life=ocp.args.StandardRestore(targets))
+    )['life']
     leaves = unpack(arrays, meta['packed'])
-    if meta['leaves'] != _leaves_digest(leaves, meta['unseen']):
-      raise ValueError('its arrays are not what was saved')
+    if meta['leaves'] != _leaves_digest(leaves, meta['not_addressable']):
+      raise ValueError('its arrays differ from what was saved')
     flat = serialization.to_state_dict(template)
     values = {
-      name: _placed(leaves[name], leaf) if name in leaves else leaf
-      for name, leaf in wanted.items()
+      name: _place_like(leaves[name], leaf) if name in leaves else leaf
+      for name, leaf in expected.items()
     }
     structure = jax.tree.structure(flat)
     return meta, jax.tree.unflatten(structure, list(values.values()))
 
   def _check_identity(self, step: int, meta: dict[str, Any]) -> None:
     if meta['format'] != FORMAT:
+      reader = _READ_BY.get(meta['format'], 'the version that wrote it')
       raise config.ConfigError(
         f'{self._folder}/{step} has format {meta["format"]}, and this version '
-        f'of the code reads format {FORMAT}. Use the version that wrote it, or '
-        'another --workdir.'
+        f'of the code reads format {FORMAT}. Use {reader}, or another '
+        '--workdir.'
       )
     if meta['identity'] != self._identity:
       raise config.ConfigError(
@@ -215,11 +228,14 @@ class Checkpoints:
         f'this run is {self._identity[:12]}). Use another --workdir.'
       )
 
-  def _check_names(self, step: int, saved, wanted: dict[str, Any]) -> None:
-    lacking = {k for k, x in wanted.items() if np.size(x)} - set(saved)
+  def _check_names(
+    self, step: int, saved: Mapping[str, Any], expected: Mapping[str, Any]
+  ) -> None:
+    """Compares names, shapes and types of the saved leaves and the template."""
+    missing = {k for k, x in expected.items() if np.size(x)} - set(saved)
     for names, what in (
-      (set(saved) - set(wanted), 'which this learner does not have'),
-      (lacking, 'missing, which this learner needs'),
+      (set(saved) - set(expected), 'which this learner does not have'),
+      (missing, 'missing, which this learner needs'),
     ):
       if names:
         raise config.ConfigError(
@@ -227,33 +243,33 @@ class Checkpoints:
           'another model, learner or version. Use another --workdir.'
         )
     for name, x in saved.items():
-      has, needs = (tuple(x.shape), x.dtype), _kind(wanted[name])
-      if has != needs and not name.startswith("['notes']"):
+      has, needs = (tuple(x.shape), x.dtype), _shape_dtype(expected[name])
+      if has != needs and not name.startswith(_RESIZABLE):
         raise config.ConfigError(
           f'{self._folder}/{step}: {name} is {has[1]}{list(has[0])}, and this '
           f'model needs {needs[1]}{list(needs[0])}. Use another --workdir.'
         )
 
-  def _put_aside(self, torn: list[int]) -> None:
-    """Renames torn checkpoints, so that their steps can be saved again."""
-    if not torn:
+  def _set_aside(self, corrupt: list[int]) -> None:
+    """Renames corrupt checkpoints, so that their steps can be saved again."""
+    if not corrupt:
       return
     self._manager.close()
     if distributed.is_primary():
-      for step in torn:
-        aside = self._folder / f'torn-{step}'
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._folder / str(step)).rename(aside)
-    distributed.barrier('torn checkpoints put aside')
+      for step in corrupt:
+        target = self._folder / f'corrupt-{step}'
+        shutil.rmtree(target, ignore_errors=True)
+        (self._folder / str(step)).rename(target)
+    distributed.barrier('corrupt checkpoints set aside')
     self._manager = self._open()
 
   def close(self) -> None:
-    """Waits for what is under way.
+    """Waits for the save in progress, and closes the manager.
 
     Raises:
       SaveError: if it failed.
     """
-    self.finish()
+    self.wait()
     self._manager.close()
 
 
@@ -266,64 +282,66 @@ def _leaf_names(life: at.Tree) -> dict[str, Any]:
 
 
 def _is_distributed(leaf: Any) -> bool:
-  """Whether a leaf has a place on several devices."""
+  """Whether a leaf is placed on several devices."""
   return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
-def _visible(leaf: Any) -> bool:
+def _is_addressable(leaf: Any) -> bool:
   """Whether this process can read all of a leaf."""
   if not isinstance(leaf, jax.Array):
     return True
   return leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
-def _kind(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+def _shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
   return tuple(leaf.shape), np.dtype(leaf.dtype)
 
 
-def _stored(leaf: Any) -> Any:
-  # A copy of our own: the next phase may donate the buffer.
+def _to_host(leaf: Any) -> Any:
+  # Copied, because the next phase may donate the buffer.
   return leaf if _is_distributed(leaf) else np.array(leaf)
 
 
-def _target(leaf: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+def _restore_target(leaf: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
   if not _is_distributed(leaf):
     return np.empty(shape, dtype)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
 
 
-def _placed(value: Any, leaf: Any) -> Any:
+def _place_like(value: Any, leaf: Any) -> Any:
   if _is_distributed(leaf):
     return jax.device_put(value, leaf.sharding)
-  # Uncommitted, as a fresh life's leaves are: they go where they are needed.
+  # Uncommitted, as the leaves of a new life are: JAX may move them.
   return jnp.array(value) if isinstance(leaf, jax.Array) else value
 
 
 def _pack(
   leaves: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, tuple[str, int, list[int]]]]:
-  """Small leaves of one type become one array.
+  """Concatenates small leaves of one type into one array.
 
   Returns:
-    What is to be written, and of every packed leaf: in which array it is, from
-    which element on, and its shape.
+    The arrays to write by name; and for every packed leaf the name of its
+    array, the index of its first element, and its shape.
   """
-  arrays, packed, parts = {}, {}, collections.defaultdict(list)
+  arrays, packed = {}, {}
+  flat_leaves = collections.defaultdict(list)
   for name, leaf in leaves.items():
-    if _is_distributed(leaf) or leaf.nbytes >= _SMALL:
+    if _is_distributed(leaf) or leaf.nbytes >= _PACK_BELOW_BYTES:
       arrays[name] = leaf
       continue
     pack = f'small {leaf.dtype}'
-    start = sum(x.size for x in parts[pack])
+    start = sum(x.size for x in flat_leaves[pack])
     packed[name] = (pack, start, list(leaf.shape))
-    parts[pack].append(leaf.ravel())
-  return arrays | {k: np.concatenate(x) for k, x in parts.items()}, packed
+    flat_leaves[pack].append(leaf.ravel())
+  packs = {k: np.concatenate(x) for k, x in flat_leaves.items()}
+  return arrays | packs, packed
 
 
 def unpack(
   arrays: Mapping[str, Any], packed: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-  """The leaves of a life by name, from a checkpoint's arrays and meta data."""
+  """The leaves of a life by name, from a checkpoint's arrays and metadata."""
   packs = {pack for pack, _, _ in packed.values()}
   leaves = {k: x for k, x in arrays.items() if k not in packs}
   for name, (pack, start, shape) in packed.items():
@@ -332,10 +350,10 @@ def unpack(
   return leaves
 
 
-def _described(
+def _unpack_shapes(
   arrays: Mapping[str, Any], packed: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-  """`unpack` of what has shapes and types alone."""
+  """`unpack` for arrays of which only shape and type are known."""
   packs = {pack for pack, _, _ in packed.values()}
   return {k: x for k, x in arrays.items() if k not in packs} | {
     name: jax.ShapeDtypeStruct(shape, arrays[pack].dtype)
@@ -347,15 +365,15 @@ def _meta_digest(meta: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _leaves_digest(leaves: dict[str, Any], unseen: list[str]) -> str:
-  """SHA-256 of every leaf that one process can see.
+def _leaves_digest(leaves: dict[str, Any], excluded: list[str]) -> str:
+  """SHA-256 of all leaves except the `excluded` ones.
 
-  Orbax notices files that are missing or cut off, but not every flipped bit.
+  Orbax detects missing and truncated files, but not every flipped bit.
   """
   digest = hashlib.sha256()
-  for name in sorted(set(leaves) - set(unseen)):
-    # A leaf that was whole when it was saved may lie over processes now.
-    whole = np.ascontiguousarray(sharding.fetch(leaves[name]))
-    digest.update(f'{name}{whole.dtype}{whole.shape}'.encode())
-    digest.update(whole.reshape(-1).view(np.uint8).data)
+  for name in sorted(set(leaves) - set(excluded)):
+    # A leaf that was addressable when saved may now span several processes.
+    array = np.ascontiguousarray(sharding.fetch(leaves[name]))
+    digest.update(f'{name}{array.dtype}{array.shape}'.encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()

@@ -1,12 +1,13 @@
-"""Several processes as one: a thin frame around `jax.distributed`.
+"""Multi-process runs: a thin wrapper of `jax.distributed`.
 
-Every process lives the same life on devices of its own, and at each save they
-make sure that it still is the same; the first process writes.
+Every process runs the same life, each on its own devices. At each save they
+compare digests of it, and process 0 writes the files.
 """
 
 import os
 import sys
 import threading
+from typing import Any
 
 from absl import logging
 import jax
@@ -16,11 +17,11 @@ import numpy as np
 from sleep_jax import config
 
 AUTO = 'auto'
-_GRACE = 60  # Seconds.
+_GRACE = 60  # Seconds that JAX waits longer than we do.
 
 
 class PeerError(RuntimeError):
-  """The processes did not come together, or no longer agree."""
+  """The processes could not connect, or their states differ."""
 
 
 def start(
@@ -30,32 +31,32 @@ def start(
   *,
   timeout: int = 300,
 ) -> None:
-  """Joins the other processes; call it before anything asks for a device.
+  """Joins the other processes; must be called before JAX lists its devices.
 
   Args:
-    coordinator: host:port of process 0, or `auto`: then JAX finds out by
-      itself on TPU VMs, GKE, Slurm and Open MPI.
-    processes: how many there are.
-    process_id: which of them this is, from 0.
-    timeout: seconds to wait for the others, and until one that does not answer
-      any more counts as lost; then JAX ends this process.
+    coordinator: host:port of process 0; or `auto`, which JAX resolves on TPU
+      VMs, GKE, Slurm and Open MPI.
+    processes: number of processes.
+    process_id: index of this process, from 0.
+    timeout: seconds to wait for the others to connect, and until a process
+      that stops responding counts as lost; JAX then ends this process.
 
-  If the others do not come in time, the process says so and exits with 1.
+  If the others do not connect in time, prints an error and exits with 1.
 
   Raises:
-    ConfigError: for numbers that cannot be.
-    PeerError: if JAX refuses.
+    ConfigError: for invalid numbers.
+    PeerError: if JAX cannot connect.
   """
   if coordinator == AUTO:
-    given = {}
+    options: dict[str, Any] = {}
     if (processes, process_id) != (None, None):
       raise config.ConfigError(
-        '--coordinator=auto finds the number of processes by itself; leave '
+        '--coordinator=auto detects the number of processes; leave '
         '--processes and --process_id out, or name host:port.'
       )
   else:
     _check(coordinator, processes, process_id)
-    given = dict(
+    options = dict(
       coordinator_address=coordinator,
       num_processes=processes,
       process_id=process_id,
@@ -64,21 +65,21 @@ def start(
     name = 'this process'
   else:
     name = f'process {process_id} of {processes}'
-  # JAX, when it gives up, aborts with a stack dump. We give up before it.
-  late = threading.Timer(
+  # On its own timeout JAX aborts with a stack dump; this timer fires first.
+  timer = threading.Timer(
     timeout,
-    _give_up,
+    _abort,
     (
       f'error: {name} has waited {timeout} s for the others at {coordinator}. '
       'Check that all of them run and can reach it, that their --processes are '
       'equal, and that their --process_id differ.',
     ),
   )
-  late.daemon = True
-  late.start()
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
-      **given,
+      **options,
       initialization_timeout=timeout + _GRACE,
       heartbeat_timeout_seconds=timeout,
     )
@@ -93,11 +94,11 @@ def start(
       f'{str(e).splitlines()[0]}'
     ) from e
   finally:
-    late.cancel()
+    timer.cancel()
   logging.info('Process %d of %d', jax.process_index(), jax.process_count())
 
 
-def _give_up(message: str) -> None:
+def _abort(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
   os._exit(1)
 
@@ -122,33 +123,33 @@ def _check(
 
 
 def is_primary() -> bool:
-  """Whether this process is the one that writes."""
+  """Whether this process is process 0, which writes the files."""
   return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-  """Waits until every process has come to the point of this name."""
+  """Waits until every process has reached the barrier of this name."""
   multihost_utils.sync_global_devices(name)
 
 
 def check_agreement(digest: str, where: str) -> None:
-  """Refuses to go on if the processes do not live the same life.
+  """Checks that all processes hold the same state.
 
   Args:
-    digest: of this process's life, in hexadecimal.
-    where: for the message.
+    digest: digest of this process's state, in hexadecimal.
+    where: prefix of the error message.
 
   Raises:
-    PeerError: if another process has another digest.
+    PeerError: if the digests differ.
   """
   if jax.process_count() == 1:
     return
-  own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-  others = multihost_utils.process_allgather(own)
-  if (others != own).any():
-    odd = np.flatnonzero((others != own).any(axis=1)).tolist()
+  local = np.frombuffer(bytes.fromhex(digest), np.uint8)
+  gathered = multihost_utils.process_allgather(local)
+  if (gathered != local).any():
+    different = np.flatnonzero((gathered != local).any(axis=1)).tolist()
     raise PeerError(
-      f'{where}: process {jax.process_index()} and processes {odd} no longer '
-      'live the same life. Give all of them the same code, config, data and '
+      f'{where}: the states of process {jax.process_index()} and of processes '
+      f'{different} differ. Give all of them the same code, config, data and '
       'kind of device, and run the same command again.'
     )

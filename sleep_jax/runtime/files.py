@@ -1,4 +1,4 @@
-"""Small files that are never half written, and folders with one owner."""
+"""Atomic writes of text files, and exclusive locks of folders."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,11 +9,11 @@ import time
 
 from sleep_jax import config
 
-_PATIENCE = 10.0  # Seconds; workers of a killed run end within a moment.
+_LOCK_TIMEOUT = 10.0  # Seconds; covers the exit of a killed run's workers.
 
 
 def write(path: pathlib.Path, text: str) -> None:
-  """Writes a text file; whoever reads it sees all of it, or the one before."""
+  """Writes a text file atomically: readers see the old or the new content."""
   part = path.with_name(f'{path.name}.part')
   with part.open('w', encoding='utf-8') as f:
     f.write(text)
@@ -24,23 +24,25 @@ def write(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def lock_dir(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes out of a folder; the lock dies with its process.
+  """Locks a folder, which is created if absent, against other processes.
+
+  The lock is released when the block or the process ends.
 
   Raises:
-    ConfigError: if another process still owns it after ten seconds.
+    ConfigError: if another process still holds the lock after ten seconds.
   """
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('w') as f:
-    end = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     while True:
       try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         break
       except BlockingIOError as e:
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
           raise config.ConfigError(
-            f'another process is at work in {folder}; wait for it or end it, '
-            'or give another --workdir.'
+            f'another process is using {folder}; wait for it or end it, or '
+            'give another --workdir.'
           ) from e
         time.sleep(0.1)
     yield

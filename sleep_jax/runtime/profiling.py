@@ -1,4 +1,4 @@
-"""A window of a life under JAX's profiler, readable by xprof."""
+"""Traces a range of optimizer steps with JAX's profiler, for xprof."""
 
 import pathlib
 
@@ -10,21 +10,21 @@ from sleep_jax import config
 class Window:
   """Traces from optimizer step `first` to `last`.
 
-  A compiled program may hold many steps, so the window opens before the first
-  program that begins at or after `first` and closes after the one that reaches
-  `last`.
+  A compiled program may hold many steps, so the trace starts before the first
+  program that begins at or after `first`, and stops after the program that
+  reaches `last`.
 
   Args:
-    steps: `first:last`, such as `10:15`; empty for none.
-    folder: where the trace goes; point xprof or TensorBoard at it.
+    steps: `first:last`, such as `10:15`; empty for no trace.
+    folder: output directory, to be opened with xprof or TensorBoard.
 
   Raises:
-    ConfigError: if `steps` is no such pair.
+    ConfigError: if `steps` is not such a pair.
   """
 
   def __init__(self, steps: str, folder: pathlib.Path):
     self._folder, self._open = folder, False
-    self._first = self._last = None
+    self._first, self._last = 0, -1  # No trace.
     if not steps:
       return
     first, colon, last = steps.partition(':')
@@ -38,9 +38,7 @@ class Window:
     self._first, self._last = int(first), int(last)
 
   def at(self, step: int) -> None:
-    """Tells that `step` optimizer steps were made so far."""
-    if self._last is None:
-      return
+    """Starts or stops the trace, given that `step` steps have been made."""
     if self._open and step >= self._last:
       self.close()
     elif not self._open and self._first <= step < self._last:
@@ -48,7 +46,7 @@ class Window:
       self._open = True
 
   def close(self) -> None:
-    """Ends the trace; it is not opened again."""
+    """Stops the trace if it is running; it is not started again."""
     if self._open:
       jax.profiler.stop_trace()
-      self._open, self._last = False, None
+      self._open, self._last = False, -1

@@ -1,12 +1,14 @@
-"""Which axis of which array lies on which axis of the mesh; all of it is here.
+"""The sharding of every array: logical axes by leaf path, mesh axes by rule.
 
-Model code knows no mesh. A leaf is known by its path; `_LEAVES` names its axes,
-`RULES` gives each name its mesh axes, and the compiler does the rest. Under
-`over(sizes)`, `lay`, `split` and `whole` place arrays, in compiled code too;
-elsewhere they return what they are given.
+Model code does not refer to the mesh. `_LEAVES` gives the logical axes of a
+leaf by its path, `RULES` the mesh axes of a logical axis, and the compiler
+inserts the collectives. Within `use_mesh(sizes)`, `shard_params`, `shard_batch`
+and `replicate` place arrays, in compiled code too; elsewhere they return their
+argument.
 
-Mesh axes: `data` splits a batch, `fsdp` a batch and the weights, `tensor` what
-is inside a layer, `expert` the slots of a bank, `lives` independent instances.
+Mesh axes: `data` splits a batch, `fsdp` a batch and the weights, `tensor` the
+inner dimensions of a layer, `expert` the slots of a bank, `lives` independent
+instances.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +25,12 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.runtime import tree_paths
 
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'lives')
 Rules = Mapping[str | None, tuple[str, ...]]
 Axes = tuple[str | None, ...]
 
-# Logical to mesh axes. What is not named here lies whole on every device.
+# Logical to mesh axes. Axes that are not named here are replicated.
 RULES: Rules = {
   'batch': ('data', 'fsdp'),
   'instances': ('lives', 'data', 'fsdp'),
@@ -38,7 +41,8 @@ RULES: Rules = {
   'slots': ('expert',),
 }
 
-# The end of a leaf's path, and its logical axes. The first that fits counts.
+# Regular expression of the end of a leaf's path, and the leaf's logical axes.
+# The first match counts.
 _LEAVES: tuple[tuple[str, Axes], ...] = (
   (r'embed\.embedding', ('vocab', 'embed')),
   (r'head\.kernel', ('embed', 'vocab')),
@@ -47,7 +51,7 @@ _LEAVES: tuple[tuple[str, Axes], ...] = (
   (r'\bo\.kernel', ('layers', 'heads', None, 'embed')),
   (r'\b(gate|up)', ('layers', 'embed', 'mlp')),
   (r'\bdown', ('layers', 'mlp', 'embed')),
-  (r'pairs\..*\.[ab]', ('layers', None, None)),  # Of a LoRA: small.
+  (r'pairs\..*\.[ab]', ('layers', None, None)),  # Of a LoRA.
   (r'experts\.a', ('layers', 'slots', 'embed', None)),
   (r'experts\.b', ('layers', 'slots', None, 'embed')),
   (r'experts\.router', ('layers', 'slots', 'embed')),
@@ -58,7 +62,7 @@ _LEAVES: tuple[tuple[str, Axes], ...] = (
 
 
 def mesh(
-  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  sizes: Mapping[str, int], devices: Sequence[at.Device] | None = None
 ) -> jax.sharding.Mesh:
   """A mesh of all of `MESH_AXES`; those not in `sizes` have size 1.
 
@@ -76,85 +80,86 @@ def mesh(
       raise config.ConfigError(f'mesh.{axis}={size} must be at least 1.')
   shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
   if math.prod(shape) != len(devices):
-    asked = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
+    axes = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
     raise config.ConfigError(
-      f'a mesh of {asked} needs {math.prod(shape)} devices, but there are '
+      f'a mesh of {axes} needs {math.prod(shape)} devices, but there are '
       f'{len(devices)}; change its sizes.'
     )
-  kinds = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   grid = np.asarray(devices).reshape(shape)
-  return jax.sharding.Mesh(grid, MESH_AXES, axis_types=kinds)
+  return jax.sharding.Mesh(grid, MESH_AXES, axis_types=axis_types)
 
 
 def axes_of(path: str) -> Axes:
-  """Logical axes of the leaf at a dotted path; () if it is never split."""
-  for ending, axes in _LEAVES:
-    if re.search(f'(?:{ending})$', path):
+  """Logical axes of the leaf at a dotted path; () if it is replicated."""
+  for suffix, axes in _LEAVES:
+    if re.search(f'(?:{suffix})$', path):
       return axes
   return ()
 
 
 def spec(axes: Axes, where: str, rules: Rules = RULES) -> jax.P:
-  """The partition of an array with these logical axes.
+  """The partition spec of an array with these logical axes.
 
   Raises:
-    ConfigError: if two of them want the same mesh axis.
+    ConfigError: if two of them map to the same mesh axis.
   """
-  taken: dict[str, str] = {}
+  used_by: dict[str, str | None] = {}
   out = []
   for name in axes:
-    wanted = rules.get(name, ())
-    for axis in wanted:
-      if axis in taken:
+    mesh_axes = rules.get(name, ())
+    for axis in mesh_axes:
+      if axis in used_by:
         raise config.ConfigError(
-          f'{where}: both {taken[axis]!r} and {name!r} lie on mesh axis '
+          f'{where}: both {used_by[axis]!r} and {name!r} lie on mesh axis '
           f'{axis!r}; give one of them another in the rules.'
         )
-      taken[axis] = name
-    out.append(wanted or None)
+      used_by[axis] = name
+    out.append(mesh_axes or None)
   return jax.P(*out)
 
 
 def sharding(
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
   axes: Axes,
   shape: tuple[int, ...],
   where: str,
   rules: Rules = RULES,
 ) -> jax.sharding.NamedSharding:
-  """How an array of this shape lies on the mesh.
+  """The sharding of an array of this shape on the mesh.
 
   Raises:
-    ConfigError: if axes collide, or do not divide.
+    ConfigError: if two axes map to one mesh axis, or a size is not divisible.
   """
   if len(axes) > len(shape):
     raise config.ConfigError(
       f'{where} has shape {list(shape)}, but axes {axes} by its name.'
     )
-  parts = spec(axes, where, rules)
+  partition = spec(axes, where, rules)
   for size, name in zip(shape, axes):
-    part = rules.get(name, ())
-    over = math.prod(mesh.shape[axis] for axis in part)
-    if size % over:
+    mesh_axes = rules.get(name, ())
+    devices = math.prod(mesh.shape[axis] for axis in mesh_axes)
+    if size % devices:
       raise config.ConfigError(
-        f'{where}: {name!r} has size {size}, which {over} devices '
-        f'({" x ".join(part)}) do not divide; change the mesh.'
+        f'{where}: {name!r} has size {size}, which {devices} devices '
+        f'({" x ".join(mesh_axes)}) do not divide; change the mesh.'
       )
-  return jax.sharding.NamedSharding(mesh, parts)
+  return jax.sharding.NamedSharding(mesh, partition)
 
 
 def shardings(
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
   tree: at.Tree,
   lead: Axes = (),
   rules: Rules = RULES,
 ) -> at.Tree:
-  """How params, a memory, an expert, adapters or their optimizers lie.
+  """Shardings of params, a memory, an expert, adapters or optimizer states.
 
   Args:
-    mesh: of `mesh`.
-    tree: arrays or their shapes; leaves are known by the end of their path.
-    lead: axes that every leaf has before its own, such as `instances`.
+    mesh: the mesh, or its shape alone.
+    tree: arrays or their shapes; leaves are identified by the end of their
+      path.
+    lead: logical axes before those of every leaf, such as `instances`.
     rules: from logical to mesh axes.
 
   Returns:
@@ -167,28 +172,26 @@ def shardings(
   return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def rows(
-  mesh: jax.sharding.Mesh, tree: at.Tree, axis: str = 'batch'
-) -> at.Tree:
-  """How data lies whose leaves begin with rows: `batch` or `instances`."""
+def rows(mesh: Mesh, tree: at.Tree, axis: str = 'batch') -> at.Tree:
+  """Shardings of data with leading axis `axis`: `batch` or `instances`."""
   return jax.tree.map(
     lambda x: sharding(mesh, (axis,) if x.shape else (), x.shape, axis), tree
   )
 
 
 def is_distributed(sizes: Mapping[str, int]) -> bool:
-  """Whether these sizes ask for a mesh; all of them 1 do not."""
+  """Whether any of these mesh axes is larger than 1."""
   return any(size != 1 for size in sizes.values())
 
 
 @contextlib.contextmanager
 def use_mesh(sizes: Mapping[str, int]) -> Iterator[None]:
-  """Within, everything lies on a mesh of these sizes, over all processes.
+  """Sets a mesh of these sizes, over the devices of all processes.
 
-  Sizes that are all 1, or none, change nothing.
+  If all sizes are 1, or none is given, no mesh is set.
 
   Raises:
-    ConfigError: if there can be no such mesh.
+    ConfigError: if the devices do not form such a mesh.
   """
   if not is_distributed(sizes):
     yield
@@ -198,95 +201,93 @@ def use_mesh(sizes: Mapping[str, int]) -> Iterator[None]:
 
 
 def current() -> jax.sharding.AbstractMesh | None:
-  """The mesh in force, if any; also while a program is traced."""
-  found = jax.sharding.get_abstract_mesh()
-  return None if found.empty else found
+  """The mesh that is set, if any; also while a program is traced."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else mesh
 
 
 def shard_params(tree: at.Tree) -> at.Tree:
-  """Weights, a memory or a whole life, by the table.
+  """Shards weights, a memory or a whole life by the paths of its leaves.
 
   Raises:
-    ConfigError: if a leaf does not divide.
+    ConfigError: if the size of a leaf is not divisible.
   """
-  if (found := current()) is None:
+  if (mesh := current()) is None:
     return tree
-  parts = shardings(found, tree)
   return jax.tree.map(
-    lambda x, s: jax.lax.with_sharding_constraint(x, s.spec), tree, parts
+    lambda x, s: jax.lax.with_sharding_constraint(x, s.spec),
+    tree,
+    shardings(mesh, tree),
   )
 
 
-def _spec_of_data(
-  found: jax.sharding.AbstractMesh, axes: Axes, x: Any
-) -> jax.P:
-  def over_devices(name: str | None) -> int:
-    return math.prod(found.shape[axis] for axis in RULES.get(name, ()))
+def _batch_spec(mesh: Mesh, axes: Axes, x: Any) -> jax.P:
+  def num_devices(name: str | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in RULES.get(name, ()))
 
   names = tuple(
-    name if size % over_devices(name) == 0 else None
+    name if size % num_devices(name) == 0 else None
     for size, name in zip(np.shape(x), axes)
   )
   return spec(names, 'data')
 
 
 def shard_batch(tree: at.Tree, *axes: str | None) -> at.Tree:
-  """Data whose leaves begin with these logical axes.
+  """Shards data whose leaves begin with these logical axes.
 
-  Settings are checked before any life (`check_rows`). An axis whose size no
-  setting tells, such as the questions of an exam, lies whole if it must.
+  Sizes that come from the config are checked beforehand by `check_rows`. Any
+  other axis, such as the questions of an evaluation, is replicated if its size
+  is not divisible.
   """
-  if (found := current()) is None:
+  if (mesh := current()) is None:
     return tree
   return jax.tree.map(
-    lambda x: jax.lax.with_sharding_constraint(
-      x, _spec_of_data(found, axes, x)
-    ),
+    lambda x: jax.lax.with_sharding_constraint(x, _batch_spec(mesh, axes, x)),
     tree,
   )
 
 
 def replicate(tree: at.Tree) -> at.Tree:
-  """Data that every device has all of."""
+  """Places all of the data on every device."""
   return shard_batch(tree)
 
 
 def fetch(tree: at.Tree) -> at.Tree:
-  """NumPy arrays, all of them in every process, wherever the leaves lie."""
+  """The leaves as NumPy arrays, complete in every process."""
 
-  def one(x: Any) -> np.ndarray:
+  def fetch_leaf(x: Any) -> np.ndarray:
     if not isinstance(x, jax.Array) or (
       x.is_fully_addressable or x.is_fully_replicated
     ):
       return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(fetch_leaf, tree)
 
 
 def num_shards(axis: str) -> int:
-  """Over how many devices a logical axis is split."""
-  if (found := current()) is None:
+  """Number of devices over which a logical axis is split."""
+  if (mesh := current()) is None:
     return 1
-  return math.prod(found.shape[name] for name in RULES[axis])
+  return math.prod(mesh.shape[name] for name in RULES[axis])
 
 
 def check_rows(rows: Mapping[str, int]) -> None:
-  """Refuses numbers of rows, by the name of their setting, that do not divide.
+  """Checks that numbers of rows, by the name of their setting, are divisible.
 
   Raises:
-    ConfigError: with both numbers.
+    ConfigError: with the number of rows and of devices.
   """
-  if (found := current()) is not None:
+  if (mesh := current()) is not None:
     for where, size in rows.items():
-      sharding(found, ('batch',), (size,), where)
+      sharding(mesh, ('batch',), (size,), where)
 
 
 def check_leaves(tree: at.Tree) -> None:
-  """Refuses weights, or their shapes, that do not divide.
+  """Checks that weights, or their shapes, are divisible.
 
   Raises:
-    ConfigError: with both numbers.
+    ConfigError: with the size and the number of devices.
   """
-  if (found := current()) is not None:
-    shardings(found, tree)
+  if (mesh := current()) is not None:
+    shardings(mesh, tree)

@@ -1,7 +1,7 @@
-"""SIGTERM, as preemption sends it: finish the save under way, and exit.
+"""Handling of SIGTERM, as sent on preemption: wait for the save, then exit.
 
-A life is saved at the end of every phase, and a phase that is begun anew ends
-the same; so there is nothing else to save, and no need to wait for the phase.
+A life is saved at the end of every phase, and a phase that is run again gives
+the same bits, so an unfinished phase is neither awaited nor saved.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,82 +15,82 @@ import sys
 import threading
 import time
 
-EXIT = 143  # 128 + SIGTERM: ended from outside; the same command goes on.
-LIMIT = 8.0  # Seconds until we exit, whatever is still under way.
+EXIT_CODE = 143  # 128 + SIGTERM; the same command resumes the run.
+EXIT_TIMEOUT = 8.0  # Seconds until the process exits in any case.
 
-_saves: set[Callable[[], None]] = set()
-_begun = threading.Event()
+_callbacks: set[Callable[[], None]] = set()
+_exiting = threading.Event()
 
 
 @contextlib.contextmanager
-def finishes(save: Callable[[], None]) -> Iterator[None]:
-  """Within the block, SIGTERM calls `save` before the process exits."""
-  _saves.add(save)
+def call_on_exit(callback: Callable[[], None]) -> Iterator[None]:
+  """Within the block, SIGTERM calls `callback` before the process exits."""
+  _callbacks.add(callback)
   try:
     yield
   finally:
-    _saves.discard(save)
+    _callbacks.discard(callback)
 
 
-def watch() -> None:
-  """Takes SIGTERM over; in a worker process also the end of its parent.
+def install_handler() -> None:
+  """Handles SIGTERM and, in a worker process, the end of its parent.
 
-  A thread of its own reacts, because the main one may be deep in a compiled
-  program. Call it once, in the main thread.
+  The handling runs in a thread, because the main thread may be executing a
+  compiled program. Call it once, in the main thread.
   """
-  inside, outside = socket.socketpair()
-  for end in (inside, outside):
+  receiver, sender = socket.socketpair()
+  for end in (receiver, sender):
     end.setblocking(False)
 
   def handler(*_) -> None:
-    outside.send(bytes([signal.SIGTERM]))
+    sender.send(bytes([signal.SIGTERM]))
 
-  # The wakeup descriptor is written even while the main thread runs XLA, the
-  # handler even while an event loop has borrowed the descriptor.
+  # The wakeup descriptor is written even while the main thread runs XLA; the
+  # handler is called even while an event loop has replaced the descriptor.
   signal.signal(signal.SIGTERM, handler)
-  signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
-  threading.Thread(target=_wait, args=(inside,), daemon=True).start()
+  signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+  threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
 
 
 def block() -> None:
-  """Blocks if the process is about to exit: its failures are of no interest."""
-  if _begun.wait(0.5):
+  """Blocks forever if the process is exiting, so that no error is reported."""
+  if _exiting.wait(0.5):
     threading.Event().wait()
 
 
-def _wait(inside: socket.socket) -> None:
+def _wait(receiver: socket.socket) -> None:
   parent = multiprocessing.parent_process()
-  sources = [inside] + ([parent.sentinel] if parent else [])
+  sources = [receiver] + ([parent.sentinel] if parent else [])
   while True:
     ready = connection.wait(sources)
-    if inside not in ready:
-      break  # The parent is gone; nobody would hear what this worker finds.
-    if signal.SIGTERM in inside.recv(64):
+    if receiver not in ready:
+      break  # The parent has ended; nothing reads this worker's results.
+    if signal.SIGTERM in receiver.recv(64):
       break
-  _begun.set()
+  _exiting.set()
   _exit()
 
 
 def _exit() -> None:
-  end = time.monotonic() + LIMIT
-  late = threading.Timer(LIMIT, os._exit, (EXIT,))
-  late.daemon = True
-  late.start()
+  deadline = time.monotonic() + EXIT_TIMEOUT
+  timer = threading.Timer(EXIT_TIMEOUT, os._exit, (EXIT_CODE,))
+  timer.daemon = True
+  timer.start()
   children = multiprocessing.active_children()
   for child in children:
     child.terminate()
-  for save in list(_saves):
+  for callback in list(_callbacks):
     try:
-      save()
+      callback()
     except Exception as e:
       print(f'warning: {e}', file=sys.stderr)
   for child in children:
-    child.join(max(0.0, end - time.monotonic()))
+    child.join(max(0.0, deadline - time.monotonic()))
   print(
-    '\nTerminated; every phase that had ended is saved. The same command '
-    'goes on from there.',
+    '\nTerminated; every completed phase is saved. The same command resumes '
+    'from there.',
     file=sys.stderr,
     flush=True,
   )
   sys.stdout.flush()
-  os._exit(EXIT)
+  os._exit(EXIT_CODE)

@@ -69,6 +69,11 @@ class Task(Protocol):
     """Metrics whose paired differences between learners are reported."""
     ...
 
+  @property
+  def row_length(self) -> int:
+    """Tokens of a typical row; attention FLOPs are counted at half of it."""
+    return self.cfg.length
+
   def experience(self, episode: int) -> experience_lib.AnyExperience:
     """The stream of one episode; a pure function of seed and episode."""
     ...

@@ -1,1 +1,1 @@
-"""Checkpoints of other houses: how they come in, and how they go home."""
+"""Weights in and out: every file format that is read or written."""

@@ -1,7 +1,7 @@
-"""Hugging Face's config.json <-> ModelConfig, for the families we compute.
+"""Hugging Face's config.json <-> ModelConfig, for the supported families.
 
-Llama 2 and 3.x, Qwen2.5 and Qwen3. A setting that would change the computation
-in a way that we do not compute is refused, never ignored.
+Llama 2 and 3.x, Qwen2.5 and Qwen3. A setting that changes the computation and
+is not supported raises an error; it is never ignored.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
   """The model that a config.json describes.
 
   Raises:
-    ConfigError: naming the architecture or setting that we do not compute.
+    ConfigError: naming the architecture or setting that is not supported.
   """
-  family = values.get('model_type')
-  named = values.get('architectures') or [_FAMILIES.get(family)]
-  if family not in _FAMILIES or named != [_FAMILIES[family]]:
+  family = str(values.get('model_type'))
+  architectures = values.get('architectures') or [_FAMILIES.get(family)]
+  if family not in _FAMILIES or architectures != [_FAMILIES[family]]:
     raise config.ConfigError(
-      f'config.json: architectures={named} (model_type={family!r}) is '
+      f'config.json: architectures={architectures} (model_type={family!r}) is '
       f'unknown; known are {", ".join(_FAMILIES.values())}.'
     )
   for name, allowed in _FIXED.items():
@@ -48,18 +48,18 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
       )
   if set(values.get('layer_types') or ()) - {'full_attention'}:
     raise config.ConfigError(
-      'config.json: layer_types asks for more than full_attention, which is '
-      'all that is supported.'
+      'config.json: layer_types has other types than full_attention, the '
+      'only one that is supported.'
     )
   dtype = values.get('dtype') or values.get('torch_dtype') or 'float32'
   if dtype not in _DTYPES:
     raise config.ConfigError(
       f'config.json: dtype={dtype!r} is not one of {", ".join(_DTYPES)}.'
     )
-  heads, dim = _needed(values, 'num_attention_heads', 'hidden_size')
-  usual_head = 128 if family == 'qwen3' else dim // heads
+  heads, dim = _required(values, 'num_attention_heads', 'hidden_size')
+  default_head_dim = 128 if family == 'qwen3' else dim // heads
   theta, scaling = _rope(values)
-  vocab, layers, hidden = _needed(
+  vocab, layers, hidden = _required(
     values, 'vocab_size', 'num_hidden_layers', 'intermediate_size'
   )
   return config.ModelConfig(
@@ -69,7 +69,7 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
     heads=heads,
     levels=(config.LevelConfig(hidden),),
     kv_heads=values.get('num_key_value_heads') or heads,
-    head_dim=values.get('head_dim') or usual_head,
+    head_dim=values.get('head_dim') or default_head_dim,
     max_len=values.get('max_position_embeddings', 2048),
     rope_theta=theta,
     rope_scaling=scaling,
@@ -81,7 +81,7 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
   )
 
 
-def _needed(values: Mapping[str, Any], *names: str) -> list[int]:
+def _required(values: Mapping[str, Any], *names: str) -> list[int]:
   for name in names:
     if name not in values:
       raise config.ConfigError(f'config.json: {name} is missing.')
@@ -91,7 +91,7 @@ def _needed(values: Mapping[str, Any], *names: str) -> list[int]:
 def _rope(
   values: Mapping[str, Any],
 ) -> tuple[float, config.RopeScaling | None]:
-  """Theta and stretching; transformers 5 keeps both in `rope_parameters`."""
+  """Theta and scaling; transformers 5 keeps both in `rope_parameters`."""
   rope = values.get('rope_parameters') or values.get('rope_scaling') or {}
   theta = rope.get('rope_theta', values.get('rope_theta', 10_000.0))
   kind = rope.get('rope_type', rope.get('type', 'default'))
@@ -105,7 +105,7 @@ def _rope(
   if kind == 'default':
     return theta, None
   return theta, config.RopeScaling(
-    *_needed(
+    *_required(
       rope,
       'factor',
       'low_freq_factor',
@@ -116,14 +116,14 @@ def _rope(
 
 
 def to_hf_config(cfg: config.ModelConfig, dtype: str) -> dict[str, Any]:
-  """The config.json of a model's plain backbone, as transformers 4 and 5 read.
+  """The config.json of a model's plain backbone, for transformers 4 and 5.
 
   Args:
-    cfg: the model; of its levels the slowest counts.
+    cfg: the model; its slowest level becomes the MLP.
     dtype: the type of its tensors.
 
   Raises:
-    ConfigError: if no known family computes what the model computes.
+    ConfigError: if no supported family computes the same function.
   """
   if cfg.qkv_bias and cfg.qk_norm:
     raise config.ConfigError(
@@ -160,7 +160,7 @@ def to_hf_config(cfg: config.ModelConfig, dtype: str) -> dict[str, Any]:
   }
 
 
-def same(cfg: config.ModelConfig, values: Mapping[str, Any]) -> bool:
+def describes(values: Mapping[str, Any], cfg: config.ModelConfig) -> bool:
   """Whether a config.json describes the plain backbone of `cfg`."""
-  theirs = dataclasses.replace(model_config(values), dtype=cfg.dtype)
-  return to_hf_config(theirs, cfg.dtype) == to_hf_config(cfg, cfg.dtype)
+  described = dataclasses.replace(model_config(values), dtype=cfg.dtype)
+  return to_hf_config(described, cfg.dtype) == to_hf_config(cfg, cfg.dtype)

@@ -1,17 +1,17 @@
-"""Converts checkpoints: into a sleeping model's form, and home again.
+"""Converts checkpoints between this package's formats and others.
 
-  python -m sleep_jax.convert IN OUT
+  python -m sleep_jax.weights.convert IN OUT
 
-What IN is tells the direction:
+The kind of IN determines the conversion:
 
   Hugging Face folder (Llama, Qwen2.5, Qwen3)  -> our folder, or OUT.npz
   the same with memory.safetensors             -> our folder, memory included
   llama2.c checkpoint, .bin                    -> our folder, or OUT.npz
   our folder, or .npz                          -> Hugging Face folder
 
-A model that has slept goes home folded into a plain checkpoint where that is
-exact, else as the plain backbone with memory.safetensors beside it; the last
-line of output says which, and why.
+A model with a memory is merged into a plain checkpoint where that is exact;
+otherwise the plain backbone is written with memory.safetensors beside it. The
+last line of output states which, and why.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from sleep_jax.weights import huggingface
 from sleep_jax.weights import llama2c
 from sleep_jax.weights import npz
 
-# Travels with the weights, so that what comes home can be used at once.
+# Files that are copied with the weights, so that the output is complete.
 _COMPANIONS = (
   'config.json',
   'generation_config.json',
@@ -49,15 +49,18 @@ _COMPANIONS = (
   'LICENSE',
   'LICENSE.txt',
 )
-_SOURCE = 'source'  # Where our folder keeps them.
+_SOURCE = 'source'  # The subfolder for them in our format.
 
 
 def convert(source: pathlib.Path, out: pathlib.Path) -> str:
-  """Converts `source` to `out`, and tells what was done.
+  """Converts `source` to `out`.
+
+  Returns:
+    A line that describes the output.
 
   Raises:
-    ConfigError: naming what cannot be read or does not fit; then there is
-      nothing under the name `out`.
+    ConfigError: naming what cannot be read or does not match; `out` is then not
+      created.
   """
   if out.exists():
     raise config.ConfigError(
@@ -70,29 +73,30 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
   if not (source / 'config.json').is_file():
     raise config.ConfigError(
       f'{source} is neither a folder with a config.json nor a .npz or .bin '
-      'file; see python -m sleep_jax.convert --help.'
+      'file; see python -m sleep_jax.weights.convert --help.'
     )
-  described = huggingface.read_json(source / 'config.json')
-  if described.get('format') != folder_lib.FORMAT:
+  values = huggingface.read_json(source / 'config.json')
+  if values.get('format') != folder_lib.FORMAT:
     return _import(source, out)
   saved = folder_lib.load(source)
   return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
 
 
 def _import(source: pathlib.Path, out: pathlib.Path) -> str:
-  """A Hugging Face folder, tensor by tensor into files mapped into memory."""
+  """Reads a Hugging Face folder tensor by tensor, into memory-mapped files."""
   values = huggingface.read_json(source / 'config.json')
-  cfg, grown = architectures.model_config(values), None
+  cfg, bank = architectures.model_config(values), None
   if (source / expert_bank.FILE).exists():
-    grown = expert_bank.load(source / expert_bank.FILE)
-    if not architectures.same(grown.cfg, values):
+    bank = expert_bank.load(source / expert_bank.FILE)
+    if not architectures.describes(values, bank.cfg):
       raise config.ConfigError(
         f'{source / expert_bank.FILE} belongs to another backbone than the '
         'config.json beside it.'
       )
-    cfg = grown.cfg
+    cfg = bank.cfg
+  memory = bank.memory if bank else None
   if out.suffix == '.npz':
-    if grown:
+    if bank:
       raise config.ConfigError(
         f'{out}: a .npz holds no memory; give a name without .npz.'
       )
@@ -100,14 +104,16 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
   with folder_lib.atomic_dir(out) as part:
     allocate = folder_lib.allocator(part)
     params = huggingface.load(
-      source, cfg, lambda name, *like: allocate(f'params.{name}', *like)
+      source,
+      cfg,
+      lambda name, shape, dtype: allocate(f'params.{name}', shape, dtype),
     )
-    if grown:
-      flat = traverse_util.flatten_dict(params, sep='.') | grown.params
+    if bank:
+      flat = traverse_util.flatten_dict(params, sep='.') | dict(bank.params)
       params = traverse_util.unflatten_dict(flat, sep='.')
-    folder_lib.fill(part, cfg, params, grown and grown.memory)
-    _carry(source, part / _SOURCE)
-  return _told(out, cfg, params, grown and grown.memory)
+    folder_lib.fill(part, cfg, params, memory)
+    _copy_companions(source, part / _SOURCE)
+  return _summary(out, cfg, params, memory)
 
 
 def _export(
@@ -117,18 +123,20 @@ def _export(
   memory: memory_lib.Memory | None,
   companions: pathlib.Path | None,
 ) -> str:
-  """A Hugging Face folder, in one part where that is exact."""
+  """Writes a Hugging Face folder, merged where that is exact."""
   why = expert_bank.why_not_mergeable(cfg, params, memory)
   dtype = str(params['embed']['embedding'].dtype)
-  described = architectures.to_hf_config(cfg, dtype)
+  hf_config = architectures.to_hf_config(cfg, dtype)
   with folder_lib.atomic_dir(out) as part:
     if companions and companions.is_dir():
-      _carry(companions, part)
+      _copy_companions(companions, part)
     if not (
       (part / 'config.json').exists()
-      and architectures.same(cfg, huggingface.read_json(part / 'config.json'))
+      and architectures.describes(
+        huggingface.read_json(part / 'config.json'), cfg
+      )
     ):
-      text = json.dumps(described, indent=2) + '\n'
+      text = json.dumps(hf_config, indent=2) + '\n'
       (part / 'config.json').write_text(text, encoding='utf-8')
     if why is None:
       params = expert_bank.merged(cfg, params, memory)
@@ -139,13 +147,13 @@ def _export(
     return f'{out}: plain checkpoint; there was no memory.'
   if why is None:
     return (
-      f'{out}: folded into a plain checkpoint, which computes the same; clocks '
-      'and updates still pending are left behind.'
+      f'{out}: merged into a plain checkpoint, which computes the same logits; '
+      'clocks and pending updates are not included.'
     )
   return (
     f'{out}: base + expert bank ({expert_bank.FILE}), because {why}. The plain '
-    'checkpoint alone is the backbone that has not slept; convert the folder '
-    'back to have both.'
+    'checkpoint alone is the backbone without the memory; convert the folder '
+    'back to load both.'
   )
 
 
@@ -156,34 +164,35 @@ def _write(
     npz.save(out, params, cfg)
   else:
     folder_lib.save(out, cfg, params)
-  return _told(out, cfg, params, None)
+  return _summary(out, cfg, params, None)
 
 
-def _carry(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies tokenizer, licence and the like."""
+def _copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies the tokenizer, the licence and other `_COMPANIONS`."""
   target.mkdir(exist_ok=True)
   for name in _COMPANIONS:
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
 
 
-def _told(
+def _summary(
   out: pathlib.Path,
   cfg: config.ModelConfig,
   params: at.Params,
   memory: memory_lib.Memory | None,
 ) -> str:
-  what = 'with' if memory else 'without'
+  with_memory = 'with' if memory else 'without'
   return (
     f'{out}: {transformer.count(params):,} parameters '
     f'({params["embed"]["embedding"].dtype}), {len(cfg.levels)} level(s), '
-    f'{what} memory.'
+    f'{with_memory} memory.'
   )
 
 
 def main(argv: list[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
-    prog='python -m sleep_jax.convert',
+    prog='python -m sleep_jax.weights.convert',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -1,8 +1,8 @@
-"""A model that has slept goes home: folded where that is exact, else in two.
+"""Exports of a model with a memory: merged where exact, else in two files.
 
-Folded, the fast change is added to the weights and a plain checkpoint computes
-the same logits. In two parts, the plain checkpoint holds the backbone, and
-`memory.safetensors` beside it all that a life has changed or grown.
+Merged: the fast change is added to the weights, and a plain checkpoint computes
+the same logits. In two files: the plain checkpoint holds the backbone, and
+`memory.safetensors` beside it everything that the life has changed or added.
 """
 
 from collections.abc import Mapping
@@ -26,39 +26,39 @@ FILE = 'memory.safetensors'
 
 
 class LazySum:
-  """A stack of weights plus a fast change, added up layer by layer on demand.
+  """A stack of weights plus a fast change, added layer by layer on demand.
 
-  The sum is rounded as `cms.Level` rounds it: added in float32, then cast.
+  The sum is rounded as in `cms.Level`: added in float32, then cast.
   """
 
   def __init__(self, base: np.ndarray, changes: list[np.ndarray | None]):
-    self._base, self._layers = base, changes
+    self._base, self._changes = base, changes
     self.shape, self.dtype = base.shape, base.dtype
 
   def __getitem__(self, layer: int) -> np.ndarray:
-    base, change = np.asarray(self._base[layer]), self._layers[layer]
+    base, change = np.asarray(self._base[layer]), self._changes[layer]
     if change is None or not change.any():
-      return base  # As it is: adding zero would turn -0 into 0.
+      return base  # Unchanged: adding zero would turn -0 into 0.
     return (base + change).astype(self.dtype)
 
 
 def why_not_mergeable(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> str | None:
-  """Why a model cannot be folded exactly; None if it can."""
+  """The reason why a model cannot be merged exactly, or None if it can."""
   for i in range(len(cfg.levels_per_block) - 1):
     down = params['blocks'][f'level_{i + 1}']['down']
-    if not _silent(down, memory and memory.levels[i].fast):
+    if not _output_is_zero(down, memory.levels[i].fast if memory else None):
       return (
-        f'level {i + 1} adds an MLP of its own to every block, and a plain '
-        'block has one'
+        f'level {i + 1} adds a second MLP to every block, and a plain block '
+        'has one'
       )
   for i, level in enumerate(memory.levels if memory else (), 1):
-    used = _used(level.bank) if level.bank else 0
-    if used:
+    unlocked = _count_unlocked(level.bank) if level.bank else 0
+    if unlocked:
       return (
-        f'level {i} uses {used} of its experts, and how much one adds depends '
-        'on the token'
+        f'level {i} uses {unlocked} of its experts, and the output of an '
+        'expert is gated by the token'
       )
   dense = params['blocks'][f'level_{len(cfg.levels_per_block)}']
   for delta in memory.deltas() if memory else ():
@@ -67,18 +67,18 @@ def why_not_mergeable(
       exact = stored in (jnp.float32, jnp.dtype(cfg.dtype))
       if not exact and np.asarray(change).any():
         return (
-          f'the weights are {stored} but computed with in {cfg.dtype}, so the '
-          'sum with the fast change would be rounded'
+          f'the weights are {stored} but the computation is in {cfg.dtype}, so '
+          'the sum with the fast change would be rounded'
         )
   return None
 
 
-def _used(bank: memory_lib.Bank) -> int:
+def _count_unlocked(bank: memory_lib.Bank) -> int:
   return int((np.asarray(bank.status) != memory_lib.LOCKED).sum())
 
 
-def _silent(down: np.ndarray, fast: memory_lib.Fast | None) -> bool:
-  """Whether a level's output is zero whatever comes in."""
+def _output_is_zero(down: np.ndarray, fast: memory_lib.Fast | None) -> bool:
+  """Whether a level's output is zero for every input."""
   change = None if fast is None else np.asarray(fast.delta['down'])
   return not any(
     np.any(w if change is None else w + change[layer])
@@ -89,14 +89,15 @@ def _silent(down: np.ndarray, fast: memory_lib.Fast | None) -> bool:
 def merged(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> at.Params:
-  """Weights that alone compute what the model computes, if nothing obstructs.
+  """Weights of the plain model that computes the same function.
 
-  The leaves that change are `Sum`s, which `huggingface.save` takes.
+  Requires that `why_not_mergeable` gives None. The leaves that change are
+  `LazySum`s, which `huggingface.save` accepts.
   """
   if memory is None:
     return params
   name = f'level_{len(cfg.levels_per_block)}'
-  # Under `stack` the faster levels are silent, or something would obstruct.
+  # Without a partition the output of the faster levels is zero.
   levels = range(len(cfg.levels)) if cfg.partition else [len(cfg.levels) - 1]
   dense = {}
   for key, base in params['blocks'][name].items():
@@ -115,8 +116,8 @@ def save(
   params: at.Params,
   memory: memory_lib.Memory | None,
 ) -> None:
-  """Writes all that the plain checkpoint of `cfg` has no place for."""
-  plain = {place.name for place in huggingface.tensor_slots(cfg).values()}
+  """Writes what the plain checkpoint of `cfg` does not contain."""
+  plain = {slot.name for slot in huggingface.tensor_slots(cfg).values()}
   tensors = {
     f'params.{name}': np.asarray(x, order='C')
     for name, x in traverse_util.flatten_dict(params, sep='.').items()
@@ -136,11 +137,12 @@ def save(
 
 @dataclasses.dataclass(frozen=True)
 class SavedBank:
-  """What a memory file holds.
+  """Content of a memory file.
 
-  cfg: the model with its levels.
-  params: the parameters that its plain checkpoint lacks, by dotted name.
-  memory: the life's memory, or None if it had none.
+  Attributes:
+    cfg: the model with its levels.
+    params: parameters that the plain checkpoint lacks, by dotted name.
+    memory: the memory of the life, or None.
   """
 
   cfg: config.ModelConfig
@@ -149,25 +151,25 @@ class SavedBank:
 
 
 def load(path: pathlib.Path) -> SavedBank:
-  """Reads a memory file; every bit is as it was.
+  """Reads a memory file, bit for bit as it was written.
 
   Raises:
-    ConfigError: naming the file, or its tensor that does not fit.
+    ConfigError: naming the file, or the tensor that does not match.
   """
   with huggingface.opened(path) as f:
     meta = f.metadata() or {}
     if meta.get('format') != folder_lib.FORMAT:
       raise config.ConfigError(f'{path} was not written by sleep_jax.')
     cfg = config.ModelConfig.from_mapping(json.loads(meta['model']))
-    parts: dict[str, dict[str, np.ndarray]] = {'params': {}, 'memory': {}}
+    leaves: dict[str, dict[str, np.ndarray]] = {'params': {}, 'memory': {}}
     for key in f.keys():
       root, _, name = key.partition('.')
-      parts[root][name] = f.get_tensor(key)
-  plain = {place.name for place in huggingface.tensor_slots(cfg).values()}
-  folder_lib.check_params(cfg, parts['params'], str(path), without=plain)
-  memory = parts['memory']
+      leaves[root][name] = f.get_tensor(key)
+  plain = {slot.name for slot in huggingface.tensor_slots(cfg).values()}
+  folder_lib.check_params(cfg, leaves['params'], str(path), without=plain)
+  memory = leaves['memory']
   return SavedBank(
     cfg,
-    parts['params'],
+    leaves['params'],
     folder_lib.restore(cfg, memory, str(path)) if memory else None,
   )

@@ -1,7 +1,7 @@
 """A large model on disk: a folder with config.json and one .npy per tensor.
 
-Tensors can be mapped into memory, so a model is written, and read, a tensor at
-a time. Names begin with `params.`, or with `memory.` for what a life changed.
+Tensors are memory-mapped, so a model is written and read one tensor at a time.
+Names begin with `params.`, or with `memory.` for the memory of a life.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +31,7 @@ Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """What a folder holds; `params` are mapped from their files, read-only."""
+  """Content of a folder; `params` are memory-mapped, read-only."""
 
   cfg: config.ModelConfig
   params: at.Params
@@ -40,10 +40,10 @@ class Saved:
 
 @contextlib.contextmanager
 def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that takes the name `path` only when the block has succeeded.
+  """A temporary folder that is renamed to `path` when the block succeeds.
 
   Raises:
-    ConfigError: if `path` exists; nothing is ever overwritten.
+    ConfigError: if `path` exists; nothing is overwritten.
   """
   if path.exists():
     raise config.ConfigError(
@@ -62,17 +62,18 @@ def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def restore(
   cfg: config.ModelConfig, leaves: dict[str, np.ndarray], where: str
 ) -> memory_lib.Memory:
-  """Memory of a life of `cfg` from its leaves by name (see `named`).
+  """The memory of a life of `cfg`, from its leaves by name (`leaf_paths`).
 
   Raises:
-    ConfigError: naming the first leaf that is missing, unknown or misshapen.
+    ConfigError: naming the first leaf that is missing, unknown, or of another
+      shape or type.
   """
   template = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
-  wanted = tree_paths.leaf_paths(template)
-  _check_names(wanted, leaves, where)
-  for name, want in wanted.items():
-    check(leaves[name], want.shape, want.dtype, f'{where}: {name}')
-  values = [jnp.asarray(leaves[name]) for name in wanted]
+  expected = tree_paths.leaf_paths(template)
+  _check_names(expected, leaves, where)
+  for name, leaf in expected.items():
+    check(leaves[name], leaf.shape, leaf.dtype, f'{where}: {name}')
+  values = [jnp.asarray(leaves[name]) for name in expected]
   return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
@@ -82,35 +83,38 @@ def check_params(
   where: str,
   without: Collection[str] = (),
 ) -> None:
-  """Refuses weights, by dotted name, that are not those of `cfg`.
+  """Checks names and shapes of the weights of `cfg`.
 
   Args:
     cfg: the model.
-    leaves: its weights, of any type.
+    leaves: its weights by dotted name, of any type.
     where: the file, for the message.
-    without: names that are kept elsewhere.
+    without: names that are stored elsewhere.
+
+  Raises:
+    ConfigError: naming the first tensor that does not match.
   """
-  wanted = tree_paths.leaf_paths(
+  expected = tree_paths.leaf_paths(
     jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
   )
-  wanted = {k: v for k, v in wanted.items() if k not in without}
-  _check_names(wanted, leaves, where)
-  for name, want in wanted.items():
-    check(leaves[name], want.shape, leaves[name].dtype, f'{where}: {name}')
+  expected = {k: v for k, v in expected.items() if k not in without}
+  _check_names(expected, leaves, where)
+  for name, leaf in expected.items():
+    check(leaves[name], leaf.shape, leaves[name].dtype, f'{where}: {name}')
 
 
 def _check_names(
-  wanted: Collection[str], found: Collection[str], where: str
+  expected: Collection[str], actual: Collection[str], where: str
 ) -> None:
-  if odd := sorted(set(wanted) ^ set(found)):
-    kind = 'lacks the' if odd[0] in wanted else 'has an unknown'
-    raise config.ConfigError(f'{where} {kind} tensor {odd[0]}.')
+  if different := sorted(set(expected) ^ set(actual)):
+    verb = 'lacks the' if different[0] in expected else 'has an unknown'
+    raise config.ConfigError(f'{where} {verb} tensor {different[0]}.')
 
 
 def check(
   array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, where: str
 ) -> None:
-  """Refuses an array of another shape or type, naming it by `where`."""
+  """Checks the shape and type of an array; `where` names it in the error."""
   if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
     raise config.ConfigError(
       f'{where} is {array.dtype}{list(array.shape)}, but '
@@ -119,11 +123,13 @@ def check(
 
 
 def allocator(folder: pathlib.Path) -> Allocate:
-  """Allocates tensors as files of `folder`, mapped into memory."""
+  """Allocates tensors as memory-mapped files in `folder`."""
 
-  def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype):
+  def allocate(
+    name: str, shape: tuple[int, ...], dtype: np.dtype
+  ) -> np.ndarray:
     mapped = np.lib.format.open_memmap(
-      _file(folder, name), 'w+', _stored(dtype), shape
+      _file(folder, name), 'w+', _file_dtype(dtype), shape
     )
     return mapped.view(dtype)
 
@@ -134,8 +140,8 @@ def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
   return folder / f'{name}.npy'
 
 
-def _stored(dtype: np.dtype) -> np.dtype:
-  """The type NumPy's format knows: bfloat16 is kept as its bits."""
+def _file_dtype(dtype: np.dtype) -> np.dtype:
+  """The type in the .npy file: bfloat16 is stored as unsigned integers."""
   dtype = np.dtype(dtype)
   return np.dtype(f'uint{8 * dtype.itemsize}') if dtype.kind == 'V' else dtype
 
@@ -146,9 +152,9 @@ def fill(
   params: at.Params,
   memory: memory_lib.Memory | None,
 ) -> None:
-  """Writes what `folder` does not have yet: tensors, and config.json last.
+  """Writes the tensors that `folder` lacks, and config.json last.
 
-  Tensors that came from `allocator(folder)` are there already.
+  Tensors that were allocated by `allocator(folder)` exist already.
   """
   allocate, tensors = allocator(folder), {}
   for name, x in tree_paths.leaf_paths(
@@ -168,7 +174,7 @@ def save(
   params: at.Params,
   memory: memory_lib.Memory | None = None,
 ) -> None:
-  """Writes a model, and what its life has changed, as a new folder."""
+  """Writes a model and its memory as a new folder."""
   with atomic_dir(path) as part:
     fill(part, cfg, params, memory)
 
@@ -177,8 +183,8 @@ def load(path: pathlib.Path) -> Saved:
   """Reads a folder.
 
   Raises:
-    ConfigError: naming the tensor's file that is missing, cut off, or not of
-      the type and shape that config.json tells.
+    ConfigError: naming the tensor file that is missing, truncated, or not of
+      the type and shape in config.json.
   """
   try:
     meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
@@ -196,7 +202,7 @@ def load(path: pathlib.Path) -> Saved:
         f'tensor file {str(file)!r} cannot be read ({e}); convert the model '
         'again.'
       ) from e
-    check(array, shape, _stored(jnp.dtype(dtype)), str(file))
+    check(array, shape, _file_dtype(jnp.dtype(dtype)), str(file))
     root, _, rest = name.partition('.')
     tree[root][rest] = array.view(jnp.dtype(dtype))
   check_params(cfg, tree['params'], str(path))

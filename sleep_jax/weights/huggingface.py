@@ -1,7 +1,7 @@
-"""Hugging Face safetensors <-> our stacked parameters, a tensor at a time.
+"""Hugging Face safetensors <-> stacked parameters, one tensor at a time.
 
-Reading holds one tensor of the source in RAM beside what `allocate` returns
-(files mapped into memory, for a large model); writing holds one shard.
+Reading holds one tensor of the source in RAM besides the arrays of `allocate`
+(memory-mapped files for a large model); writing holds one shard.
 """
 
 from collections.abc import Iterator
@@ -32,31 +32,32 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TensorSlot:
-  """Where a tensor of theirs stands among ours.
+  """The position of a Hugging Face tensor in our parameters.
 
-  name: our parameter, dotted.
-  layer: its index in that stack; None if it has no layer axis.
-  shape: their shape.
-  ours: our shape of the same, without the layer axis.
-  turned: whether theirs is `[out, in]` and ours `[in, out]`.
+  Attributes:
+    name: dotted name of our parameter.
+    layer: index in its layer axis; None if it has none.
+    hf_shape: shape of the Hugging Face tensor.
+    shape: shape in our parameter, without the layer axis.
+    transposed: whether theirs is `[out, in]` and ours `[in, out]`.
   """
 
   name: str
   layer: int | None
+  hf_shape: tuple[int, ...]
   shape: tuple[int, ...]
-  ours: tuple[int, ...]
-  turned: bool
+  transposed: bool
 
 
 def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
-  """Every tensor of a plain checkpoint of `cfg`, by their name.
+  """Every tensor of a plain checkpoint of `cfg`, by its Hugging Face name.
 
   Of several levels in a block, the slowest is the plain checkpoint's MLP.
   """
   d, e, v = cfg.dim, cfg.resolved_head_dim, cfg.vocab
   h, k, f = cfg.heads, cfg.num_kv_heads, cfg.levels[-1].hidden
   level = f'level_{len(cfg.levels_per_block)}'
-  into = {'q': (d, h, e), 'k': (d, k, e), 'v': (d, k, e)}
+  projections = {'q': (d, h, e), 'k': (d, k, e), 'v': (d, k, e)}
   rows = [
     ('input_layernorm', 'attention_norm.scale', (d,), False),
     ('post_attention_layernorm', f'{level}_norm.scale', (d,), False),
@@ -65,7 +66,7 @@ def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
     ('mlp.up_proj', f'{level}.up', (d, f), True),
     ('mlp.down_proj', f'{level}.down', (f, d), True),
   ]
-  for n, shape in into.items():
+  for n, shape in projections.items():
     rows.append((f'self_attn.{n}_proj', f'attention.{n}.kernel', shape, True))
   if cfg.qk_norm:
     for n in 'qk':
@@ -78,15 +79,15 @@ def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
     )
   }
   for i in range(cfg.layers):
-    at = f'model.layers.{i}.'
-    for theirs, ours, shape, turned in rows:
-      out[f'{at}{theirs}.weight'] = _tensor_slot(
-        f'blocks.{ours}', i, shape, turned
+    prefix = f'model.layers.{i}.'
+    for hf_name, name, shape, transposed in rows:
+      out[f'{prefix}{hf_name}.weight'] = _tensor_slot(
+        f'blocks.{name}', i, shape, transposed
       )
-    for n, shape in into.items() if cfg.qkv_bias else ():
-      ours = f'blocks.attention.{n}.bias'
-      out[f'{at}self_attn.{n}_proj.bias'] = _tensor_slot(
-        ours, i, shape[1:], False
+    for n, shape in projections.items() if cfg.qkv_bias else ():
+      name = f'blocks.attention.{n}.bias'
+      out[f'{prefix}self_attn.{n}_proj.bias'] = _tensor_slot(
+        name, i, shape[1:], False
       )
   out['model.norm.weight'] = _tensor_slot('norm.scale', None, (d,), False)
   if not cfg.tie_embeddings:
@@ -95,18 +96,18 @@ def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
 
 
 def _tensor_slot(
-  name: str, layer: int | None, ours: tuple[int, ...], turned: bool
+  name: str, layer: int | None, shape: tuple[int, ...], transposed: bool
 ) -> TensorSlot:
-  if not turned:
-    theirs = ours if name == 'embed.embedding' else (math.prod(ours),)
-  elif '.o.' in name:  # Heads and their width are what goes in, not out.
-    theirs = (ours[-1], math.prod(ours[:-1]))
+  if not transposed:
+    hf_shape = shape if name == 'embed.embedding' else (math.prod(shape),)
+  elif '.o.' in name:  # The heads are input dimensions of this projection.
+    hf_shape = (shape[-1], math.prod(shape[:-1]))
   else:
-    theirs = (math.prod(ours[1:]), ours[0])
-  return TensorSlot(name, layer, theirs, ours, turned)
+    hf_shape = (math.prod(shape[1:]), shape[0])
+  return TensorSlot(name, layer, hf_shape, shape, transposed)
 
 
-def _library():
+def _library() -> Any:
   try:
     import safetensors
     import safetensors.numpy
@@ -119,7 +120,11 @@ def _library():
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
-  """A safetensors file, or an error with its name."""
+  """Opens a safetensors file.
+
+  Raises:
+    ConfigError: naming the file, if it is missing or truncated.
+  """
   library = _library()
   try:
     with library.safe_open(path, framework='np') as file:
@@ -128,15 +133,15 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
     raise config.ConfigError(f'{path} is missing.') from e
   except library.SafetensorError as e:
     raise config.ConfigError(
-      f'{path} is cut off or no safetensors file ({e}); fetch it again.'
+      f'{path} is truncated or not a safetensors file ({e}); download it again.'
     ) from e
 
 
 def shards(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files that hold a checkpoint's tensors.
+  """The files of a checkpoint's tensors.
 
   Raises:
-    ConfigError: if there are none, or one that the index names is missing.
+    ConfigError: if there are none, or a file named by the index is missing.
   """
   if not (folder / INDEX).exists():
     if not (folder / SINGLE).exists():
@@ -155,54 +160,58 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
-def _checked(
+def _check_headers(
   files: list[pathlib.Path], cfg: config.ModelConfig
 ) -> dict[str, np.dtype]:
-  """Looks at every header before any tensor is read.
+  """Checks the headers of all files before any tensor is read.
 
   Returns:
     The type of each of our parameters.
   """
-  expected, found = tensor_slots(cfg), set()
+  expected, names = tensor_slots(cfg), set()
   dtypes: dict[str, np.dtype] = {}
   for file in files:
     with opened(file) as f:
       for name in f.keys():
-        if _surplus(name, cfg):
+        if _is_redundant(name, cfg):
           continue
-        if name not in expected or name in found:
+        if name not in expected or name in names:
           what = 'unknown' if name not in expected else 'there twice'
           raise config.ConfigError(f'{file}: tensor {name} is {what}.')
-        found.add(name)
-        place, header = expected[name], f.get_slice(name)
-        if (shape := tuple(header.get_shape())) != place.shape:
+        names.add(name)
+        slot, header = expected[name], f.get_slice(name)
+        if (shape := tuple(header.get_shape())) != slot.hf_shape:
           raise config.ConfigError(
             f'{file}: tensor {name} has shape {shape}, but config.json makes '
-            f'it {place.shape}.'
+            f'it {slot.hf_shape}.'
           )
         dtype = config.lookup(
           header.get_dtype(), _DTYPES, f'{file}: type of tensor {name}'
         )
-        if dtypes.setdefault(place.name, dtype) != dtype:
+        if dtypes.setdefault(slot.name, dtype) != dtype:
           raise config.ConfigError(
             f'{file}: tensor {name} is {dtype}, but that of another layer is '
-            f'{dtypes[place.name]}.'
+            f'{dtypes[slot.name]}.'
           )
-  if missing := [name for name in expected if name not in found]:
+  if missing := [name for name in expected if name not in names]:
     raise config.ConfigError(
       f'{files[0].parent}: tensor {missing[0]} is in none of its files.'
     )
   return dtypes
 
 
-def _surplus(name: str, cfg: config.ModelConfig) -> bool:
-  """Tensors that some checkpoints hold though the config implies them."""
+def _is_redundant(name: str, cfg: config.ModelConfig) -> bool:
+  """Whether the tensor follows from the config; some checkpoints hold it."""
   tied = name == 'lm_head.weight' and cfg.tie_embeddings
   return tied or name.endswith('.rotary_emb.inv_freq')
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object, or an error with the file's name."""
+  """Reads a JSON object.
+
+  Raises:
+    ConfigError: naming the file, if it cannot be read.
+  """
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
@@ -214,46 +223,46 @@ def load(
   cfg: config.ModelConfig,
   allocate: folder_lib.Allocate | None = None,
 ) -> at.Params:
-  """The weights of a plain checkpoint, types and bits as they are.
+  """The weights of a plain checkpoint; types and bits are unchanged.
 
   Args:
     folder: holds the safetensors file or files.
     cfg: the model, from `architectures.model_config`; if blocks have several
-      levels, the weights of the slowest alone are returned.
-    allocate: gives the arrays to fill; default: in RAM.
+      levels, only the weights of the slowest are returned.
+    allocate: returns the arrays to fill; default: in RAM.
 
   Raises:
-    ConfigError: naming the file or tensor that is missing, cut off, unknown,
+    ConfigError: naming the file or tensor that is missing, truncated, unknown,
       or of a wrong shape or type. Nothing has been allocated then, except if a
       tied checkpoint's `lm_head.weight` differs from its embedding.
   """
-  files, by_name = shards(folder), tensor_slots(cfg)
-  dtypes = _checked(files, cfg)
+  files, slots = shards(folder), tensor_slots(cfg)
+  dtypes = _check_headers(files, cfg)
   allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
   arrays: dict[str, np.ndarray] = {}
-  for place in by_name.values():
-    if place.name not in arrays:
-      stack = () if place.layer is None else (cfg.layers,)
-      arrays[place.name] = allocate(
-        place.name, (*stack, *place.ours), dtypes[place.name]
+  for slot in slots.values():
+    if slot.name not in arrays:
+      stack = () if slot.layer is None else (cfg.layers,)
+      arrays[slot.name] = allocate(
+        slot.name, (*stack, *slot.shape), dtypes[slot.name]
       )
   for file in files:
     with opened(file) as f:
       for name in f.keys():
-        if not _surplus(name, cfg):
-          _put(arrays, by_name[name], f.get_tensor(name))
+        if not _is_redundant(name, cfg):
+          _copy_into(arrays, slots[name], f.get_tensor(name))
   _check_tie(files, cfg, arrays['embed.embedding'])
   return traverse_util.unflatten_dict(arrays, sep='.')
 
 
-def _put(
-  arrays: dict[str, np.ndarray], place: TensorSlot, tensor: np.ndarray
+def _copy_into(
+  arrays: dict[str, np.ndarray], slot: TensorSlot, tensor: np.ndarray
 ) -> None:
-  ours = arrays[place.name]
-  ours = ours if place.layer is None else ours[place.layer]
-  if place.turned:
+  target = arrays[slot.name]
+  target = target if slot.layer is None else target[slot.layer]
+  if slot.transposed:
     tensor = tensor.T
-  ours.reshape(tensor.shape)[...] = tensor  # A view: `ours` is contiguous.
+  target.reshape(tensor.shape)[...] = tensor  # A view: it is contiguous.
 
 
 def _check_tie(
@@ -279,29 +288,30 @@ def save(
   """Writes the tensors of a plain checkpoint; config.json is not written.
 
   Args:
-    folder: exists; its files get their names as they are written, so it should
-      be a folder that is renamed when all is done.
+    folder: an existing folder. Files are not written atomically, so it should
+      be a temporary folder that is renamed afterwards (`folder.atomic_dir`).
     cfg: the model; of several levels in a block, the slowest is written.
     params: leaves need `shape`, `dtype` and, if stacked, indexing by layer.
-    shard_bytes: a file holds at most this much, or one tensor; RAM as well.
+    shard_bytes: maximum size of a file that holds several tensors, and of the
+      tensors in RAM.
   """
-  leaves = traverse_util.flatten_dict(params, sep='.')
+  leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='.'))
   groups: list[dict[str, TensorSlot]] = [{}]
-  held = total = 0
-  for name, place in tensor_slots(cfg).items():
-    size = math.prod(place.shape) * np.dtype(leaves[place.name].dtype).itemsize
-    if held and held + size > shard_bytes:
+  group_bytes = total = 0
+  for name, slot in tensor_slots(cfg).items():
+    size = math.prod(slot.hf_shape) * np.dtype(leaves[slot.name].dtype).itemsize
+    if group_bytes and group_bytes + size > shard_bytes:
       groups.append({})
-      held = 0
-    groups[-1][name] = place
-    held, total = held + size, total + size
+      group_bytes = 0
+    groups[-1][name] = slot
+    group_bytes, total = group_bytes + size, total + size
   weight_map = {}
   for i, group in enumerate(groups, 1):
     file = f'model-{i:05d}-of-{len(groups):05d}.safetensors'
     file = file if len(groups) > 1 else SINGLE
     write(
       folder / file,
-      {name: _take(leaves, place) for name, place in group.items()},
+      {name: _extract(leaves, slot) for name, slot in group.items()},
       {'format': 'pt'},
     )
     weight_map |= dict.fromkeys(group, file)
@@ -311,16 +321,16 @@ def save(
     (folder / INDEX).write_text(text, encoding='utf-8')
 
 
-def _take(leaves: dict[str, Any], place: TensorSlot) -> np.ndarray:
-  ours = leaves[place.name]
-  ours = np.asarray(ours if place.layer is None else ours[place.layer])
-  if place.turned:
-    return np.ascontiguousarray(ours.reshape(place.shape[::-1]).T)
-  return np.ascontiguousarray(ours.reshape(place.shape))
+def _extract(leaves: dict[str, Any], slot: TensorSlot) -> np.ndarray:
+  leaf = leaves[slot.name]
+  leaf = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+  if slot.transposed:
+    return np.ascontiguousarray(leaf.reshape(slot.hf_shape[::-1]).T)
+  return np.ascontiguousarray(leaf.reshape(slot.hf_shape))
 
 
 def write(
   path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
-  """One safetensors file."""
+  """Writes one safetensors file."""
   _library().numpy.save_file(tensors, path, metadata)

@@ -1,18 +1,19 @@
 """llama2.c `.bin` checkpoints (version 0, float32), in and out.
 
 The file: seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads,
-vocab_size, max_seq_len), then the float32 weights in a fixed order. A negative
-vocab_size means an output matrix of its own at the end. Before it stand two
-tables of the rotary embedding, which nobody reads any more.
+vocab_size, max_seq_len), then the float32 weights in a fixed order, then two
+tables of the rotary embedding, which are not used. A negative vocab_size means
+that a separate output matrix follows.
 
-llama2.c rotates neighbouring entries of a head against each other where
-`attention.rotate` rotates its halves, so rows of q and k change places.
+llama2.c applies RoPE to pairs of adjacent entries of a head, `apply_rope` to
+the pairs of entries i and i + E/2, so the rows of q and k are permuted.
 """
 
 import math
 import os
 import pathlib
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +25,15 @@ _FIELDS = (
   'dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads', 'vocab_size',
   'max_seq_len',
 )  # fmt: skip
-_LATER = b'24ka'  # How versions 1 and 2 begin ("ak42" as an int32).
-# What the format cannot say and its programs take for granted.
+_LATER_MAGIC = (
+  b'24ka'  # The first bytes of versions 1 and 2 ("ak42" as an int32).
+)
+# Values that the format does not store.
 _THETA, _EPS = 10_000.0, 1e-5
 
 
 def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
-  """The model in a file; see `parse`."""
+  """Model and weights of a file; see `parse`."""
   return parse(path.read_bytes(), path.name)
 
 
@@ -38,7 +41,7 @@ def parse(content: bytes, where: str) -> tuple[config.ModelConfig, at.Params]:
   """Model and weights (NumPy, float32) of a file's content.
 
   Raises:
-    ConfigError: naming `where`, if it is cut short or of another format.
+    ConfigError: naming `where`, if it is truncated or of another format.
   """
   cfg = _config(content, where)
   shapes = _shapes(cfg)
@@ -46,21 +49,21 @@ def parse(content: bytes, where: str) -> tuple[config.ModelConfig, at.Params]:
   if len(content) != size:
     raise config.ConfigError(
       f'{where} has {len(content)} bytes, but a model of its header has '
-      f'{size}; it is cut short, or no float32 checkpoint of llama2.c.'
+      f'{size}; it is truncated, or not a float32 checkpoint of llama2.c.'
     )
   weights = np.frombuffer(content, '<f4', offset=_HEADER.size)
   ends = np.cumsum([math.prod(s) for s in shapes.values()])
-  w = {
-    name: part.reshape(shape)
-    for (name, shape), part in zip(shapes.items(), np.split(weights, ends[:-1]))
+  arrays = {
+    name: flat.reshape(shape)
+    for (name, shape), flat in zip(shapes.items(), np.split(weights, ends[:-1]))
   }
-  return cfg, _params(cfg, w)
+  return cfg, _params(cfg, arrays)
 
 
 def write(
   path: pathlib.Path, cfg: config.ModelConfig, params: at.Params
 ) -> None:
-  """Writes a plain Transformer; under its final name only when whole.
+  """Writes a plain Transformer; the file is renamed when complete.
 
   Raises:
     ConfigError: naming the first setting that the format cannot express.
@@ -82,7 +85,7 @@ def write(
 
 
 def _config(content: bytes, where: str) -> config.ModelConfig:
-  if content[:4] == _LATER:
+  if content[:4] == _LATER_MAGIC:
     raise config.ConfigError(
       f'{where} is a llama2.c checkpoint of a later version; export it with '
       '--version 0.'
@@ -90,13 +93,14 @@ def _config(content: bytes, where: str) -> config.ModelConfig:
   if len(content) < _HEADER.size:
     raise config.ConfigError(
       f'{where} has {len(content)} bytes, less than the header of a llama2.c '
-      'checkpoint; it is cut short.'
+      'checkpoint; it is truncated.'
     )
   header = dict(zip(_FIELDS, _HEADER.unpack_from(content)))
   for name, value in header.items():
     if value < 1 and not (name == 'vocab_size' and value < 0):
       raise config.ConfigError(
-        f'{where}: {name}={value} in its header; it is no llama2.c checkpoint.'
+        f'{where}: {name}={value} in its header; it is not a llama2.c '
+        'checkpoint.'
       )
   try:
     return config.ModelConfig(
@@ -113,12 +117,12 @@ def _config(content: bytes, where: str) -> config.ModelConfig:
     )
   except config.ConfigError as e:
     raise config.ConfigError(
-      f'{where} is no llama2.c checkpoint: {e}'
+      f'{where} is not a llama2.c checkpoint: {e}'
     ) from None
 
 
 def _check_expressible(cfg: config.ModelConfig) -> None:
-  wanted = {
+  settings: dict[str, tuple[Any, Any]] = {
     'levels': (len(cfg.levels_per_block), 1),
     'head_dim': (cfg.resolved_head_dim, cfg.dim // cfg.heads),
     'rope_theta': (cfg.rope_theta, _THETA),
@@ -127,7 +131,7 @@ def _check_expressible(cfg: config.ModelConfig) -> None:
     'qk_norm': (cfg.qk_norm, False),
     'norm_eps': (cfg.norm_eps, _EPS),
   }
-  for name, (value, needed) in wanted.items():
+  for name, (value, needed) in settings.items():
     if value != needed:
       raise config.ConfigError(
         f'model.{name} is {value}, and a llama2.c checkpoint can only hold '
@@ -136,7 +140,7 @@ def _check_expressible(cfg: config.ModelConfig) -> None:
 
 
 def _shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Every array in the file's order."""
+  """The shape of every array, in the order of the file."""
   l, d, f = cfg.layers, cfg.dim, cfg.levels[0].hidden
   e = cfg.resolved_head_dim
   q, kv = cfg.heads * e, cfg.num_kv_heads * e
@@ -167,10 +171,10 @@ def _params(cfg: config.ModelConfig, w: dict[str, np.ndarray]) -> at.Params:
     x = x.swapaxes(2, 3) if halves else x
     return x.reshape(cfg.layers, -1, e, cfg.dim).transpose(0, 3, 1, 2)
 
-  def turned(name: str) -> np.ndarray:
+  def transposed(name: str) -> np.ndarray:
     return w[name].swapaxes(1, 2)
 
-  o = turned('o').reshape(cfg.layers, cfg.heads, e, cfg.dim)
+  o = transposed('o').reshape(cfg.layers, cfg.heads, e, cfg.dim)
   params = {
     'embed': {'embedding': w['embed']},
     'blocks': {
@@ -182,7 +186,7 @@ def _params(cfg: config.ModelConfig, w: dict[str, np.ndarray]) -> at.Params:
         'o': {'kernel': o},
       },
       'level_1_norm': {'scale': w['level_norm']},
-      'level_1': {name: turned(name) for name in ('gate', 'up', 'down')},
+      'level_1': {name: transposed(name) for name in ('gate', 'up', 'down')},
     },
     'norm': {'scale': w['norm']},
   }
@@ -191,7 +195,7 @@ def _params(cfg: config.ModelConfig, w: dict[str, np.ndarray]) -> at.Params:
   return params
 
 
-def _weights(cfg: config.ModelConfig, params: at.Params) -> dict:
+def _weights(cfg: config.ModelConfig, params: at.Params) -> dict[str, Any]:
   """The inverse of `_params`, with the tables of the rotary embedding."""
   blocks, e = params['blocks'], cfg.resolved_head_dim
   attention = {k: np.asarray(v['kernel']) for k, v in

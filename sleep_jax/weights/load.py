@@ -1,4 +1,4 @@
-"""Base weights by file: our own `.npz`, or a checkpoint of llama2.c."""
+"""Loads the weights that `--config.base` names."""
 
 import pathlib
 
@@ -12,18 +12,19 @@ from sleep_jax.weights import npz
 def load(
   base: str, cfg: config.ModelConfig, folder: str | None = None
 ) -> at.Params:
-  """The weights that `--config.base` names, as `cfg` wants them.
+  """The weights in the file or folder `base`, for the model `cfg`.
 
   Args:
-    base: a `.npz` of ours; or a `.bin` of llama2.c, a path or a listed name.
-    cfg: the model; a `.bin` gains the levels that it does not have.
-    folder: the data folder, see `sources.data_dir`.
+    base: a `.npz` file or a folder of this package; or a `.bin` of llama2.c,
+      given as a path or as a name of `data.datasets.catalog`.
+    cfg: the model; a base of one level gains the levels that it lacks.
+    folder: the data folder, see `data.datasets.download.data_dir`.
 
   Raises:
-    ConfigError: if there is no such file, or it does not fit.
+    ConfigError: if there is no such file, or it does not match `cfg`.
   """
   path = pathlib.Path(base)
   if path.suffix != '.bin':
     return npz.load(path, cfg)
-  found, params = llama2c.parse(catalog.read(base, folder), path.name)
-  return npz.with_levels(path.name, found, params, cfg)
+  source_cfg, params = llama2c.parse(catalog.read(base, folder), path.name)
+  return npz.with_levels(path.name, source_cfg, params, cfg)

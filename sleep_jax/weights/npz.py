@@ -1,9 +1,10 @@
-"""Backbone weights on disk: one `.npz`, or a folder for a large model."""
+"""Weights and model config of a backbone in one `.npz` file."""
 
 import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 import zipfile
 
 from flax import traverse_util
@@ -22,33 +23,32 @@ _META = '__model__'
 def save(
   path: pathlib.Path, params: at.Params, cfg: config.ModelConfig
 ) -> None:
-  """Writes weights and model config; under its final name only when whole.
+  """Writes weights and model config; the file is renamed when complete.
 
   Raises:
-    ConfigError: for a type that the format does not know, such as bfloat16.
+    ConfigError: for a type that the format does not have, such as bfloat16.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
+  flat: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='/'))
   for name, x in flat.items():
     if x.dtype.kind == 'V':
       raise config.ConfigError(
-        f'{path.name}: tensor {name} is {x.dtype}, which .npz does not know; '
-        'write a folder (a name without .npz).'
+        f'{path.name}: tensor {name} is {x.dtype}, which .npz does not '
+        'support; write a folder (a name without .npz).'
       )
   meta = json.dumps(dataclasses.asdict(cfg))
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   path.parent.mkdir(parents=True, exist_ok=True)
   with part.open('wb') as f:
-    np.savez_compressed(
-      f, **{k: np.asarray(v) for k, v in flat.items()}, **{_META: meta}
-    )
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in flat.items()}
+    np.savez_compressed(f, **arrays, **{_META: np.asarray(meta)})
   part.replace(path)
 
 
 def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
-  """Model config and weights as they were written to an `.npz`.
+  """Model config and weights of an `.npz` file.
 
   Raises:
-    ConfigError: if the file is cut off, or was not written by `save`.
+    ConfigError: if the file is truncated, or was not written by `save`.
   """
   try:
     with np.load(path) as archive:
@@ -56,17 +56,19 @@ def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
       flat = {k: archive[k] for k in archive.files if k != _META}
   except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
     raise config.ConfigError(
-      f'{path} is cut off or holds no weights of ours ({e}).'
+      f'{path} is truncated or was not written by sleep_jax ({e}).'
     ) from e
   cfg = config.ModelConfig.from_mapping(meta)
   return cfg, traverse_util.unflatten_dict(flat, sep='/')
 
 
 def load(path: pathlib.Path, cfg: config.ModelConfig) -> at.Params:
-  """Weights for `cfg`; a plain base gains the levels that `cfg` asks for.
+  """Weights for `cfg`, from a `.npz` file or a folder.
+
+  A base of one level gains the levels of `cfg` that it lacks.
 
   Raises:
-    ConfigError: naming the first setting or tensor that does not fit.
+    ConfigError: naming the first setting or tensor that does not match.
   """
   if not path.exists():
     raise config.ConfigError(
@@ -75,25 +77,25 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> at.Params:
     )
   if path.is_dir():
     saved = folder_lib.load(path)
-    had, params = saved.cfg, jax.tree.map(jnp.asarray, saved.params)
+    source_cfg, params = saved.cfg, jax.tree.map(jnp.asarray, saved.params)
   else:
-    had, params = read(path)
-  return with_levels(path.name, had, params, cfg)
+    source_cfg, params = read(path)
+  return with_levels(path.name, source_cfg, params, cfg)
 
 
 def with_levels(
   where: str,
-  had: config.ModelConfig,
+  source_cfg: config.ModelConfig,
   params: at.Params,
   cfg: config.ModelConfig,
 ) -> at.Params:
-  """Weights of the model `had` for the model `cfg`, see `levels.adopt`.
+  """Converts weights of `source_cfg` to `cfg`, see `add_levels.add_levels`.
 
   Raises:
-    ConfigError: naming `where`, the file, and what does not fit.
+    ConfigError: naming `where`, the file, and what does not match.
   """
   try:
-    # Always the same draw: a base is the same model in every life.
-    return add_levels.add_levels(had, params, cfg, jax.random.key(0))
+    # A fixed key: a base is the same model in every life.
+    return add_levels.add_levels(source_cfg, params, cfg, jax.random.key(0))
   except config.ConfigError as e:
     raise config.ConfigError(f'{where}: {e}') from e

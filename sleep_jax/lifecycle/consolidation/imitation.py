@@ -35,8 +35,7 @@ class Continuations(NamedTuple):
   reference_lengths: at.Int[jax.Array, 'B']
 
 
-@struct.dataclass
-class Rollouts:
+class Rollouts(struct.PyTreeNode):
   """The student's own continuations, labelled and rewarded."""
 
   labels: teacher_labels.LabeledBatch

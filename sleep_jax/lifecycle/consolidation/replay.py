@@ -24,8 +24,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 
-@struct.dataclass
-class Teachers:
+class Teachers(struct.PyTreeNode):
   """The teachers S_1..S_k of Knowledge Seeding; they share their weights.
 
   previous_memory: None where the current model alone teaches.

@@ -42,8 +42,7 @@ from sleep_jax.training import fit
 _PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 
 
-@struct.dataclass
-class StepMetrics:
+class StepMetrics(struct.PyTreeNode):
   """What one seeding step measures, before its update; nats per token."""
 
   loss: jax.Array
@@ -54,8 +53,7 @@ class StepMetrics:
   router: jax.Array  # Provenance cross-entropy.
 
 
-@struct.dataclass
-class SlotId:
+class SlotId(struct.PyTreeNode):
   """Where an expert is: a level (0 = fastest, static), a slot of its bank."""
 
   level: int = struct.field(pytree_node=False)
@@ -65,9 +63,8 @@ class SlotId:
     self, model: model_lib.Model, expert: memory_lib.Expert
   ) -> model_lib.Model:
     """The model with `expert` there."""
-    memory = model.memory
-    bank = memory.levels[self.level].bank.with_expert(self.slot, expert)
-    return model.with_memory(memory.with_level(self.level, bank=bank))
+    bank = model.bank(self.level).with_expert(self.slot, expert)
+    return model.with_level(self.level, bank=bank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ def seed(
   replay, labels = _replay(job, replay_key)
   cfg, target = job.cfg, job.target
   student = _activate(student, target)
-  bank = student.memory.levels[target.level].bank
+  bank = student.bank(target.level)
   expert = sharding.shard_params(
     jax.tree.map(jnp.copy, bank.expert(target.slot))
   )
@@ -138,7 +135,9 @@ def seed(
       name = f'sleep, seeding of level {target.level + 1}'
       finite.check_finite(name, curves[-1].loss, state[0], first_step=start)
       per_step = cfg.batch + (rows[1].shape[1] if cfg.uses_rollouts else 0)
-      cost.partial(steps * per_step * cfg.dream_length, steps=steps)
+      cost.add_partial_training(
+        steps * per_step * cfg.dream_length, steps=steps
+      )
   kl_after = _probe_kl(job, state[0], student, probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
@@ -307,10 +306,9 @@ def _activate(student: model_lib.Model, target: SlotId) -> model_lib.Model:
   So that what the expert learns, and what it displaces, is what the next day
   finds.
   """
-  memory = student.memory
-  bank = memory.levels[target.level].bank
+  bank = student.bank(target.level)
   bank = bank.set_status(target.slot, memory_lib.ACTIVE)
-  return student.with_memory(memory.with_level(target.level, bank=bank))
+  return student.with_level(target.level, bank=bank)
 
 
 _measure = jax.jit(objective, static_argnums=1)
@@ -326,7 +324,7 @@ def _probe_kl(
   with job.costs.phase('update') as cost:
     _, metrics = _measure(expert, job.cfg, job.target, student, probe, None)
     kl = float(metrics.kl)
-    cost.forward(probe.tokens.size)
+    cost.add_forward(probe.tokens.size)
   return kl
 
 
@@ -338,13 +336,13 @@ def _replay(
     replay = replay_lib.sample_replay(
       job.cfg, job.teachers, job.tokenizer, job.nights, rng
     )
-    cost.forward(replay.tokens.size)
+    cost.add_forward(replay.tokens.size)
   with job.costs.phase('teacher') as cost:
     labels = teacher_labels.label_all(job.cfg, job.teachers, replay)
     # Every device has all rows, and takes its own rows of a batch.
     labels = jax.block_until_ready(sharding.replicate(labels))
     times = 1 if job.teachers.previous is None else 2
-    cost.forward(replay.tokens.size, times=times)
+    cost.add_forward(replay.tokens.size, times=times)
   return replay, labels
 
 
@@ -369,13 +367,13 @@ def _imitate(
       rng,
     )
     jax.block_until_ready(continuations)
-    cost.forward(size)
+    cost.add_forward(size)
   with job.costs.phase('reward') as cost:
     rollouts, reward = imitation.score_rollouts(
       cfg, job.tokenizer.separator, job.teachers, continuations
     )
     mean = float(reward.mean())
-    cost.forward(size, times=2 if job.teachers.previous is None else 5)
+    cost.add_forward(size, times=2 if job.teachers.previous is None else 5)
   return sharding.replicate(rollouts), mean
 
 

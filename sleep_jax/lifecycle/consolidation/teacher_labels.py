@@ -19,8 +19,7 @@ _MAX_TEACHER_KL = 4.0  # Nats; a single token must not carry a batch.
 _LABEL_BATCH = 64  # Rows labelled at a time; bounds the memory of a pass.
 
 
-@struct.dataclass
-class LabeledBatch:
+class LabeledBatch(struct.PyTreeNode):
   """Token rows with their teachers' predictions.
 
   Column t holds what concerns the prediction of token t+1.

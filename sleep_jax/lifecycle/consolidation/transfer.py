@@ -90,13 +90,12 @@ def transfer(
   student = compute(cfg, model, pair.sender)
 
   # Consolidate. One new expert learns what the update is about to take away.
-  bank = student.memory.levels[pair.receiver].bank
-  slot = bank.free_slot() if cfg.expand else 0
+  bank, slot = student.bank(pair.receiver), 0
+  if cfg.expand:
+    slot = bank.required_free_slot()
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
-  student = student.with_memory(
-    student.memory.with_level(pair.receiver, bank=bank)
-  )
+  student = student.with_level(pair.receiver, bank=bank)
   job = seeding.SeedingJob(
     cfg,
     teachers,
@@ -112,7 +111,7 @@ def transfer(
     return original, report
 
   # Update. The sender's new weights and the new expert come into force.
-  return life.with_memory(student.memory), report
+  return life.with_memory(student.required_memory()), report
 
 
 def compute(
@@ -126,18 +125,17 @@ def compute(
   old experts are reset either way: synaptic pruning. Recurrent states hold
   nothing but what was read, so they become zero.
   """
-  memory = model.memory
+  memory = model.required_memory()
   if sender == schedule.STATES:
     states = jax.tree.map(jnp.zeros_like, memory.states)
     return model.with_memory(memory.replace(states=states))
-  level = memory.levels[sender]
-  fast = level.fast
+  level, fast = memory.levels[sender], memory.fast(sender)
   if cfg.sender_reset == 'restart':
     initial = memory_lib.init_fast(model.cfg, sender)
     fast = initial.replace(grads=fast.grads, chunks=fast.chunks)
   fast = _update_if_pending(model.cfg.levels[sender], fast)
   bank = level.bank.prune() if level.bank else None
-  return model.with_memory(memory.with_level(sender, fast=fast, bank=bank))
+  return model.with_level(sender, fast=fast, bank=bank)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -166,7 +164,7 @@ def free_up_slot(
   `recycle` drops the oldest expert. `merge` first distils it into the next
   oldest, on rows of the model that still has both.
   """
-  bank = life.memory.levels[level].bank
+  bank = life.memory.bank(level)
   if bank.free_slot() is not None or not cfg.expand:
     return life
   oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
@@ -200,7 +198,7 @@ def free_up_slot(
     job = seeding.SeedingJob(merge_cfg, teachers, target, 0, tokenizer, costs)
     student = model.with_memory(memory.with_fast_state(life.fast_at_wake))
     student, _ = seeding.seed(job, student, rng)
-    memory = memory.with_level(level, bank=student.memory.levels[level].bank)
+    memory = memory.with_level(level, bank=student.bank(level))
   return life.with_memory(memory)
 
 

@@ -87,7 +87,7 @@ def _sketch(
     grads = sharding.fetch(
       gradients(model, jnp.asarray(tokens), jnp.asarray(weight))
     )
-    cost.partial(tokens.size, steps=0)
+    cost.add_partial_training(tokens.size, steps=0)
   return grads
 
 

@@ -52,7 +52,7 @@ def propose(
       ),
     )
     size = sum(map(len, prompts)) + len(completions) * form.max_dream
-    cost.forward(size)
+    cost.add_forward(size)
   return [
     [
       _parse(dreamer, context, tokens)

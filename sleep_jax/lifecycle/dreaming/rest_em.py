@@ -46,10 +46,9 @@ class UpdateTarget:
     """The model with `trainable` in force."""
     if self.slot < 0:
       return model.replace(adapter=trainable)
-    memory = model.memory
-    bank = memory.levels[self.level].bank.with_expert(self.slot, trainable)
+    bank = model.bank(self.level).with_expert(self.slot, trainable)
     bank = bank.set_status(self.slot, memory_lib.ACTIVE)
-    return model.with_memory(memory.with_level(self.level, bank=bank))
+    return model.with_level(self.level, bank=bank)
 
 
 def allocate(
@@ -69,7 +68,7 @@ def allocate(
   for level in reversed(range(len(model.cfg.levels))):
     bank = life.memory.levels[level].bank
     slot = None if bank is None else bank.free_slot()
-    if slot is not None:
+    if bank is not None and slot is not None:
       bank = bank.unlock(slot, life.clock.nights, rng)
       life = life.with_memory(life.memory.with_level(level, bank=bank))
       return life, UpdateTarget(level, slot), bank.expert(slot)
@@ -115,7 +114,7 @@ def finetune(
     )
     loss = jax.block_until_ready(loss)
     size = loss.size * cfg.batch * rows.tokens.shape[1]
-    cost.partial(size, steps=loss.size)
+    cost.add_partial_training(size, steps=loss.size)
   return trainable
 
 

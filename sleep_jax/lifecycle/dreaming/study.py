@@ -112,5 +112,5 @@ def answer(
         max_new=form.max_answer, temperature=0.0, stop=form.stop, pad=pad
       ),
     )
-    cost.forward(sum(map(len, prompts)) + len(prompts) * form.max_answer)
+    cost.add_forward(sum(map(len, prompts)) + len(prompts) * form.max_answer)
   return [[t for t in tokens if t != form.stop] for tokens in completions]

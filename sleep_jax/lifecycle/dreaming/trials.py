@@ -89,10 +89,10 @@ def _run_batch(
       )
       num = steps[0].shape[1]
       size = instances * num * dreamer.trial.batch * rows[0].shape[2]
-      cost.partial(size, steps=num * instances)
+      cost.add_partial_training(size, steps=num * instances)
   with dreamer.costs.phase('trials') as cost:
     completions, size = _answers(dreamer, model, adapters, questions)
-    cost.forward(size)
+    cost.add_forward(size)
   return completions, sharding.fetch(finite)[: len(updates)]
 
 

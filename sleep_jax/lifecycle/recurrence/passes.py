@@ -32,8 +32,7 @@ States = tuple[jax.Array, ...]  # Of the recurrent layers, [B, H, K, V] each.
 KVCaches = list[Any]  # (keys, values) of the attention layers, or None.
 
 
-@struct.dataclass
-class WindowState:
+class WindowState(struct.PyTreeNode):
   """What a window leaves to the next.
 
   states: of the recurrent layers, [B, H, K, V] each.

@@ -61,9 +61,7 @@ class Mixer(abc.ABC):
 
   @classmethod
   @abc.abstractmethod
-  def init_state(
-    cls, cfg: config.ModelConfig, rows: int, capacity: int
-  ) -> Any:
+  def init_state(cls, cfg: config.ModelConfig, rows: int, capacity: int) -> Any:
     """The state of one layer that has read nothing.
 
     Args:

@@ -10,8 +10,8 @@ corrects towards its value (arXiv 2412.06464; written here as S transposed):
 time: within a chunk it solves one triangular system per head, between chunks
 it carries S. Both start from any S, and both compute in float32.
 
-Letters beside the glossary of `sleep_jax.array_typing`: K and V are here the widths
-of a head's key and value.
+Letters beside those of `sleep_jax.array_typing`: K and V are here the widths of
+a head's key and value.
 """
 
 import functools
@@ -31,8 +31,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
 
 
-@struct.dataclass
-class State:
+_Tokens = tuple[jax.Array, ...]  # q, k, v, log alpha and beta of a step.
+
+
+class State(struct.PyTreeNode):
   """What a layer carries from token to token.
 
   Sleep keeps `s` alone: `conv_state` ends with the window
@@ -55,7 +57,7 @@ def scan_tokens(
   """The recurrence, token by token: outputs `[B, T, H, V]`, and the last S."""
   dot = functools.partial(jnp.einsum, precision=_HIGHEST)
 
-  def step(s, token):
+  def step(s: jax.Array, token: _Tokens) -> tuple[jax.Array, jax.Array]:
     q, k, v, log_alpha, beta = token
     s = s * jnp.exp(log_alpha)[..., None, None]
     error = v - dot('bhkv,bhk->bhv', s, k)
@@ -137,7 +139,8 @@ def scan_chunks(
   length, size = q.shape[1], min(chunk, q.shape[1])
   fill = -length % size
 
-  def split(x: jax.Array) -> jax.Array:  # [B, T, H, ...] -> [chunks, B, H, C, ...]
+  def split(x: jax.Array) -> jax.Array:
+    """`[B, T, H, ...]` to `[chunks, B, H, C, ...]`."""
     x = jnp.pad(
       x.astype(jnp.float32), [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)
     )
@@ -147,7 +150,7 @@ def scan_chunks(
   lower = jnp.tril(jnp.ones((size, size), bool))
   strict = jnp.tril(lower, -1)
 
-  def step(s, tokens):
+  def step(s: jax.Array, tokens: _Tokens) -> tuple[jax.Array, jax.Array]:
     q, k, v, log_alpha, beta = tokens
     log_g = jnp.cumsum(log_alpha, axis=-1)
     # Above the diagonal the exponent is positive, and could overflow.

@@ -48,6 +48,10 @@ class WindowTask(task_lib.Task, abc.ABC):
     extra = (f'{self.headline[0]}@{n}' for n in sorted(self.cfg.eval_passes))
     return (*self.headline, *extra, 'passes')
 
+  @property
+  def row_length(self) -> int:
+    return self.windows * self.window + self.prediction
+
   @abc.abstractmethod
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False

@@ -1,0 +1,80 @@
+"""`summary.json`: everything that a report needs of one life."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+from sleep_jax.metrics import continual
+from sleep_jax.models import transformer
+from sleep_jax.tasks import base as task_lib
+
+# Phases whose optimizer steps change the life.
+_TRAINING = ('wake', 'update')
+
+
+def summarize(
+  task: task_lib.Task, records: Sequence[dict[str, Any]], params: at.Params
+) -> dict[str, Any]:
+  """The summary of a life, from its task and the records of its episodes.
+
+  `final` holds the metrics after the last night; `matrix[i][j]` the score of
+  episode j after night i, empty where episodes have no score of their own;
+  `curve` the metrics after every night, beside the steps, tokens and FLOPs of
+  training so far; `costs` tokens, FLOPs, seconds and steps by phase.
+  """
+  matrix = [r['by_episode'] for r in records if r['by_episode']]
+  last = records[-1]
+  final = _eval_metrics(last)
+  if matrix:
+    final |= continual.backward_transfer(matrix)
+  return {
+    'task': task.name,
+    'task_settings': dataclasses.asdict(task.cfg),
+    'columns': list(task.columns),
+    'headline': list(task.headline),
+    'chance_level': task.chance_level(),
+    'final': final,
+    'matrix': matrix,
+    'curve': [_trained(r) | _eval_metrics(r) for r in records],
+    'parameters': transformer.count(params),
+    **_trained(last),
+    'costs': last['costs'],
+    'goodput': last['goodput'],
+    'seconds': sum(r['seconds'] for r in records),
+  }
+
+
+def check_identity(
+  summary: dict[str, Any], digest: str, path: pathlib.Path
+) -> None:
+  """Refuses the summary of a life of another config or version.
+
+  Raises:
+    ConfigError: naming the file.
+  """
+  if summary.get('identity') != digest:
+    raise config.ConfigError(
+      f'{path} is of another config or version; give another --workdir, or '
+      'delete that one yourself.'
+    )
+
+
+def _eval_metrics(record: dict[str, Any]) -> dict[str, float]:
+  """The metrics of one evaluation, without their prefix."""
+  return {
+    k.removeprefix('eval/'): v
+    for k, v in record['scalars'].items()
+    if k.startswith('eval/')
+  }
+
+
+def _trained(record: dict[str, Any]) -> dict[str, float]:
+  """Steps, tokens and FLOPs of training up to one record."""
+  costs = [record['costs'][phase] for phase in _TRAINING]
+  return {
+    key: sum(cost[key] for cost in costs)
+    for key in ('steps', 'tokens', 'flops')
+  }

@@ -1,0 +1,60 @@
+"""Short lives end with the metrics that version 0.1 gave them.
+
+`golden/figures.json` was recorded with version 0.1 (float32, one CPU device).
+"""
+
+import json
+import pathlib
+
+import pytest
+
+from sleep_jax import tasks
+from sleep_jax.harness import live as live_lib
+from tests import golden_lives
+
+FIGURES = json.loads(
+  (pathlib.Path(__file__).parent / 'golden/figures.json').read_text()
+)
+# Lives that together have every kind of wake, night and evaluation.
+_DEFAULT = {
+  ('rule110', 'passes_2'),
+  ('bulletins', 'seal'),
+  ('both_sleeps', 'recurrence_brief'),
+  ('both_sleeps', 'recurrence_seeding_brief'),
+  ('banking', 'sleep'),
+  ('quickstart', 'sft'),
+}
+# Where the order of floating-point operations has changed, and why.
+_RELATIVE: dict[tuple[str, str], float] = {}
+
+
+def _cases():
+  for name, arms in FIGURES.items():
+    for arm in arms:
+      slow = [] if (name, arm) in _DEFAULT else [pytest.mark.slow]
+      yield pytest.param(name, arm, id=f'{name}-{arm}', marks=slow)
+
+
+@pytest.mark.parametrize('name, arm', _cases())
+def test_a_short_life_ends_as_it_did(name, arm, tmp_path, monkeypatch):
+  c = json.loads(golden_lives.get_config(name).to_json())
+  if name == 'banking':
+    _shorten(monkeypatch)
+  final = live_lib.live(c, arm, 1, tmp_path, 0)['final']
+  want = FIGURES[name][arm]
+  assert set(want) <= set(final)
+  assert {k: final[k] for k in want} == pytest.approx(
+    want, rel=_RELATIVE.get((name, arm), 1e-6), abs=1e-9, nan_ok=True
+  )
+
+
+def _shorten(monkeypatch) -> None:
+  """The task has one episode; its stream is that of the whole data set."""
+  build = tasks.build
+
+  def build_one_episode(*args):
+    task = build(*args)
+    task.episodes = 1
+    return task
+
+  monkeypatch.setattr(tasks, 'build', build_one_episode)
