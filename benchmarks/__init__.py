@@ -1,1 +1,1 @@
-"""Speed against the field's usual tools; see `docs/benchmarks.md`."""
+"""Speed compared with other libraries; see `docs/benchmarks.md`."""

@@ -23,6 +23,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.inference import sampling
 from sleep_jax.models import flops
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.training import fit
 from sleep_jax.training import optimizers
@@ -41,7 +42,7 @@ PEAKS = {
 }
 
 
-def model(plan: timing.Plan) -> config.ModelConfig:
+def model_config(plan: timing.Plan) -> config.ModelConfig:
   """The shape of Llama 3.2 1B."""
   shape = plan.choose((2048, 16, 32, 8, 8192, 128_256), (16, 2, 4, 2, 24, 64))
   return llama.ours(*shape, unroll=1, remat=True, dtype='bfloat16')
@@ -52,35 +53,41 @@ def multiplying(cfg: config.ModelConfig) -> float:
   return flops.forward_flops(cfg, context=0) / 2
 
 
+def _init(cfg: config.ModelConfig) -> model_lib.Model:
+  """Fresh weights without a memory."""
+  return model_lib.Model(cfg, transformer.init(cfg, jax.random.key(0)))
+
+
 def train_step(
   cfg: config.ModelConfig, rows: int, length: int
 ) -> tuple[jax.stages.Lowered, at.Tree]:
   """The lowered step, and the shapes of its weights and optimizer state."""
-  rule = optimizers.adamw(1e-4)
-  weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-  state = jax.eval_shape(rule.init, weights)
+  optimizer = optimizers.adamw(1e-4)
+  model = jax.eval_shape(lambda: _init(cfg))
+  opt_state = jax.eval_shape(optimizer.init, model.params)
   tokens = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
   weight = jax.ShapeDtypeStruct((1, rows, length), jnp.float32)
-  step = fit.train_steps.lower(cfg, rule, weights, state, tokens, weight)
-  return step, (weights, state)
+  step = fit.train_steps.lower(optimizer, model, opt_state, tokens, weight)
+  return step, (model.params, opt_state)
 
 
 def rollout(
-  cfg: config.ModelConfig, rows: int, width: int, how: sampling.SamplerConfig
+  cfg: config.ModelConfig,
+  rows: int,
+  width: int,
+  sampler: sampling.SamplerConfig,
 ) -> jax.stages.Lowered:
   """The lowered rollout of bfloat16 weights."""
-  weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-  half = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, cfg.dtype), weights
+  model = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, cfg.dtype),
+    jax.eval_shape(lambda: _init(cfg)),
   )
   return sampling.generate.lower(
-    cfg,
-    half,
-    None,
+    model,
     jax.ShapeDtypeStruct((rows, width), jnp.int32),
     jax.ShapeDtypeStruct((rows,), jnp.int32),
     jax.eval_shape(lambda: jax.random.key(0)),
-    how,
+    sampler,
   )
 
 
@@ -96,24 +103,24 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
     ]
   peaks = next((v for k, v in PEAKS.items() if k in device.device_kind), None)
   same = {'bench': 'accelerator', 'device': device.device_kind, 'peaks': peaks}
-  cfg = model(plan)
-  found = [same | _train(plan, cfg, peaks)]
+  cfg = model_config(plan)
+  entries = [same | _train(plan, cfg, peaks)]
   for rows in plan.choose((1, 8, 32), (2,)):
-    found.append(same | _decode(plan, cfg, peaks, rows))
-  return found
+    entries.append(same | _decode(plan, cfg, peaks, rows))
+  return entries
 
 
 def _train(plan, cfg, peaks) -> dict[str, Any]:
   rows, length = plan.choose((8, 2048), (2, 8))
   lowered, _ = train_step(cfg, rows, length)
   step = lowered.compile()
-  params = jax.jit(lambda: transformer.init(cfg, jax.random.key(0)))()
-  holder = [params, jax.jit(optimizers.adamw(1e-4).init)(params)]
+  model = jax.jit(lambda: _init(cfg))()
+  state = [model, jax.jit(optimizers.adamw(1e-4).init)(model.params)]
   tokens = jnp.ones((1, rows, length), jnp.int32)
   weight = jnp.ones((1, rows, length))
 
   def side():
-    *holder[:], loss = step(*holder, tokens, weight)
+    *state[:], loss = step(*state, tokens, weight)
     jax.block_until_ready(loss)
 
   seconds = timing.interleave({'sleep_jax': side}, plan)['sleep_jax']
@@ -131,22 +138,23 @@ def _train(plan, cfg, peaks) -> dict[str, Any]:
 
 def _decode(plan, cfg, peaks, rows) -> dict[str, Any]:
   width, new = plan.choose((128, 256), (5, 4))
-  init = jax.jit(lambda: transformer.init(cfg, jax.random.key(0)))
-  params = jax.tree.map(lambda x: x.astype(cfg.dtype), init())
+  init = jax.jit(lambda: _init(cfg))
+  model = jax.tree.map(lambda x: x.astype(cfg.dtype), init())
   prompts = jnp.ones((rows, width), jnp.int32)
   lengths = jnp.full((rows,), width)
 
   def side(new):
-    how = sampling.SamplerConfig(max_new=new, temperature=0.0)
+    sampler = sampling.SamplerConfig(max_new=new, temperature=0.0)
     key = jax.random.key(0)
-    out = sampling.generate(cfg, params, None, prompts, lengths, key, how)
+    out = sampling.generate(model, prompts, lengths, key, sampler)
     return np.asarray(out.tokens)
 
   sides = {'all': lambda: side(new), 'prefill': lambda: side(1)}
   seconds = timing.interleave(sides, plan)
   step = (seconds['all']['median'] - seconds['prefill']['median']) / (new - 1)
-  kept = 2 * cfg.layers * cfg.num_kv_heads * cfg.resolved_head_dim
-  rate = 2 * (multiplying(cfg) + rows * kept * (width + new / 2)) / step
+  per_token = 2 * cfg.layers * cfg.num_kv_heads * cfg.resolved_head_dim
+  cached = rows * per_token * (width + new / 2)
+  rate = 2 * (multiplying(cfg) + cached) / step
   return {
     'what': 'decode',
     'rows': rows,

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import llama
 from benchmarks import timing
 from sleep_jax.inference import sampling
+from sleep_jax.models import model as model_lib
 
 # dim, layers, heads, kv heads, hidden, vocab; new tokens.
 _MODELS = {
@@ -20,35 +21,36 @@ _TINY = {'D16 L2': ((16, 2, 4, 2, 24, 64), 4)}
 
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Both models at 1, 8 and 32 rows of 64 prompt tokens."""
-  found = []
+  entries = []
   for name, (shape, new) in plan.choose(_MODELS, _TINY).items():
     cfg = llama.ours(*shape)
-    model = llama.theirs(cfg)
-    params = jax.device_put(llama.params(cfg, model))
+    opponent = llama.theirs(cfg)
+    params = jax.device_put(llama.params(cfg, opponent))
+    model = model_lib.Model(cfg, params)
     for rows in plan.choose((1, 8, 32), (2,)):
-      entry = _compare(plan, cfg, params, model, rows, new)
-      found.append({'bench': 'decode', 'model': name, 'rows': rows} | entry)
-  return found
+      entry = _compare(plan, model, opponent, rows, new)
+      entries.append({'bench': 'decode', 'model': name, 'rows': rows} | entry)
+  return entries
 
 
-def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
+def _compare(plan, model, opponent, rows, new) -> dict[str, Any]:
   import torch
 
   width = plan.choose(64, 5)
   rng = np.random.default_rng(0)
-  prompts = rng.integers(1, cfg.vocab, (rows, width))
+  prompts = rng.integers(1, model.cfg.vocab, (rows, width))
   ids = torch.tensor(prompts)
   tokens, lengths = jnp.array(prompts, jnp.int32), jnp.full((rows,), width)
-  how = sampling.SamplerConfig(max_new=new, temperature=0.0)
+  sampler = sampling.SamplerConfig(max_new=new, temperature=0.0)
   key = jax.random.key(0)
 
   def ours():
-    out = sampling.generate(cfg, params, None, tokens, lengths, key, how)
+    out = sampling.generate(model, tokens, lengths, key, sampler)
     return np.asarray(out.tokens)
 
   def theirs(cache):
     with torch.inference_mode():
-      out = model.generate(
+      out = opponent.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new,
@@ -63,9 +65,9 @@ def _compare(plan, cfg, params, model, rows, new) -> dict[str, Any]:
     'transformers, dynamic cache': lambda: theirs(None),
     'transformers, static cache': lambda: theirs('static'),
   }
-  said = {name: side() for name, side in sides.items()}
-  for name, other in said.items():
-    if not np.array_equal(said['sleep_jax'], other):
+  outputs = {name: side() for name, side in sides.items()}
+  for name, output in outputs.items():
+    if not np.array_equal(outputs['sleep_jax'], output):
       raise AssertionError(f'decode: greedy tokens differ from {name}.')
   seconds = timing.interleave(sides, plan)
   return {

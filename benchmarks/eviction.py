@@ -20,14 +20,15 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 
 _VOCAB = 512
 
 
-def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
+def _init(plan: timing.Plan, mixers: tuple[str, ...]) -> model_lib.Model:
   dim = plan.choose(128, 16)
-  return config.ModelConfig(
+  cfg = config.ModelConfig(
     vocab=_VOCAB,
     dim=dim,
     layers=4,
@@ -37,17 +38,20 @@ def _model(plan: timing.Plan, mixers: tuple[str, ...]) -> config.ModelConfig:
     recurrent=config.RecurrentConfig(key=dim // 4, value=dim // 2),
     max_len=8192,
   )
+  return model_lib.Model(cfg, transformer.init(cfg, jax.random.key(0)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _spell(cfg, params, cache, token, new):
+@functools.partial(jax.jit, static_argnums=3)
+def _generate(model, cache, token, new):
   """`new` greedy tokens after what `cache` holds, `[B, new]`."""
-  model = decoding.unstack_layers(cfg, params, None)
+  unstacked = decoding.unstack_layers(model.cfg, model.params, None)
 
   def step(carry, _):
     cache, token = carry
-    at = jnp.broadcast_to(cache.end_index, token.shape)
-    logits, cache = decoding.decode(cfg, model, token, at, cache)
+    positions = jnp.broadcast_to(cache.end_index, token.shape)
+    logits, cache = decoding.decode(
+      model.cfg, unstacked, token, positions, cache
+    )
     token = logits.argmax(-1)[:, None]
     return (cache, token), token
 
@@ -59,29 +63,24 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Eight rows, windows of 64 tokens, and 64 new tokens."""
   rows, length = plan.choose((8, 64), (2, 4))
   new = length
-  hybrid = _model(plan, ('attention', 'gdn'))
-  full = _model(plan, ())
-  how = recurrence_config.RecurrenceConfig(passes=2)
-  params = transformer.init(hybrid, jax.random.key(0))
-  params_full = transformer.init(full, jax.random.key(0))
-  read = jax.jit(passes_lib.read, static_argnums=(0, 1))
-  found, token = [], jnp.ones((rows, 1), jnp.int32)
+  hybrid, full = _init(plan, ('attention', 'gdn')), _init(plan, ())
+  cfg = recurrence_config.RecurrenceConfig(passes=2)
+  read = jax.jit(passes_lib.read, static_argnums=0)
+  entries, token = [], jnp.ones((rows, 1), jnp.int32)
   for windows in plan.choose((1, 8, 64), (1, 3)):
     context = np.random.default_rng(0).integers(
       0, _VOCAB, (rows, windows, length)
     )
-    kept, _ = read(
+    state, _ = read(
+      cfg,
       hybrid,
-      how,
-      params,
-      None,
-      passes_lib.init_window_state(hybrid, how, rows, length),
+      passes_lib.init_window_state(cfg, hybrid, rows, length),
       context,
       np.ones(context.shape, bool),
     )
-    memory = memory_lib.Memory(levels=(), states=kept.states)
-    cache = decoding.init_decode_cache(hybrid, rows, new, memory)
-    grown = decoding.init_decode_cache(full, rows, windows * length + new)
+    memory = memory_lib.Memory(levels=(), states=state.states)
+    cache = decoding.init_decode_cache(hybrid.cfg, rows, new, memory)
+    grown = decoding.init_decode_cache(full.cfg, rows, windows * length + new)
     columns = np.arange(windows * length + new)
     grown = grown.replace(
       end_index=jnp.array(windows * length),
@@ -89,19 +88,19 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         np.where(columns < windows * length, columns, -1), grown.positions.shape
       ),
     )
-    _check(hybrid, params, kept, cache, token)
+    _check(hybrid, state, cache, token)
     sides = {
       'sleep_jax': lambda cache=cache: np.asarray(
-        _spell(hybrid, params, cache, token, new)
+        _generate(hybrid, cache, token, new)
       ),
       'attention throughout': lambda grown=grown: np.asarray(
-        _spell(full, params_full, grown, token, new)
+        _generate(full, grown, token, new)
       ),
     }
     for side in sides.values():
       side()
     seconds = timing.interleave(sides, plan)
-    found.append(
+    entries.append(
       {
         'bench': 'eviction',
         'windows': windows,
@@ -120,17 +119,19 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         'speedup': timing.speedup(seconds),
       }
     )
-  return found
+  return entries
 
 
 def _bytes(cache: cache_lib.Cache) -> int:
   return sum(x.nbytes for x in jax.tree.leaves(cache.layers))
 
 
-def _check(cfg, params, kept, cache, token) -> None:
-  """The cached step is the model that read the windows."""
-  model = decoding.unstack_layers(cfg, params, None)
-  at = jnp.zeros(token.shape, jnp.int32)
-  got, _ = decoding.decode(cfg, model, token, at, cache)
-  want = transformer.forward(cfg, params, token, states=kept.states)
+def _check(model, state, cache, token) -> None:
+  """The cached step's logits are those of a forward pass from the states."""
+  unstacked = decoding.unstack_layers(model.cfg, model.params, None)
+  positions = jnp.zeros(token.shape, jnp.int32)
+  got, _ = decoding.decode(model.cfg, unstacked, token, positions, cache)
+  want = transformer.forward(
+    model.cfg, model.params, token, states=state.states
+  )
   np.testing.assert_allclose(got, want.logits[:, -1], atol=1e-4)

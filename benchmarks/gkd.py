@@ -13,7 +13,7 @@ import optax
 from benchmarks import llama
 from benchmarks import timing
 from sleep_jax.inference import sampling
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import divergences
 
 _BETA, _LEARNING_RATE = 0.5, 1e-4
@@ -28,16 +28,17 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   large = llama.ours(*plan.choose((256, 4, 8, 4, 688, vocab), tiny))
   student, teacher = llama.theirs(small, seed=1), llama.theirs(large, seed=2)
   prompts = np.random.default_rng(0).integers(1, vocab, (rows, width))
-  mine = Ours(
-    small, llama.params(small, student), large, llama.params(large, teacher)
+  ours = Ours(
+    model_lib.Model(small, llama.params(small, student)),
+    model_lib.Model(large, llama.params(large, teacher)),
   )
   with tempfile.TemporaryDirectory() as scratch:
     trl = Theirs(student, teacher, prompts, new, scratch)
-    parity = _parity(mine, trl)
+    parity = _parity(ours, trl)
     spent = {'sleep_jax': [], 'trl': []}
     for i in range(plan.repeats + 1):  # The first round compiles.
       sides = [
-        ('sleep_jax', lambda: mine.step(jnp.array(prompts), new)),
+        ('sleep_jax', lambda: ours.step(jnp.array(prompts), new)),
         ('trl', trl.step),
       ]
       for name, side in sides[:: 1 - 2 * (i % 2)]:
@@ -47,7 +48,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
     | {'step': timing.spread([sum(r.values()) for r in rounds[1:]])}
     for name, rounds in spent.items()
   }
-  ours, theirs = seconds['sleep_jax'], seconds['trl']
+  of_ours, of_trl = seconds['sleep_jax'], seconds['trl']
   return [
     {
       'bench': 'gkd',
@@ -57,19 +58,21 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       'vocab': vocab,
       'parity': parity,
       'seconds': seconds,
-      'speedup': {k: theirs[k]['median'] / ours[k]['median'] for k in ours},
+      'speedup': {
+        k: of_trl[k]['median'] / x['median'] for k, x in of_ours.items()
+      },
     }
   ]
 
 
-def _parity(mine: 'Ours', trl: 'Theirs') -> dict[str, float]:
+def _parity(ours: 'Ours', trl: 'Theirs') -> dict[str, float]:
   """Loss and gradient norm of both on trl's own rollout.
 
   Raises:
     AssertionError: they differ by more than 1e-5 and 1e-4.
   """
   tokens, loss, norm = trl.probe()
-  value, gradient = mine.probe(jnp.array(tokens), trl.width)
+  value, gradient = ours.probe(jnp.array(tokens), trl.width)
   apart = {
     'loss': abs(value / loss - 1),
     'gradient norm': abs(gradient / norm - 1),
@@ -82,77 +85,72 @@ def _parity(mine: 'Ours', trl: 'Theirs') -> dict[str, float]:
 class Ours:
   """A student that trains all its weights, as trl's does."""
 
-  def __init__(self, small, student, large, teacher):
-    self._small, self._large = small, large
+  def __init__(self, student, teacher):
     self._student = jax.tree.map(jnp.array, student)
     self._teacher = jax.tree.map(jnp.array, teacher)
-    self._rule = optax.chain(
+    self._optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
-    self._state = self._rule.init(self._student)
+    self._opt_state = self._optimizer.init(self._student)
     self._steps = 0
-    self._listen = jax.jit(
-      lambda w, tokens: transformer.forward(large, w, tokens).hidden
-    )
+    self._label = jax.jit(lambda model, tokens: model.forward(tokens).hidden)
     self._grads = jax.jit(jax.value_and_grad(self._loss), static_argnums=4)
     self._update = jax.jit(self._apply, static_argnums=5)
 
-  def _loss(self, student, teacher, heard, tokens, width):
-    hidden = transformer.forward(self._small, student, tokens).hidden
-    said = slice(width - 1, -1)  # What predicts a token of the completion.
-    each = divergences.from_hidden(
+  def _loss(self, student, teacher, labels, tokens, width):
+    hidden = student.forward(tokens).hidden
+    columns = slice(width - 1, -1)  # They predict the completion's tokens.
+    per_token = divergences.from_hidden(
       divergences.divergence('jsd', _BETA),
-      (heard[:, said], teacher['embed']['embedding']),
-      (hidden[:, said], student['embed']['embedding']),
+      (labels[:, columns], teacher.unembedding()),
+      (hidden[:, columns], student.unembedding()),
     )
-    return each.mean()
+    return per_token.mean()
 
-  def _apply(self, student, state, teacher, heard, tokens, width):
+  def _apply(self, student, opt_state, teacher, labels, tokens, width):
     _, grads = jax.value_and_grad(self._loss)(
-      student, teacher, heard, tokens, width
+      student, teacher, labels, tokens, width
     )
-    update, state = self._rule.update(grads, state, student)
-    return optax.apply_updates(student, update), state
+    update, opt_state = self._optimizer.update(grads, opt_state, student)
+    return optax.apply_updates(student, update), opt_state
 
   def probe(self, tokens, width) -> tuple[float, float]:
     """Loss and gradient norm on given tokens."""
-    heard = self._listen(self._teacher, tokens)
+    labels = self._label(self._teacher, tokens)
     value, grads = self._grads(
-      self._student, self._teacher, heard, tokens, width
+      self._student, self._teacher, labels, tokens, width
     )
     return float(value), float(optax.global_norm(grads))
 
   def step(self, prompts, new) -> dict[str, float]:
     """One step; seconds of each part."""
-    marks = [time.perf_counter()]
+    times = [time.perf_counter()]
 
     def done(x):
       jax.block_until_ready(x)
-      marks.append(time.perf_counter())
+      times.append(time.perf_counter())
       return x
 
     rows, width = prompts.shape
     self._steps += 1
-    said = done(
+    completions = done(
       sampling.generate(
-        self._small,
         self._student,
-        None,
         prompts,
         jnp.full((rows,), width),
         jax.random.key(self._steps),
         sampling.SamplerConfig(max_new=new),
       )
     )
-    tokens = jnp.concatenate([prompts, said.tokens], axis=1)
-    heard = done(self._listen(self._teacher, tokens))
-    self._student, self._state = done(
+    tokens = jnp.concatenate([prompts, completions.tokens], axis=1)
+    labels = done(self._label(self._teacher, tokens))
+    self._student, self._opt_state = done(
       self._update(
-        self._student, self._state, self._teacher, heard, tokens, width
+        self._student, self._opt_state, self._teacher, labels, tokens, width
       )
     )
-    return dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
+    return dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
 
 class Theirs:

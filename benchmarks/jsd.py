@@ -22,7 +22,7 @@ _CHUNK = 64
 
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Value and gradient for two vocabularies; tokens and widths are fixed."""
-  found = []
+  entries = []
   for vocab in plan.choose((32_000, 151_936), (64,)):
     rows, length, width = plan.choose((4, 128, 128), (2, 8, 4))
     shape = [rows, length, vocab, width]
@@ -32,7 +32,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         got = _in_a_process(side, plan, shape, pathlib.Path(scratch))
         got['seconds'] += sides.get(side, {'seconds': []})['seconds']
         sides[side] = got
-    found.append(
+    entries.append(
       {
         'bench': 'jsd',
         'vocab': vocab,
@@ -47,7 +47,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
         / max(1, sides['trl']['peak_bytes']),
       }
     )
-  return found
+  return entries
 
 
 def _parity(mine: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sleep_jax.objectives import rewards
 
 
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
-  """1000 pairs of 256 tokens, and of the length that seeding compares."""
+  """1000 pairs of 256 tokens, and of 24 as in seeding."""
   lengths = plan.choose((256, 24), (8,))
   return [_compare(plan, plan.choose(1000, 10), length) for length in lengths]
 
@@ -35,7 +35,7 @@ def _compare(plan: timing.Plan, pairs: int, length: int) -> dict[str, Any]:
   sides = {
     'sleep_jax': lambda: np.asarray(distance(*device)),
     'rapidfuzz': lambda: fuzz(*lists),
-    # As it would be called on what a rollout returns.
+    # Including the conversion from arrays, as after a rollout.
     'rapidfuzz, from arrays': lambda: fuzz(a.tolist(), b.tolist()),
   }
   if not np.array_equal(sides['sleep_jax'](), sides['rapidfuzz']()):

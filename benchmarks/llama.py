@@ -1,4 +1,4 @@
-"""One random Llama, in transformers and here, with the same weights."""
+"""A random Llama in transformers and in sleep_jax, with equal weights."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ def ours(
   dim: int, layers: int, heads: int, kv_heads: int, hidden: int, vocab: int,
   **changes: Any,
 ) -> config.ModelConfig:  # fmt: skip
-  """Its config: one level, which is a Transformer."""
-  settings = dict(
+  """The config of a Transformer: one level."""
+  settings: dict[str, Any] = dict(
     vocab=vocab,
     dim=dim,
     layers=layers,
@@ -26,7 +26,7 @@ def ours(
 
 
 def theirs(cfg: config.ModelConfig, seed: int = 0) -> Any:
-  """A `transformers.LlamaForCausalLM` of that shape, freshly drawn."""
+  """A randomly initialized `transformers.LlamaForCausalLM` of that shape."""
   import torch
   import transformers
 
@@ -43,7 +43,7 @@ def theirs(cfg: config.ModelConfig, seed: int = 0) -> Any:
     rms_norm_eps=cfg.norm_eps,
     tie_word_embeddings=cfg.tie_embeddings,
     rope_parameters={'rope_type': 'default', 'rope_theta': cfg.rope_theta},
-    initializer_range=0.06,  # Apart enough that greedy decoding has no ties.
+    initializer_range=0.06,  # Large enough that greedy decoding has no ties.
     bos_token_id=None,
     eos_token_id=None,
     pad_token_id=0,
@@ -52,7 +52,7 @@ def theirs(cfg: config.ModelConfig, seed: int = 0) -> Any:
 
 
 def params(cfg: config.ModelConfig, model: Any) -> at.Params:
-  """The weights of `theirs`, as `transformer.init` lays them out."""
+  """The weights of `theirs`, in the structure of `transformer.init`."""
   w = {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
   def stack(name: str, *shape: int) -> np.ndarray:
@@ -60,11 +60,11 @@ def params(cfg: config.ModelConfig, model: Any) -> at.Params:
     return np.stack([w[n].T.reshape(shape or w[n].shape) for n in names])
 
   d, e, f = cfg.dim, cfg.resolved_head_dim, cfg.levels[0].hidden
-  into = {'q': cfg.heads, 'k': cfg.num_kv_heads, 'v': cfg.num_kv_heads}
+  projections = {'q': cfg.heads, 'k': cfg.num_kv_heads, 'v': cfg.num_kv_heads}
   blocks = {
     'attention': {
       k: {'kernel': stack(f'self_attn.{k}_proj', d, heads, e)}
-      for k, heads in into.items()
+      for k, heads in projections.items()
     }
     | {'o': {'kernel': stack('self_attn.o_proj', cfg.heads, e, d)}},
     'attention_norm': {'scale': stack('input_layernorm')},

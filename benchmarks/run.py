@@ -1,9 +1,9 @@
 """Runs the suite: `python -m benchmarks.run --out=results/benchmarks.json`.
 
-Each bench asserts that both sides compute the same before it times them. The
-last line on stdout is the path of the JSON file, which a table of the speed-ups
-stands beside; `--only` runs some benches and leaves the file's entries of the
-others as they are.
+Each benchmark asserts that both sides compute the same before it times them. A
+table of the speed-ups is written beside the JSON file, whose path is the last
+line on stdout. `--only` runs some benchmarks and keeps the entries of the
+others.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import timing
 
-# What each needs beyond the base install.
+# Packages that each needs besides the base install.
 BENCHES = {
   'train': ('torch', 'transformers'),
   'decode': ('torch', 'transformers'),
@@ -32,7 +32,7 @@ BENCHES = {
 
 
 def pin(threads: int) -> None:
-  """Gives this process `threads` cores; XLA and torch follow it.
+  """Restricts this process to `threads` cores; XLA and torch follow.
 
   Must be called before either is imported.
   """
@@ -48,7 +48,7 @@ def pin(threads: int) -> None:
 
 
 def machine(threads: int) -> dict[str, Any]:
-  """Where, and with which versions."""
+  """CPU, cores, threads, and versions of the libraries."""
   from importlib import metadata
 
   cpu = platform.processor()
@@ -82,7 +82,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Writes all or nothing."""
+  """Writes a JSON file atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
@@ -90,7 +90,7 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-  """How many times as fast as each opponent, by medians, as Markdown."""
+  """A Markdown table of the speed-ups over each library, by medians."""
   lines = ['| bench | shape | our ms | times as fast as |', '|---|---|---|---|']
   shapes = (
     'model',

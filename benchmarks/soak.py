@@ -21,9 +21,10 @@ import numpy as np
 from benchmarks import run
 from experiments.configs import quickstart
 from sleep_jax.harness import build as build_lib
+from sleep_jax.harness import student as student_lib
 from sleep_jax.runtime import checkpoint
 
-_WARM = 5  # Nights; the first checkpoints and exams allocate what stays.
+_WARM = 5  # Nights; the first checkpoints and evaluations allocate buffers.
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
@@ -58,33 +59,29 @@ def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
     lambda name, *_, **__: compiled.append(name) if name == _COMPILED else None
   )
   c = build_lib.arm_config(settings(), 'sleep')
-  task, learner, ledger = build_lib.build(c, seed=1)
+  task, learner, costs = build_lib.build(c, seed=1)
   life = learner.init(jax.random.PRNGKey(1))
   saved = checkpoint.Checkpoints(folder, 'soak')
-  marks, start = [], time.perf_counter()
-  while not marks or marks[-1][0] < steps:
+  measurements, start = [], time.perf_counter()
+  while not measurements or measurements[-1][0] < steps:
     life, _ = learner.wake(life, task.experience(0))
     life, _ = learner.sleep(life)
-
-    def respond(prompts, answers, life=life):
-      return learner.respond(life, prompts, answers)
-
-    task.exam(respond, 0)
-    saved.save(checkpoint.Snapshot(len(marks), 'sleep', life, {}))
+    task.evaluate(student_lib.Student(learner, life), 0)
+    saved.save(checkpoint.Snapshot(len(measurements), 'sleep', life, {}))
     saved.wait()  # A save under way has files open, and buffers.
-    done = sum(a['steps'] for a in ledger.totals().values())
-    marks.append((done, resident(), files(), len(compiled)))
+    done = sum(x['steps'] for x in costs.totals().values())
+    measurements.append((done, resident(), files(), len(compiled)))
   saved.close()
-  done, memory, descriptors, programs = np.array(marks[_WARM:], float).T
+  done, memory, descriptors, programs = np.array(measurements[_WARM:], float).T
   return {
-    'steps': int(marks[-1][0]),
-    'nights': len(marks),
+    'steps': int(measurements[-1][0]),
+    'nights': len(measurements),
     'seconds': time.perf_counter() - start,
     'measured_from_night': _WARM,
     'rss_mb': {'first': memory[0], 'last': memory[-1], 'most': memory.max()},
     'rss_mb_per_1000_steps': float(np.polyfit(done / 1000, memory, 1)[0]),
     'file_descriptors': [int(descriptors.min()), int(descriptors.max())],
-    'compilations_in_warm_nights': int(marks[_WARM][3]),
+    'compilations_in_warm_nights': int(measurements[_WARM][3]),
     'compilations_after': int(programs[-1] - programs[0]),
   }
 
@@ -96,12 +93,12 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', default='results/soak.json')
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as scratch:
-    found = soak(args.steps, pathlib.Path(scratch))
-  run.write(pathlib.Path(args.out), found | {'machine': run.machine(2)})
-  print(json.dumps(found, indent=1))
-  low, high = found['file_descriptors']
-  grows = found['rss_mb_per_1000_steps'] >= 1.0 or low != high
-  raise SystemExit(int(grows or found['compilations_after'] > 0))
+    results = soak(args.steps, pathlib.Path(scratch))
+  run.write(pathlib.Path(args.out), results | {'machine': run.machine(2)})
+  print(json.dumps(results, indent=1))
+  low, high = results['file_descriptors']
+  grows = results['rss_mb_per_1000_steps'] >= 1.0 or low != high
+  raise SystemExit(int(grows or results['compilations_after'] > 0))
 
 
 if __name__ == '__main__':

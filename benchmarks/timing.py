@@ -1,4 +1,4 @@
-"""How everything here is measured."""
+"""Timing of interleaved runs, shared by all benchmarks."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How thoroughly a bench runs.
+  """Settings of a run of the suite.
 
-  threads: for XLA and for torch alike.
-  repeats: timed rounds; in each, every side runs once.
-  tiny: shapes that only show that the bench runs.
+  Attributes:
+    threads: threads of XLA and of torch.
+    repeats: timed rounds; in each round every side runs once.
+    tiny: minimal shapes, for tests of the benchmarks.
   """
 
   threads: int = 2
@@ -21,12 +22,12 @@ class Plan:
   tiny: bool = False
 
   def choose(self, full: Any, tiny: Any) -> Any:
-    """Shapes of this plan's size."""
+    """`tiny` or `full`, as this plan says."""
     return tiny if self.tiny else full
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-  """Median and range."""
+  """Median, minimum and maximum of the seconds."""
   return {
     'median': statistics.median(seconds),
     'low': min(seconds),
@@ -38,11 +39,12 @@ def spread(seconds: list[float]) -> dict[str, float]:
 def interleave(
   sides: Mapping[str, Callable[[], Any]], plan: Plan
 ) -> dict[str, dict[str, float]]:
-  """Seconds of each side, its `spread`.
+  """The `spread` of the seconds of each side.
 
-  The sides take turns, and who begins changes from round to round, so that
-  what else the machine does hits all alike. A side returns when it is done; its
-  first call (compilation, allocation) is not counted.
+  The sides run in turn, and the first side rotates from round to round, so that
+  other load on the machine affects all sides equally. A side must return only
+  when its work is complete; its first call (compilation, allocation) is not
+  counted.
   """
   for side in sides.values():
     side()
@@ -60,6 +62,6 @@ def interleave(
 def speedup(
   seconds: Mapping[str, Mapping[str, float]], ours: str = 'sleep_jax'
 ) -> dict[str, float]:
-  """How many times as fast as each other side we are, by medians."""
-  mine = seconds[ours]['median']
-  return {k: v['median'] / mine for k, v in seconds.items() if k != ours}
+  """Ratios of the other sides' median seconds to those of `ours`."""
+  reference = seconds[ours]['median']
+  return {k: v['median'] / reference for k, v in seconds.items() if k != ours}

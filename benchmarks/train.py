@@ -14,6 +14,7 @@ import optax
 from benchmarks import llama
 from benchmarks import timing
 from sleep_jax.models import flops
+from sleep_jax.models import model as model_lib
 from sleep_jax.training import fit
 
 # dim, layers, heads, kv heads, hidden, vocab.
@@ -29,13 +30,13 @@ _LEARNING_RATE = 1e-3
 def run(plan: timing.Plan) -> list[dict[str, Any]]:
   """Forward, backward, clip and AdamW in float32."""
   rows, length = plan.choose((8, 256), (2, 8))
-  found = []
+  entries = []
   for name, shape in plan.choose(_MODELS, _TINY).items():
     entry = _compare(plan, llama.ours(*shape), rows, length)
-    found.append(
+    entries.append(
       {'bench': 'train', 'model': name, 'rows': rows, 'length': length} | entry
     )
-  return found
+  return entries
 
 
 def _compare(plan, cfg, rows, length) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
   tokens = rng.integers(1, cfg.vocab, (rows, length))
   models = {'transformers, eager': llama.theirs(cfg)}
   params = llama.params(cfg, models['transformers, eager'])
-  sides = {'sleep_jax': Ours(cfg, params, tokens)}
+  sides = {'sleep_jax': Ours(model_lib.Model(cfg, params), tokens)}
   if not plan.tiny:  # Inductor takes minutes, whatever the size.
     models['transformers, compiled'] = llama.theirs(cfg)
   for name, model in models.items():
@@ -69,24 +70,24 @@ def _compare(plan, cfg, rows, length) -> dict[str, Any]:
 
 
 class Ours:
-  """`training.train_steps`, one step a call."""
+  """`fit.train_steps`, one step a call."""
 
-  def __init__(self, cfg, params, tokens):
+  def __init__(self, model, tokens):
     self._tokens = jnp.array(tokens, jnp.int32)[None]
     self._weight = jnp.ones(self._tokens.shape)
     optimizer = optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adamw(_LEARNING_RATE, weight_decay=0.0),
     )
-    self._params = jax.tree.map(jnp.array, params)
-    self._state = optimizer.init(self._params)
+    self._model = jax.tree.map(jnp.array, model)
+    self._opt_state = optimizer.init(self._model.params)
     self._step = fit.train_steps.lower(
-      cfg, optimizer, self._params, self._state, self._tokens, self._weight
+      optimizer, self._model, self._opt_state, self._tokens, self._weight
     ).compile()
 
   def __call__(self) -> float:
-    self._params, self._state, loss = self._step(
-      self._params, self._state, self._tokens, self._weight
+    self._model, self._opt_state, loss = self._step(
+      self._model, self._opt_state, self._tokens, self._weight
     )
     return float(loss[0])
 

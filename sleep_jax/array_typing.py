@@ -9,7 +9,7 @@ A name in an annotation, or a suffix such as `x_BxTxD`, always means:
   N  rows of a data set         P  tokens of a prompt       M  new tokens
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jaxtyping import Bool
@@ -18,6 +18,12 @@ from jaxtyping import Int
 import numpy as np
 
 Array = jax.Array | np.ndarray  # For functions that accept either.
+# A field of a pytree dataclass. Transformations put other values than arrays
+# there, such as shapes and shardings, so it is not checked at run time.
+if TYPE_CHECKING:
+  Leaf = jax.Array
+else:
+  Leaf = Any
 Tree = Any  # A pytree; the docstring states its structure.
 Metrics = dict[str, float]  # Values by name.
 Params = dict[str, Any]  # The backbone's weights, nested as Flax has them.
@@ -38,6 +44,7 @@ __all__ = [
   'Hidden',
   'Int',
   'Key',
+  'Leaf',
   'Logits',
   'Mask',
   'Metrics',

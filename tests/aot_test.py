@@ -9,6 +9,7 @@ import pytest
 
 from launch import aot
 from launch import hardware
+from launch import programs
 from sleep_jax import config
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
@@ -43,35 +44,36 @@ def settings(**sleep):
 
 @pytest.fixture(name='program', scope='module')
 def _program():
-  return aot.Program(settings(), sharding.mesh({'fsdp': 4, 'tensor': 2}))
+  return programs.Program(settings(), sharding.mesh({'fsdp': 4, 'tensor': 2}))
 
 
-@pytest.fixture(name='said', scope='module')
-def _said(program):
+@pytest.fixture(name='measured', scope='module')
+def _measured(program):
   lines = []
   fits = aot.table(program, 'v5e:2x4', NAMES, lines.append)
   return fits, [line for line in lines if line.startswith('| ')]
 
 
-def test_a_step_compiles_and_is_told_of(said):
-  fits, (heads, *rows) = said
+def test_steps_compile_and_have_table_rows(measured):
+  fits, (header, *rows) = measured
   assert fits and [row.split(' | ')[0] for row in rows] == [
     f'| {name}' for name in NAMES
   ]
-  assert {row.count('|') for row in rows} == {heads.count('|')}
+  assert {row.count('|') for row in rows} == {header.count('|')}
   for row in rows:
     assert re.search(r'\d+ all-(gather|reduce)', row), row
 
 
 @pytest.mark.parametrize('name', ['seeding', 'rollout'])
-def test_what_is_slow_to_compile_lowers(program, name):
+def test_steps_that_compile_slowly_lower(program, name):
   step = program.step(name)
-  assert aot.lowered(step).collectives == 'not compiled'
-  life = program.local((program.params, program.memory))
-  assert program.local(step.arguments()) > life  # Nothing of it is elsewhere.
+  assert programs.lowered(step).collectives == 'not compiled'
+  life = program.local_bytes(program.model)
+  arguments = program.local_bytes(step.arguments())
+  assert arguments > life  # All of the model is an argument.
 
 
-def test_what_does_not_fit_is_said(program, monkeypatch):
+def test_table_reports_a_step_that_does_not_fit(program, monkeypatch):
   chip = dataclasses.replace(hardware.CHIPS['v5e'], hbm=1000)
   monkeypatch.setitem(hardware.CHIPS, 'v5e', chip)
   lines = []
@@ -79,26 +81,30 @@ def test_what_does_not_fit_is_said(program, monkeypatch):
   assert 'does not fit' in lines[-1]
 
 
-def test_a_device_holds_its_part(program):
+def test_a_device_holds_its_shards(program):
   """Large leaves in eight parts, norms and counters whole."""
-  whole = sum(x.size * 4 for x in jax.tree.leaves(program.params))
-  assert whole / 8 < program.local(program.params) < whole / 4
-  deltas = jax.tree.leaves(program.memory.deltas())
-  assert program.rested() == sum(x.size * 4 for x in deltas) / 8
+  whole = sum(x.size * 4 for x in jax.tree.leaves(program.model.params))
+  assert whole / 8 < program.local_bytes(program.model.params) < whole / 4
+  deltas = jax.tree.leaves(program.model.memory.deltas())
+  assert program.previous_memory_bytes() == sum(x.size * 4 for x in deltas) / 8
 
 
-def test_flops_are_those_of_the_accounts(program):
+def test_flops_equal_those_of_the_cost_tracker(program):
   step = program.step('wake')
-  # One lane becomes four, so that the mesh can split the batch.
+  # One row becomes four, so that the mesh can split the batch.
   assert step.flops == 4 * 8 * flops.wake_flops(program.cfg, 4)
   assert step.passes == 2
 
 
-def test_the_bound_is_the_slower_of_computing_and_reading():
+def test_bound_is_the_larger_of_compute_and_memory_time():
   chip = hardware.CHIPS['v5e']
-  step = aot.Step(functools.partial(int), None, flops=8 * chip.flops, passes=3)
-  assert aot.bound(step, int(0.1 * chip.bandwidth), chip, 8) == '1 s, compute'
-  assert aot.bound(step, int(chip.bandwidth), chip, 8) == '3 s, memory'
+  step = programs.Step(
+    functools.partial(int), None, flops=8 * chip.flops, passes=3
+  )
+  assert (
+    programs.bound(step, int(0.1 * chip.bandwidth), chip, 8) == '1 s, compute'
+  )
+  assert programs.bound(step, int(chip.bandwidth), chip, 8) == '3 s, memory'
 
 
 @pytest.mark.parametrize(
@@ -108,18 +114,21 @@ def test_the_bound_is_the_slower_of_computing_and_reading():
     ('fsdp=8', {'fsdp': 8, 'tensor': 1}),
   ],
 )
-def test_a_mesh_is_read_or_chosen(text, sizes):
-  found = aot.mesh_of(conftest.tiny(), text, jax.devices()).shape
-  assert {k: found[k] for k in sizes} == sizes
+def test_mesh_is_parsed_or_chosen(text, sizes):
+  shape = programs.mesh_of(conftest.tiny(), text, jax.devices()).shape
+  assert {k: shape[k] for k in sizes} == sizes
 
 
 @pytest.mark.parametrize(
   'call, words',
   [
-    (lambda: aot.absent('gpu:8'), "--topology='gpu:8' must be of a TPU"),
-    (lambda: aot.absent('v5e:4x4x4'), "accelerator='v5e:4x4x4'"),
     (
-      lambda: aot.mesh_of(conftest.tiny(), 'fsdp', jax.devices()),
+      lambda: programs.absent_devices('gpu:8'),
+      "--topology='gpu:8' must be of a TPU",
+    ),
+    (lambda: programs.absent_devices('v5e:4x4x4'), "accelerator='v5e:4x4x4'"),
+    (
+      lambda: programs.mesh_of(conftest.tiny(), 'fsdp', jax.devices()),
       "--mesh='fsdp': write axis=size",
     ),
   ],

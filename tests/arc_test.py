@@ -17,6 +17,7 @@ from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.tasks.arc import dataset as arc_dataset
 from sleep_jax.tasks.arc import grids
@@ -408,18 +409,18 @@ def test_the_configs_settings_are_known(variant):
     config.from_mapping(cls, c[name], name)
   settings = {k: v for k, v in c['task'].items() if k != 'name'}
   cfg = config.from_mapping(arc.ArcConfig, settings, 'task')
-  assert not cfg.rows % c['wake']['lanes']
+  assert not cfg.rows % c['wake']['batch']
   assert c['model']['levels'][1]['slots'] >= cfg.episodes
   dreaming = c['dreaming']
   if variant != 'real':
-    kept = dreaming['keep'] + dreaming['keep_random']
-    assert (dreaming['dreams'], kept) == (60, 15)
+    num_kept = dreaming['keep'] + dreaming['keep_random']
+    assert (dreaming['dreams'], num_kept) == (60, 15)
 
 
 def test_a_trial_of_the_papers_setting_lowers():
   c = config_arc.get_config('paper').to_dict()
   cfg = config.ModelConfig.from_mapping(c['model'])
-  how = config.from_mapping(lora.LoraConfig, c['lora'], 'lora')
+  lora_cfg = config.from_mapping(lora.LoraConfig, c['lora'], 'lora')
   key = jax.random.key(0)
   params = jax.eval_shape(lambda: transformer.init(cfg, key))
   params = jax.tree.map(
@@ -427,7 +428,9 @@ def test_a_trial_of_the_papers_setting_lowers():
   )
   memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
   adapters = jax.eval_shape(
-    lambda p: jax.vmap(lambda k: lora.init_adapter(cfg, how, p, k))(key[None]),
+    lambda p: jax.vmap(lambda k: lora.init_adapter(cfg, lora_cfg, p, k))(
+      key[None]
+    ),
     params,
   )
   batch, length = c['trial']['batch'], c['task']['length']
@@ -436,14 +439,10 @@ def test_a_trial_of_the_papers_setting_lowers():
     return jax.ShapeDtypeStruct((1, *shape), dtype)
 
   lowered = trials.train_instances.lower(
-    cfg,
-    params,
-    memory,
+    model_lib.Model(cfg, params, memory),
     adapters,
-    shaped('int32', 4, length),
-    shaped('float32', 4, length),
-    shaped('int32', 3, batch),
-    shaped('float32', 3),
+    (shaped('int32', 4, length), shaped('float32', 4, length)),
+    (shaped('int32', 3, batch), shaped('float32', 3)),
   )
   trained, finite = lowered.out_info
   assert jax.tree.structure(trained) == jax.tree.structure(adapters)

@@ -13,7 +13,7 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 
 # As published: unique parameters, tied embeddings counted once.
@@ -29,9 +29,8 @@ TOTALS = {
 
 def settings(variant):
   c = backbones.get_config(variant).to_dict()
-  model = config.ModelConfig.from_mapping(c['model'])
   return (
-    model,
+    config.ModelConfig.from_mapping(c['model']),
     config.from_mapping(wake.WakeConfig, c['wake'], 'wake'),
     config.from_mapping(
       consolidation_config.SeedingConfig, c['sleep'], 'sleep'
@@ -40,13 +39,13 @@ def settings(variant):
 
 
 @functools.cache
-def born(cfg):
-  """Weights in bfloat16 and a fresh memory, as shapes."""
-  params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+def init_shapes(cfg):
+  """A model with weights in bfloat16 and an empty memory, as shapes."""
+  model = jax.eval_shape(lambda: model_lib.init(cfg, jax.random.key(0)))
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), model.params
   )
-  return params, jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  return model.replace(params=params)
 
 
 def ints(*shape):
@@ -58,33 +57,29 @@ def floats(*shape):
 
 
 @pytest.mark.parametrize('variant', TOTALS)
-def test_it_has_the_published_size(variant):
+def test_backbone_has_the_published_size(variant):
   cfg, *_ = settings(variant)
-  params, memory = born(cfg)
-  assert transformer.count(params) == TOTALS[variant]
+  model = init_shapes(cfg)
+  assert transformer.count(model.params) == TOTALS[variant]
   assert sum(cfg.partition) == cfg.layers
-  for level in memory.levels[1:]:
+  for level in model.memory.levels[1:]:
     assert level.bank.experts.a.shape[1:] == (5, cfg.dim, 64)
 
 
 @pytest.mark.parametrize('variant', TOTALS)
 def test_a_forward_pass_lowers(variant):
   cfg, *_ = settings(variant)
-  out = jax.jit(transformer.forward, static_argnums=0).lower(
-    cfg, *born(cfg)[:1], ints(2, 64), born(cfg)[1]
-  )
+  out = jax.jit(model_lib.Model.forward).lower(init_shapes(cfg), ints(2, 64))
   assert out.out_info.logits.shape == (2, 64, cfg.vocab)
 
 
 @pytest.mark.parametrize('variant', TOTALS)
 def test_a_day_lowers(variant):
-  cfg, how, _ = settings(variant)
-  params, memory = born(cfg)
-  lowered = wake.wake.lower(
-    cfg,
-    how,
-    params,
-    memory,
+  cfg, wake_cfg, _ = settings(variant)
+  model = init_shapes(cfg)
+  lowered = wake.read_day.lower(
+    wake_cfg,
+    model,
     ints(),
     ints(2, 2048),
     floats(2, 2048),
@@ -92,43 +87,35 @@ def test_a_day_lowers(variant):
   )
   after, _, loss = lowered.out_info
   assert loss.shape == (2 * 2048 // 1024,)
-  assert jax.tree.structure(after) == jax.tree.structure(memory)
+  assert jax.tree.structure(after) == jax.tree.structure(model.memory)
 
 
 @pytest.mark.parametrize('variant', TOTALS)
 def test_a_seeding_step_lowers(variant):
-  cfg, _, how = settings(variant)
-  params, memory = born(cfg)
+  cfg, _, seeding_cfg = settings(variant)
+  model = init_shapes(cfg)
   rows, length = 2, 64
-  selves = replay_lib.Teachers(awake=memory, old=memory)
-  judged, _ = jax.eval_shape(
-    functools.partial(teacher_labels.label, cfg, how),
-    params,
-    selves,
+  labels, _ = jax.eval_shape(
+    functools.partial(teacher_labels.label, seeding_cfg),
+    replay_lib.Teachers(current=model, previous_memory=model.memory),
     ints(rows, length),
     ints(rows, length),
     floats(rows, length),
     floats(rows, length),
   )
-  expert = jax.eval_shape(lambda m: m.levels[1].bank.expert(0), memory)
-  opt_state = jax.eval_shape(seeding.optimizer(how).init, expert)
+  expert = jax.eval_shape(lambda m: m.levels[1].bank.expert(0), model.memory)
+  opt_state = jax.eval_shape(seeding.optimizer(seeding_cfg).init, expert)
   lowered = seeding.seed_steps.lower(
-    cfg,
-    how,
-    1,
-    expert,
-    opt_state,
-    params,
-    memory,
-    ints(),
-    judged,
-    None,
-    ints(1, 2),
-    ints(1, 0),
+    seeding_cfg,
+    (expert, opt_state),
+    model,
+    seeding.SlotId(1, ints()),
+    (labels, None),
+    (ints(1, 2), ints(1, 0)),
   )
-  trained, _, marks = lowered.out_info
+  (trained, _), metrics = lowered.out_info
   assert trained.a.shape == (cfg.partition[1], cfg.dim, 64)
-  assert marks.kl.shape == (1,)
+  assert metrics.kl.shape == (1,)
 
 
 def test_an_unknown_backbone_is_refused():

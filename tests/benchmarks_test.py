@@ -15,6 +15,7 @@ from benchmarks import jsd
 from benchmarks import run
 from benchmarks import timing
 from sleep_jax.inference import sampling
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 
 TINY = timing.Plan(threads=1, repeats=2, tiny=True)
@@ -40,13 +41,13 @@ def test_the_command_writes_what_needs_no_torch(tmp_path):
   done = suite(out, '--only=levenshtein,accelerator')
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == str(out)
-  found = entries(out)
-  assert found['accelerator']['skipped'].startswith('no accelerator')
-  assert found['levenshtein']['seconds']['rapidfuzz']['n'] == 2
-  assert found['levenshtein']['machine']['threads'] == 1
+  results = entries(out)
+  assert results['accelerator']['skipped'].startswith('no accelerator')
+  assert results['levenshtein']['seconds']['rapidfuzz']['n'] == 2
+  assert results['levenshtein']['machine']['threads'] == 1
   # One bench alone replaces its own entry and keeps the other.
   assert suite(out, '--only=accelerator').returncode == 0
-  assert entries(out)['levenshtein'] == found['levenshtein']
+  assert entries(out)['levenshtein'] == results['levenshtein']
   names = sorted(p.name for p in out.parent.iterdir())
   assert names == ['benchmarks.json', 'benchmarks.md']
 
@@ -55,7 +56,7 @@ def test_the_command_writes_what_needs_no_torch(tmp_path):
   'flag, message',
   [('--only=speed', 'choose among train'), ('--threads=4096', 'or fewer')],
 )
-def test_a_command_that_cannot_work_is_refused(tmp_path, flag, message):
+def test_bad_flags_are_refused(tmp_path, flag, message):
   done = suite(tmp_path / 'out.json', '--only=accelerator', flag)
   assert done.returncode and message in done.stderr
   assert not (tmp_path / 'out.json').exists()
@@ -81,7 +82,7 @@ def test_benches_against_torch_agree_and_run(tmp_path, bench):
   assert 'sleep_jax' in entry['seconds']
 
 
-def test_a_token_after_eviction_needs_a_cache_of_one_size(tmp_path):
+def test_cache_bytes_after_eviction_are_constant(tmp_path):
   out = tmp_path / 'benchmarks.json'
   done = suite(out, '--only=eviction')
   assert done.returncode == 0, done.stderr
@@ -93,7 +94,7 @@ def test_a_token_after_eviction_needs_a_cache_of_one_size(tmp_path):
   )
 
 
-def test_sides_take_turns():
+def test_sides_alternate():
   calls = []
   sides = {name: lambda name=name: calls.append(name) for name in 'ab'}
   seconds = timing.interleave(sides, timing.Plan(repeats=3))
@@ -103,7 +104,7 @@ def test_sides_take_turns():
     assert spread['low'] <= spread['median'] <= spread['high']
 
 
-def test_a_side_that_differs_is_not_timed():
+def test_different_results_are_refused_before_timing():
   one = [np.ones(()), np.ones((2, 2)), np.ones((3, 2))]
   off = [one[0], one[1], one[2] * (1 + 1e-4)]
   assert max(jsd._parity(one, one).values()) == 0
@@ -111,12 +112,12 @@ def test_a_side_that_differs_is_not_timed():
     jsd._parity(off, one)
 
 
-def test_the_accelerator_bench_lowers():
-  cfg = accelerator.model(TINY)
+def test_accelerator_programs_lower():
+  cfg = accelerator.model_config(TINY)
   lowered, (weights, _) = accelerator.train_step(cfg, 2, 8)
   assert 'bf16' in lowered.as_text()
-  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
-  assert 'bf16' in accelerator.rollout(cfg, 2, 5, how).as_text()
+  sampler = sampling.SamplerConfig(max_new=4, temperature=0.0)
+  assert 'bf16' in accelerator.rollout(cfg, 2, 5, sampler).as_text()
   # All weights multiply but the norms'; the embedding does so as the head.
   norms = sum(
     x.size
@@ -126,14 +127,14 @@ def test_the_accelerator_bench_lowers():
   assert accelerator.multiplying(cfg) == transformer.count(weights) - norms
 
 
-def test_decoding_holds_its_weights_in_the_type_of_the_computation():
-  cfg = accelerator.model(TINY)
+def test_decoding_casts_weights_to_the_compute_dtype():
+  cfg = accelerator.model_config(TINY)
   params = transformer.init(cfg, jax.random.key(0))
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  how = sampling.SamplerConfig(max_new=4, temperature=0.0)
+  sampler = sampling.SamplerConfig(max_new=4, temperature=0.0)
   prompts, lengths = jnp.ones((2, 5), jnp.int32), jnp.full((2,), 5)
-  args = (prompts, lengths, jax.random.key(0), how)
+  args = (prompts, lengths, jax.random.key(0), sampler)
   np.testing.assert_array_equal(
-    sampling.generate(cfg, params, None, *args).tokens,
-    sampling.generate(cfg, half, None, *args).tokens,
+    sampling.generate(model_lib.Model(cfg, params), *args).tokens,
+    sampling.generate(model_lib.Model(cfg, half), *args).tokens,
   )

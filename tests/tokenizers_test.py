@@ -14,6 +14,9 @@ from sleep_jax.data import tokenizers
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 from sleep_jax.learners import base as learner_lib
+from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from tests import conftest
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'sleep_jax' / 'assets'
@@ -269,9 +272,13 @@ def test_a_missing_library_names_the_extra():
 
 
 def test_a_setup_refuses_a_tokenizer_that_does_not_fit():
-  tok = tokenizers.load(ASSETS / 'text.model')
+  tok, cfg = tokenizers.load(ASSETS / 'text.model'), conftest.tiny()
   with pytest.raises(config.ConfigError, match='1024 pieces but model.vocab=3'):
-    learner_lib.Setup(conftest.tiny(), {}, tok, None, None, None, None)
+    learner_lib.Setup(
+      model_lib.Model(cfg, {}, memory_lib.init_memory(cfg)),
+      tok,
+      costs_lib.CostTracker(cfg, 16),
+    )
 
 
 @needs_data

@@ -46,6 +46,7 @@ class RecurrentTraining(base.Learner):
   Config: ClassVar[type] = RecurrentTrainingConfig
 
   def check(self) -> None:
+    super().check()
     training_lib.check(self.setup.model.cfg, self.cfg.recurrence)
     steps, episodes = self.cfg.training.steps, self.setup.episodes
     if steps % episodes:

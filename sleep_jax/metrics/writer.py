@@ -14,6 +14,9 @@ from sleep_jax.metrics import writers as writers_lib
 from sleep_jax.runtime import files
 
 FILE = 'metrics.jsonl'
+# Generated modules; static checkers do not see their messages.
+_event_pb2: Any = event_pb2
+_summary_pb2: Any = summary_pb2
 
 
 class Writer:
@@ -53,14 +56,14 @@ class Writer:
       return
     self._flush()
     values = [
-      summary_pb2.Summary.Value(tag=tag, simple_value=value)
+      _summary_pb2.Summary.Value(tag=tag, simple_value=value)
       for tag, value in record['scalars'].items()
     ]
     self._events.add_event(
-      event_pb2.Event(
+      _event_pb2.Event(
         wall_time=time.time(),
         step=record['night'],
-        summary=summary_pb2.Summary(value=values),
+        summary=_summary_pb2.Summary(value=values),
       )
     )
     self._events.flush()

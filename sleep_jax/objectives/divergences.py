@@ -83,7 +83,7 @@ def chunked(
     padding = [(0, num_chunks * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
     return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
 
-  def join(x: at.Array) -> jax.Array:
+  def join(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:size].reshape(*lead, *x.shape[2:])
 
   step = jax.checkpoint(per_token, prevent_cse=False)
@@ -98,8 +98,8 @@ class TopK(struct.PyTreeNode):
   tokens (data processing inequality), and equals it for k = V - 1.
   """
 
-  tokens: at.Int[jax.Array, '*B K']
-  logprobs: at.Float[jax.Array, '*B K+1']  # The last is of all others.
+  tokens: at.Leaf  # Int `[..., K]`.
+  logprobs: at.Leaf  # Float `[..., K+1]`; the last is of all others.
 
 
 def top_k(logits: at.Array, k: int) -> TopK:

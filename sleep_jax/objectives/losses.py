@@ -26,5 +26,6 @@ def next_token_loss(
   """
   # The tokens are shifted, not the logits: slicing those would copy them.
   logp = logprobs(logits_BxTxV, jnp.roll(tokens_BxT, -1, axis=1))
-  weight = jnp.roll(mask_BxT.astype(logp.dtype).at[:, 0].set(0.0), -1, axis=1)
+  mask = jnp.asarray(mask_BxT).astype(logp.dtype)
+  weight = jnp.roll(mask.at[:, 0].set(0.0), -1, axis=1)
   return -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)

@@ -110,6 +110,6 @@ def pooled_similarity(
 
 def imitation(
   semantic: at.Array | float, absolute: at.Array | float, gamma: float
-) -> jax.Array | float:
+) -> at.Array | float:
   """Eq. 3: gamma r_sem + (1 - gamma) r_abs."""
   return gamma * semantic + (1.0 - gamma) * absolute

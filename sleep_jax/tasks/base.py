@@ -45,6 +45,8 @@ class Task(Protocol):
   A task is a subclass `T(cfg, seed)` in a module of its own;
   `registry.find` knows it by `name`, and builds `cfg` from `Config`.
 
+  columns: metrics of the results table; one that no life has is left out.
+  headline: metrics whose paired differences between learners are reported.
   cfg: the instance of `Config`.
   episodes: number of episodes, one night each.
   tokenizer: its ids are those of all rows, prompts and answers.
@@ -54,20 +56,17 @@ class Task(Protocol):
   name: ClassVar[str]
   Config: ClassVar[type]
 
+  columns: tuple[str, ...]
+  headline: tuple[str, ...]
   cfg: Any
   tokenizer: tokenizers.Tokenizer
   episodes: int
   format: contexts.SelfEditFormat | None = None
 
   @property
-  def columns(self) -> tuple[str, ...]:
-    """Metrics of the results table; one that no life has is left out."""
-    ...
-
-  @property
-  def headline(self) -> tuple[str, ...]:
-    """Metrics whose paired differences between learners are reported."""
-    ...
+  def row_length(self) -> int:
+    """Tokens of a typical row; attention FLOPs are counted at half of it."""
+    return self.cfg.length
 
   @property
   def row_length(self) -> int:

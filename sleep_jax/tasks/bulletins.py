@@ -319,6 +319,7 @@ class Bulletins(task_lib.Task):
   Config = BulletinsConfig
   headline = ('n1', 'n50', 'base_accuracy')
   columns = ('n1', 'n50', 'closed_book', 'base_accuracy')
+  format: BulletinsFormat
 
   def __init__(self, cfg: BulletinsConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed

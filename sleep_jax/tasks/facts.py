@@ -143,7 +143,7 @@ def pretraining_windows(
   document = known[rng.integers(0, len(known), (rows, per_row))]
   read = rng.integers(0, context + 1, rows)
   for row in range(rows):
-    pairs = encoder.pairs(rng, rng.integers(1, new_entities + 1))
+    pairs = encoder.pairs(rng, int(rng.integers(1, new_entities + 1)))
     new_facts = encoder.facts(rng, pairs)
     shape = stream[row].shape
     stream[row] = order_lib.shuffled(

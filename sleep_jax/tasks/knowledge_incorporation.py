@@ -70,7 +70,7 @@ class KnowledgeIncorporation:
       `base_accuracy` of `base_contexts`, to the token as well; and if `last`
       `n1` and `n<joint>`, and these with the suffix of each other grade.
     """
-    groups = {'closed_book': self.test}
+    groups: dict[str, Sequence[contexts.Context]] = {'closed_book': self.test}
     if base_contexts:
       groups['base_accuracy'] = base_contexts
     accuracy = _closed_book(student, [*trained_contexts, *groups.values()])

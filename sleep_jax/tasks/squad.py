@@ -225,6 +225,7 @@ class Squad(task_lib.Task):
   Config = SquadConfig
   columns = ('n1', 'n1_f1', 'closed_book')
   headline = ('n1', 'n1_f1')
+  format: SquadFormat
 
   def __init__(self, cfg: SquadConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed

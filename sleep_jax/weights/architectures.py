@@ -81,7 +81,7 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
   )
 
 
-def _required(values: Mapping[str, Any], *names: str) -> list[int]:
+def _required(values: Mapping[str, Any], *names: str) -> list[Any]:
   for name in names:
     if name not in values:
       raise config.ConfigError(f'config.json: {name} is missing.')

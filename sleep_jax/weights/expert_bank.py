@@ -31,7 +31,7 @@ class LazySum:
   The sum is rounded as in `cms.Level`: added in float32, then cast.
   """
 
-  def __init__(self, base: np.ndarray, changes: list[np.ndarray | None]):
+  def __init__(self, base: at.Array, changes: list[np.ndarray | None]):
     self._base, self._changes = base, changes
     self.shape, self.dtype = base.shape, base.dtype
 
@@ -77,7 +77,7 @@ def _count_unlocked(bank: memory_lib.Bank) -> int:
   return int((np.asarray(bank.status) != memory_lib.LOCKED).sum())
 
 
-def _output_is_zero(down: np.ndarray, fast: memory_lib.Fast | None) -> bool:
+def _output_is_zero(down: at.Array, fast: memory_lib.Fast | None) -> bool:
   """Whether a level's output is zero for every input."""
   change = None if fast is None else np.asarray(fast.delta['down'])
   return not any(

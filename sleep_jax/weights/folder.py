@@ -202,7 +202,7 @@ def load(path: pathlib.Path) -> Saved:
         f'tensor file {str(file)!r} cannot be read ({e}); convert the model '
         'again.'
       ) from e
-    check(array, shape, _file_dtype(jnp.dtype(dtype)), str(file))
+    check(array, tuple(shape), _file_dtype(jnp.dtype(dtype)), str(file))
     root, _, rest = name.partition('.')
     tree[root][rest] = array.view(jnp.dtype(dtype))
   check_params(cfg, tree['params'], str(path))

@@ -40,7 +40,8 @@ def save(
   path.parent.mkdir(parents=True, exist_ok=True)
   with part.open('wb') as f:
     arrays: dict[str, Any] = {k: np.asarray(v) for k, v in flat.items()}
-    np.savez_compressed(f, **arrays, **{_META: np.asarray(meta)})
+    arrays[_META] = np.asarray(meta)
+    np.savez_compressed(f, **arrays)
   part.replace(path)
 
 

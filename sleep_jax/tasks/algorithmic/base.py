@@ -8,7 +8,7 @@ import numpy as np
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.data import windows
+from sleep_jax.data import windows as windows_lib
 from sleep_jax.tasks import base as task_lib
 
 # Second entry of the seed of a generator: of the training stream, of every
@@ -32,21 +32,32 @@ class WindowTask(task_lib.Task, abc.ABC):
     seed: of all random draws.
     vocab: tokens are below it.
     bos: the token that begins a sequence or its prediction window.
+    headline: see `Task`; the columns are these, the first one at each of
+      `eval_passes`, and `passes`.
   """
 
   windows: int
   window: int
   prediction: int
 
-  def __init__(self, cfg: Any, seed: int, vocab: int, bos: int):
+  def __init__(
+    self,
+    cfg: Any,
+    seed: int,
+    *,
+    vocab: int,
+    bos: int,
+    headline: tuple[str, ...],
+  ):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
-    self.tokenizer = tokenizers.IntegerTokenizer(vocab, bos, windows.PAD)
+    extra = (f'{headline[0]}@{n}' for n in sorted(cfg.eval_passes))
+    self.headline, self.columns = headline, (*headline, *extra, 'passes')
+    self.tokenizer = tokenizers.IntegerTokenizer(vocab, bos, windows_lib.PAD)
 
   @property
-  def columns(self) -> tuple[str, ...]:
-    """The headline, its first metric at each of `eval_passes`, and passes."""
-    extra = (f'{self.headline[0]}@{n}' for n in sorted(self.cfg.eval_passes))
-    return (*self.headline, *extra, 'passes')
+  def row_length(self) -> int:
+    """Tokens of a sequence: its context and its prediction window."""
+    return self.windows * self.window + self.prediction
 
   @property
   def row_length(self) -> int:
@@ -55,7 +66,7 @@ class WindowTask(task_lib.Task, abc.ABC):
   @abc.abstractmethod
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False
-  ) -> windows.WindowBatch:
+  ) -> windows_lib.WindowBatch:
     """`rows` new sequences; a pure function of the generator's state.
 
     Args:
@@ -66,7 +77,7 @@ class WindowTask(task_lib.Task, abc.ABC):
 
   @abc.abstractmethod
   def metrics(
-    self, batch: windows.WindowBatch, argmax: np.ndarray, nll: np.ndarray
+    self, batch: windows_lib.WindowBatch, argmax: np.ndarray, nll: np.ndarray
   ) -> dict[str, float]:
     """Named metrics of one batch; one without any target in it is absent.
 

@@ -71,18 +71,14 @@ class Depo(algorithmic.WindowTask):
   def __init__(self, cfg: DepoConfig, seed: int):
     self._first_name = _ANS + cfg.hops + 1
     vocab = self._first_name + 2 * cfg.vocab
-    super().__init__(cfg, seed, vocab, bos=_BOS)
+    self._powers = 2 ** np.arange(cfg.hops.bit_length())
+    headline = ('exact', *(f'exact_k{k}' for k in self._powers))
+    super().__init__(cfg, seed, vocab=vocab, bos=_BOS, headline=headline)
     self.windows, self.window = cfg.windows, cfg.window
     self.prediction = cfg.queries * (2 + 2 * cfg.word_max)
-    self._powers = 2 ** np.arange(cfg.hops.bit_length())
     self._sizes = np.arange(cfg.smallest, cfg.nodes + 1)
     size_probs = 1 / (self._sizes + np.sqrt(cfg.nodes))
     self._size_probs = size_probs / size_probs.sum()
-
-  @property
-  def headline(self) -> tuple[str, ...]:
-    """`exact`, over all k and for each k that is a power of 2."""
-    return ('exact', *(f'exact_k{k}' for k in self._powers))
 
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False

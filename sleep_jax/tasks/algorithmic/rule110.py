@@ -52,10 +52,15 @@ class Rule110(algorithmic.WindowTask):
 
   name = 'rule110'
   Config = Rule110Config
-  headline = ('exact', 'per_bit', 'loss')
 
   def __init__(self, cfg: Rule110Config, seed: int):
-    super().__init__(cfg, seed, vocab=_DELIMITER + 1, bos=_DELIMITER)
+    super().__init__(
+      cfg,
+      seed,
+      vocab=_DELIMITER + 1,
+      bos=_DELIMITER,
+      headline=('exact', 'per_bit', 'loss'),
+    )
     self.windows = self.prediction = cfg.strings
     self.window = cfg.width
 

@@ -80,16 +80,13 @@ class Symbolic(algorithmic.WindowTask):
   def __init__(self, cfg: SymbolicConfig, seed: int):
     self._first_name = _FIRST_NUMBER + cfg.modulus
     vocab = self._first_name + cfg.statements
-    super().__init__(cfg, seed, vocab, bos=_ASK)
+    self._eval_ops = range(2, cfg.max_ops + 1, 2)
+    headline = ('exact', *(f'exact_op{op}' for op in self._eval_ops))
+    super().__init__(cfg, seed, vocab=vocab, bos=_ASK, headline=headline)
     self.windows, self.window = cfg.windows, cfg.window
     numbers = np.arange(2, cfg.modulus)
     # Multiplication by these is invertible.
     self._units = numbers[np.gcd(numbers, cfg.modulus) == 1]
-
-  @property
-  def headline(self) -> tuple[str, ...]:
-    """`exact`, over all problems and by their number of operations."""
-    return ('exact', *(f'exact_op{op}' for op in self._eval_ops()))
 
   def batch(
     self, rng: np.random.Generator, rows: int, *, for_eval: bool = False
@@ -136,7 +133,7 @@ class Symbolic(algorithmic.WindowTask):
     right = (argmax == batch.targets)[:, -1]
     ops = batch.depth[:, -1]
     metrics = {'exact': float(right.mean()), 'loss': float(nll[:, -1].mean())}
-    for op in self._eval_ops():
+    for op in self._eval_ops:
       if (ops == op).any():
         metrics[f'exact_op{op}'] = float(right[ops == op].mean())
     return metrics
@@ -144,11 +141,8 @@ class Symbolic(algorithmic.WindowTask):
   def chance_level(self) -> dict[str, float]:
     """Of a uniform guess among all numbers."""
     chance = 1 / self.cfg.modulus
-    by_ops = {f'exact_op{op}': chance for op in self._eval_ops()}
+    by_ops = {f'exact_op{op}': chance for op in self._eval_ops}
     return {'exact': chance, 'loss': float(np.log(self.cfg.modulus))} | by_ops
-
-  def _eval_ops(self) -> range:
-    return range(2, self.cfg.max_ops + 1, 2)
 
   def _chain(
     self, rng: np.random.Generator, ops: np.ndarray

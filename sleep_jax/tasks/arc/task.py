@@ -272,6 +272,7 @@ class Arc(task_lib.Task):
   Config = ArcConfig
   columns = ('success', 'solved', 'icl', 'base_accuracy')
   headline = ('success', 'solved', 'base_accuracy')
+  format: ArcFormat
 
   def __init__(self, cfg: ArcConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
