@@ -88,7 +88,6 @@ class Learner:
       ConfigError: naming the setting, and the way out.
     """
     checks.check_mesh(self.setup.model.cfg, self.batch_rows())
-    checks.check_mesh(self.setup.model.cfg, {})
 
   def init(self, rng: at.Key) -> life_lib.Life:
     """A new life."""

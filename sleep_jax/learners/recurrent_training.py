@@ -50,7 +50,6 @@ class RecurrentTraining(base.Learner):
 
   def check(self) -> None:
     super().check()
-    super().check()
     training_lib.check(self.setup.model.cfg, self.cfg.recurrence)
     steps, episodes = self.cfg.training.steps, self.setup.episodes
     if steps % episodes:
