@@ -187,6 +187,7 @@ def _base(tmp_path_factory):
       '--config.training.batch=2',
       '--config.task.episodes=1',
       '--config.task.windows=2',
+      '--config.task.eval_rows=32',
     ],
     cwd=pathlib.Path(__file__).parents[1],
     check=True,
