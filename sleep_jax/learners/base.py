@@ -17,7 +17,6 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
 from sleep_jax.inference import scoring
-from sleep_jax.learners import checks
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.dreaming import study as study_lib
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
@@ -83,7 +82,6 @@ class Learner:
     Raises:
       ConfigError: naming the setting, and the way out.
     """
-    checks.check_mesh(self.setup.model.cfg, {})
 
   def init(self, rng: at.Key) -> life_lib.Life:
     """A new life."""

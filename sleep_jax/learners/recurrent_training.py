@@ -46,7 +46,6 @@ class RecurrentTraining(base.Learner):
   Config: ClassVar[type] = RecurrentTrainingConfig
 
   def check(self) -> None:
-    super().check()
     training_lib.check(self.setup.model.cfg, self.cfg.recurrence)
     steps, episodes = self.cfg.training.steps, self.setup.episodes
     if steps % episodes:

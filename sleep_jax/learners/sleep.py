@@ -19,7 +19,6 @@ from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
 from sleep_jax.learners import base
-from sleep_jax.learners import checks
 from sleep_jax.learners import self_edit
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
@@ -63,14 +62,7 @@ class Sleep(base.Learner):
     return self.cfg.wake.reads == 'windows'
 
   def check(self) -> None:
-    super().check()
     model, cfg = self.setup.model.cfg, self.cfg
-    rows = {} if self.reads_windows else {'wake.batch': cfg.wake.batch}
-    if cfg.sleep.consolidate:
-      study_nights = int(self.dreamer is not None and cfg.dreaming.study_night)
-      checks.check_slots(model, cfg.sleep, self.setup.episodes + study_nights)
-      rows |= checks.seeding_rows(cfg.sleep)
-    checks.check_mesh(model, rows)
     if not self.reads_windows:
       return
     recurrent_training.check(model, cfg.recurrence)
