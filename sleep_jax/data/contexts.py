@@ -7,7 +7,7 @@ handles tokens only.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Rejected:
   reason: str
 
 
+@runtime_checkable
 class SelfEditFormat(Protocol):
   """What the dreams of one task stand for.
 

@@ -53,9 +53,9 @@ class SamplerConfig:
 class Completions(struct.PyTreeNode):
   """Sampled tokens, their log-probabilities, and how many count per row."""
 
-  tokens: at.Int[jax.Array, 'B M']
-  logprobs: at.Float[jax.Array, 'B M']
-  lengths: at.Int[jax.Array, 'B']
+  tokens: at.Leaf  # Int [B, M].
+  logprobs: at.Leaf  # Float [B, M].
+  lengths: at.Leaf  # Int [B].
 
 
 def filter_logits(logits_BxV: jax.Array, sampler: SamplerConfig) -> jax.Array:

@@ -65,6 +65,9 @@ class Finetune(base.Learner):
       cfg.finetune.schedule(), cfg.finetune.weight_decay
     )
 
+  def batch_rows(self) -> dict[str, int]:
+    return {'finetune.batch': self.cfg.finetune.batch}
+
   def init(self, rng: at.Key) -> life_lib.Life:
     # The steps donate their buffers, and the base must outlive this life.
     model = jax.tree.map(jnp.array, self.setup.model)

@@ -15,9 +15,9 @@ from sleep_jax.models import model as model_lib
 class Clock(struct.PyTreeNode):
   """Where a life stands."""
 
-  tokens: at.Int[jax.Array, '']  # Read so far, per row of a batch.
-  tokens_at_last_sleep: at.Int[jax.Array, '']
-  nights: at.Int[jax.Array, '']
+  tokens: at.Leaf  # Int scalar. Read so far, per row of a batch.
+  tokens_at_last_sleep: at.Leaf  # Int scalar.
+  nights: at.Leaf  # Int scalar.
 
 
 class Life(struct.PyTreeNode):

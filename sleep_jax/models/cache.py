@@ -23,8 +23,8 @@ class Cache(struct.PyTreeNode):
   """
 
   layers: Any
-  positions: at.Int[jax.Array, 'B C']
-  end_index: at.Int[jax.Array, '']
+  positions: at.Leaf  # Int [B, C].
+  end_index: at.Leaf  # Int scalar.
 
 
 def init_cache(

@@ -26,8 +26,8 @@ class LayerMemory(struct.PyTreeNode):
 
   delta: at.Tree | None
   experts: memory_lib.Expert | None
-  status: jax.Array | None  # [S]
-  min_gate: jax.Array | None = None  # [B, S], see `with_random_experts`.
+  status: at.Leaf | None  # [S]
+  min_gate: at.Leaf | None = None  # [B, S], see `with_random_experts`.
 
 
 PerLayerMemory = tuple[LayerMemory, ...]  # By level; leaves are [L, ...].

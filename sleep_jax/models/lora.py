@@ -44,8 +44,8 @@ _ATTENTION = ('q', 'k', 'v', 'o')
 class LowRankPair(struct.PyTreeNode):
   """A and B of one matrix, stacked over layers; axes of heads are flat."""
 
-  a: at.Float[jax.Array, 'L I R']
-  b: at.Float[jax.Array, 'L R O']
+  a: at.Leaf  # Float [L, I, R].
+  b: at.Leaf  # Float [L, R, O].
 
 
 class Adapter(struct.PyTreeNode):

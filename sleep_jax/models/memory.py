@@ -34,19 +34,19 @@ class Expert(struct.PyTreeNode):
   Leaves carry the layer axis, and in a bank the slot axis after it.
   """
 
-  a: at.Float[jax.Array, 'L *S D R']
-  b: at.Float[jax.Array, 'L *S R D']
-  router: at.Float[jax.Array, 'L *S D']
-  bias: at.Float[jax.Array, 'L *S']
+  a: at.Leaf  # Float [L, *S, D, R].
+  b: at.Leaf  # Float [L, *S, R, D].
+  router: at.Leaf  # Float [L, *S, D].
+  bias: at.Leaf  # Float [L, *S].
 
 
 class Bank(struct.PyTreeNode):
   """The experts of one level."""
 
   experts: Expert
-  status: at.Int[jax.Array, 'S']
+  status: at.Leaf  # Int [S].
   # The night a slot was unlocked; -1 = never.
-  created_night: at.Int[jax.Array, 'S']
+  created_night: at.Leaf  # Int [S].
 
   def expert(self, slot: jax.Array | int) -> Expert:
     """The expert in `slot`, leaves `[L, ...]`."""
@@ -109,7 +109,7 @@ class Fast(struct.PyTreeNode):
 
   delta: at.Tree  # Change of {gate, up, down}, stacked over layers.
   grads: at.Tree  # Sum of the gradients since the last update.
-  chunks: at.Int[jax.Array, '']  # How many base chunks that sum holds.
+  chunks: at.Leaf  # Int scalar. How many base chunks that sum holds.
   opt_state: Any
 
 

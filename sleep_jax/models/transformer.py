@@ -30,8 +30,8 @@ from sleep_jax.models.mixers import base as mixers_base
 class Output(struct.PyTreeNode):
   """What a forward pass returns."""
 
-  logits: at.Float[jax.Array, 'B T V']
-  hidden: at.Float[jax.Array, 'B T D']  # After the final norm.
+  logits: at.Leaf  # Float [B, T, V].
+  hidden: at.Leaf  # Float [B, T, D]. After the final norm.
   # Per level, logits [L, B, T, S] over the layers that the level has.
   routes: tuple[jax.Array | None, ...]
   cache: cache_lib.Cache | None

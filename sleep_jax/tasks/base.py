@@ -1,6 +1,6 @@
 """The Task and Student protocols. No task knows a learner."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
@@ -8,6 +8,7 @@ from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
 
 
+@runtime_checkable
 class Student(Protocol):
   """A learner with its life, as an evaluation uses it; no call changes it."""
 
@@ -39,6 +40,7 @@ class Student(Protocol):
     ...
 
 
+@runtime_checkable
 class Task(Protocol):
   """A stream of episodes, and an evaluation over the episodes so far.
 

@@ -1,7 +1,7 @@
 """The Tokenizer protocol, and the loader of tokenizer files."""
 
 import pathlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sleep_jax import config
 from sleep_jax.data import tokenizers
@@ -10,6 +10,7 @@ from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to token ids and back.
 

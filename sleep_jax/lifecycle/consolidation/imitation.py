@@ -39,8 +39,8 @@ class Rollouts(struct.PyTreeNode):
   """The student's own continuations, labelled and rewarded."""
 
   labels: teacher_labels.LabeledBatch
-  old_logp: at.Float[jax.Array, 'B T']  # When they were sampled.
-  advantage: at.Float[jax.Array, 'B']
+  old_logp: at.Leaf  # Float [B, T]. When they were sampled.
+  advantage: at.Leaf  # Float [B].
 
   def rows(self, index: jax.Array) -> 'Rollouts':
     """The rows at `index`."""

@@ -45,12 +45,12 @@ _PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 class StepMetrics(struct.PyTreeNode):
   """What one seeding step measures, before its update; nats per token."""
 
-  loss: jax.Array
-  kl: jax.Array  # KL(teacher || student) on replayed rows, whatever F is.
-  divergence: jax.Array  # F on replayed rows.
-  on_policy: jax.Array  # F on the student's own rollouts.
-  imitation: jax.Array  # The policy-gradient loss.
-  router: jax.Array  # Provenance cross-entropy.
+  loss: at.Leaf
+  kl: at.Leaf  # KL(teacher || student) on replayed rows, whatever F is.
+  divergence: at.Leaf  # F on replayed rows.
+  on_policy: at.Leaf  # F on the student's own rollouts.
+  imitation: at.Leaf  # The policy-gradient loss.
+  router: at.Leaf  # Provenance cross-entropy.
 
 
 class SlotId(struct.PyTreeNode):

@@ -25,14 +25,14 @@ class LabeledBatch(struct.PyTreeNode):
   Column t holds what concerns the prediction of token t+1.
   """
 
-  tokens: at.Int[jax.Array, 'N T']
-  positions: at.Int[jax.Array, 'N T']
-  weight: at.Float[jax.Array, 'N T']  # Weight of the prediction; 0 = padding.
+  tokens: at.Leaf  # Int [N, T].
+  positions: at.Leaf  # Int [N, T].
+  weight: at.Leaf  # Float [N, T]. Weight of the prediction; 0 = padding.
   # The teacher's logits `[N, T, V]`, or the likeliest of them.
-  teacher: jax.Array | divergences.TopK
+  teacher: at.Leaf | divergences.TopK
   # Where the new expert should be on, 1 or 0, and the weight of that target.
-  gate: at.Float[jax.Array, 'N T']
-  gate_weight: at.Float[jax.Array, 'N T']
+  gate: at.Leaf  # Float [N, T].
+  gate_weight: at.Leaf  # Float [N, T].
 
   def rows(self, index: jax.Array | np.ndarray) -> 'LabeledBatch':
     """The rows at `index`."""

@@ -42,7 +42,7 @@ class WindowState(struct.PyTreeNode):
   states: States
   k: tuple[jax.Array, ...]
   v: tuple[jax.Array, ...]
-  positions: at.Int[jax.Array, 'B C']
+  positions: at.Leaf  # Int [B, C].
 
 
 def init_window_state(

@@ -41,9 +41,9 @@ class State(struct.PyTreeNode):
   (offline_recurrence 8).
   """
 
-  s: at.Float[jax.Array, 'B H K V']  # Always float32.
+  s: at.Leaf  # Float [B, H, K, V]. Always float32.
   # The last W inputs of the convolution, which it reads again.
-  conv_state: at.Float[jax.Array, 'B W X']
+  conv_state: at.Leaf  # Float [B, W, X].
 
 
 def scan_tokens(
