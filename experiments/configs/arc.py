@@ -43,8 +43,8 @@ _ARMS: dict[str, dict[str, Any]] = {
 
 
 def _clocked(
-  model: ml_collections.ConfigDict, task: arc.ArcConfig
-) -> ml_collections.ConfigDict:
+  model: common.Config, task: arc.ArcConfig
+) -> common.Config:
   """A base whose level 1 is fast, and whose level 2 grows an expert a night."""
   fast, slow = model.levels
   fast.update(
@@ -57,7 +57,7 @@ def _clocked(
   return model
 
 
-def _generated() -> ml_collections.ConfigDict:
+def _generated() -> common.Config:
   c = common.experiment('arc')
   c.seeds = (1, 2, 3, 4, 5)
   c.base = 'sleep_jax/assets/base_arc.npz'
@@ -92,9 +92,9 @@ def _generated() -> ml_collections.ConfigDict:
   return c
 
 
-def _real(c: ml_collections.ConfigDict) -> None:
+def _real(c: common.Config) -> None:
   """Real puzzles that fit a small model, and no hope to solve them."""
-  small = dict(episodes=2, length=256, rows=16)
+  small: dict[str, Any] = dict(episodes=2, length=256, rows=16)
   c.base = 'sleep_jax/assets/base_text.npz'
   c.task = common.settings(
     arc.ArcConfig,
@@ -115,7 +115,7 @@ def _real(c: ml_collections.ConfigDict) -> None:
   c.arms = {name: _ARMS[name] for name in ('icl', 'ttt', 'seal', 'sleep')}
 
 
-def _paper(c: ml_collections.ConfigDict) -> None:
+def _paper(c: common.Config) -> None:
   """SEAL's and the paper's numbers; what they leave open stays ours."""
   backbone = backbones.get_config('llama3_2_1b')
   c.base, c.model = backbone.base, backbone.model
@@ -136,7 +136,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   c.dreaming.update(learning_rate=5e-5)
 
 
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = _generated()
   c.reference = 'sleep'

@@ -104,7 +104,7 @@ _VARIANTS = {
 }
 
 
-def model(variant: str) -> ml_collections.ConfigDict:
+def model(variant: str) -> common.Config:
   """A backbone with clocks and banks."""
   dimensions, hidden, split = config.lookup(variant, _VARIANTS, 'backbone')
   levels = (
@@ -126,7 +126,7 @@ def model(variant: str) -> ml_collections.ConfigDict:
   )
 
 
-def get_config(variant: str = 'llama3_2_1b') -> ml_collections.ConfigDict:
+def get_config(variant: str = 'llama3_2_1b') -> common.Config:
   """Settings; `variant` names the backbone."""
   c = common.experiment(variant)
   c.seeds = (1,)

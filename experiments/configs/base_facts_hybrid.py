@@ -18,7 +18,7 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 LENGTH = 32  # Tokens of a window, and of a document.
 
 
-def model() -> ml_collections.ConfigDict:
+def model() -> common.Config:
   """The backbone of `both_sleeps`."""
   c = common.hybrid(64, 2, 128, vocab=168)
   c.levels *= 2
@@ -27,7 +27,7 @@ def model() -> ml_collections.ConfigDict:
   return c
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings of the recipe."""
   c = common.pretraining(
     'base_facts_hybrid',

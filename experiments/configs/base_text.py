@@ -13,7 +13,7 @@ from experiments.configs import common
 from sleep_jax import config
 
 
-def model() -> ml_collections.ConfigDict:
+def model() -> common.Config:
   """The backbone of every small real-text experiment."""
   return ml_collections.ConfigDict(
     dict(
@@ -29,7 +29,7 @@ def model() -> ml_collections.ConfigDict:
   )
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings of the recipe."""
   return common.corpus(
     'base_text',

@@ -40,7 +40,7 @@ ROWS, BATCH = 1920, 16  # As many tokens a day as in `facts`.
 BRIEF_ROWS = 16
 
 
-def sleeping_model(updates: int) -> ml_collections.ConfigDict:
+def sleeping_model(updates: int) -> common.Config:
   """The base; level 1 learns `updates` times a day, level 2 grows experts."""
   model = base_facts_hybrid.model()
   fast, slow = (ml_collections.ConfigDict(level) for level in model.levels)
@@ -71,7 +71,7 @@ def _brief(arm: dict[str, Any]) -> dict[str, Any]:
   )
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('both_sleeps')
   c.seeds = (1, 2, 3, 4, 5)

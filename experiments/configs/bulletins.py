@@ -41,7 +41,7 @@ _EXPERTS = dict(rank=16, slots=_SLOTS, top_k=_SLOTS)
 
 def _model(
   *levels: dict[str, int], learning_rate: float = 3e-3
-) -> ml_collections.ConfigDict:
+) -> common.Config:
   """The base behind faster levels whose output is zero until an update."""
   model = base_bulletins.model()
   fast = (
@@ -57,12 +57,12 @@ def _model(
   return model
 
 
-def two_levels() -> ml_collections.ConfigDict:
+def two_levels() -> common.Config:
   """One level reads the day, and sleeps every night."""
   return _model(dict(chunk=LENGTH, sleep_every=_UPDATES))
 
 
-def four_levels() -> ml_collections.ConfigDict:
+def four_levels() -> common.Config:
   """Three clocks before the base; all of them sleep every night."""
   slower = (
     dict(chunk=n * LENGTH, sleep_every=_UPDATES // n, **_EXPERTS)
@@ -72,7 +72,7 @@ def four_levels() -> ml_collections.ConfigDict:
   return _model(fast, *slower, learning_rate=1e-3)
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('bulletins')
   c.seeds = (1, 2, 3, 4, 6)

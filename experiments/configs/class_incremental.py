@@ -36,7 +36,7 @@ _VARIANTS = {
 }
 
 
-def get_config(variant: str = 'clinc') -> ml_collections.ConfigDict:
+def get_config(variant: str = 'clinc') -> common.Config:
   """Settings; `variant` names the data set."""
   v = config.lookup(variant, _VARIANTS, 'variant')
   c = common.experiment(f'class_incremental_{variant}')

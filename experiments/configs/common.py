@@ -1,6 +1,7 @@
 """What configs share."""
 
 import dataclasses
+from typing import Any, TypeAlias
 
 import ml_collections
 
@@ -10,17 +11,21 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
 from sleep_jax.tasks import corpus as corpus_lib
 
+# An ml_collections.ConfigDict, of an experiment or of a section. An attribute has
+# the type that the experiment gives it; to the stubs it is any value or None.
+Config: TypeAlias = Any
+
 _EVALS = 10  # Episodes of a pretraining, each with an evaluation.
 # Fast weights learn, and no night consolidates them.
 WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
 
 
-def settings(cls: type, **changes) -> ml_collections.ConfigDict:
+def settings(cls: type, **changes) -> Config:
   """All fields of a typed config, so that each can be overridden by flag."""
   return ml_collections.ConfigDict(dataclasses.asdict(cls(**changes)))
 
 
-def experiment(name: str) -> ml_collections.ConfigDict:
+def experiment(name: str) -> Config:
   """How lives are run; the result of a life does not depend on it."""
   c = ml_collections.ConfigDict()
   c.name = name
@@ -33,7 +38,7 @@ def experiment(name: str) -> ml_collections.ConfigDict:
   return c
 
 
-def window_task(name: str, **changes) -> ml_collections.ConfigDict:
+def window_task(name: str, **changes) -> Config:
   """An experiment that trains a fresh hybrid through windows and passes.
 
   Args:
@@ -50,7 +55,7 @@ def window_task(name: str, **changes) -> ml_collections.ConfigDict:
   return c
 
 
-def hybrid(dim: int, layers: int, hidden: int, **changes):
+def hybrid(dim: int, layers: int, hidden: int, **changes) -> Config:
   """Attention and Gated DeltaNet in turn, one feed-forward level."""
   return ml_collections.ConfigDict(
     dict(
@@ -65,7 +70,7 @@ def hybrid(dim: int, layers: int, hidden: int, **changes):
   )
 
 
-def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
+def vary(c: Config, variant: str, **variants) -> None:
   """Makes `c` the named variant of its experiment; '' leaves it as it is."""
   if variant:
     c.name = f'{c.name}_{variant}'
@@ -74,13 +79,13 @@ def vary(c: ml_collections.ConfigDict, variant: str, **variants) -> None:
 
 def corpus(
   name: str,
-  model: ml_collections.ConfigDict,
+  model: Config,
   *,
   steps: int,
   batch: int = 32,
   learning_rate: float = 4e-3,
   **changes,
-) -> ml_collections.ConfigDict:
+) -> Config:
   """An experiment that pretrains one base on a corpus, and exports it.
 
   Args:
@@ -104,8 +109,8 @@ def corpus(
 
 
 def pretraining(
-  name: str, model: ml_collections.ConfigDict, **changes
-) -> ml_collections.ConfigDict:
+  name: str, model: Config, **changes
+) -> Config:
   """What `corpus` and the recipe of a hybrid base share.
 
   Args:

@@ -21,7 +21,7 @@ from experiments.configs import common
 _STEPS = 1200
 
 
-def _paper(c: ml_collections.ConfigDict) -> None:
+def _paper(c: common.Config) -> None:
   """The paper's own cycles; its d = 512, and Jet layers in turn."""
   c.task = ml_collections.ConfigDict(dict(name='depo', episodes=10))
   c.model = common.hybrid(512, 10, 1365, vocab=119, mixers=('attention', 'jet'))
@@ -36,7 +36,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   del c.arms['long']  # Its steps are those of the small size.
 
 
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   # One-token names: every edge is two tokens. On a ring of five, two steps are
   # no shorter the other way round.

@@ -35,7 +35,7 @@ ROWS, BATCH, LENGTH = 960, 8, 64
 
 def sleeping_model(
   slots: int, rank: int = 32, learning_rate: float = 3e-3
-) -> ml_collections.ConfigDict:
+) -> common.Config:
   """The base with clocks: level 1 is fast, level 2 grows experts."""
   model = base_facts.model()
   fast, slow = model.levels
@@ -86,7 +86,7 @@ def _again(passes: int) -> dict[str, Any]:
   return dict(SFT, learner='sft', task=dict(rows=ROWS * passes))
 
 
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('facts')
   c.seeds = (1, 2, 3, 4, 5)
@@ -118,7 +118,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   return c
 
 
-def _cost(c: ml_collections.ConfigDict) -> None:
+def _cost(c: common.Config) -> None:
   """sft at the 32 rows of a sleep step, and at 4 and 8 times the stream."""
   c.arms = {
     'sleep': {},
@@ -131,7 +131,7 @@ def _cost(c: ml_collections.ConfigDict) -> None:
   }
 
 
-def _hard(c: ml_collections.ConfigDict) -> None:
+def _hard(c: common.Config) -> None:
   """32 facts a night into experts of rank 8."""
   c.model = sleeping_model(NIGHTS, rank=8)
   c.task.entities = 8

@@ -10,10 +10,11 @@ much of the earlier days; `icl` to recall little.
 
 import ml_collections
 
+from experiments.configs import common
 from experiments.configs import facts
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = facts.get_config()
   c.name = 'quickstart'

@@ -65,23 +65,23 @@ def _at(steps: int, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _controls(c: ml_collections.ConfigDict) -> None:
+def _controls(c: common.Config) -> None:
   c.training.steps = _SHORT
   c.arms = _CONTROLS
 
 
-def _eviction(c: ml_collections.ConfigDict) -> None:
+def _eviction(c: common.Config) -> None:
   c.training.steps = _SHORT
   c.arms = _EVICTIONS
 
 
-def _gentle(c: ml_collections.ConfigDict) -> None:
+def _gentle(c: common.Config) -> None:
   c.task.steps = 5
   c.training.muon_learning_rate /= 2
   c.arms = _PASSES
 
 
-def _paper(c: ml_collections.ConfigDict) -> None:
+def _paper(c: common.Config) -> None:
   """d = 256, width 24, t = 32, batches of 512, about 98,000 steps."""
   c.task.update(width=24, strings=4, steps=32)
   c.model = common.hybrid(256, 4, 683, vocab=3)
@@ -96,7 +96,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   }
 
 
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.window_task(
     'rule110', width=12, strings=2, steps=4, episodes=5, eval_passes=()

@@ -49,7 +49,7 @@ def _arms() -> dict[str, dict[str, Any]]:
   }
 
 
-def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
+def get_config(variant: str = 'small') -> common.Config:
   """Settings; `variant` is small or paper."""
   c = common.experiment(f'squad_{variant}')
   c.seeds = (1,)
@@ -61,7 +61,7 @@ def get_config(variant: str = 'small') -> ml_collections.ConfigDict:
   return c
 
 
-def _small(c: ml_collections.ConfigDict) -> None:
+def _small(c: common.Config) -> None:
   length, batch = 192, 8
   c.base = 'sleep_jax/assets/base_text.npz'
   c.model = base_text.model()
@@ -106,7 +106,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
   )
 
 
-def _paper(c: ml_collections.ConfigDict) -> None:
+def _paper(c: common.Config) -> None:
   c.base = 'bases/qwen2_5_7b'
   c.model = backbones.model('qwen2_5_7b')
   c.task = common.settings(squad.SquadConfig)

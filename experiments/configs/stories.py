@@ -33,7 +33,7 @@ from sleep_jax.tasks import book
 NIGHTS, ROWS, BATCH, LENGTH, CHUNK = 3, 288, 8, 128, 32
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('stories')
   c.seeds = (1, 2, 3)

@@ -17,7 +17,7 @@ from experiments.configs import common
 _STEPS = 1200
 
 
-def _paper(c: ml_collections.ConfigDict) -> None:
+def _paper(c: common.Config) -> None:
   """Jet-Nemotron 2B's shape, trained from scratch in our vocabulary."""
   c.task.update(max_ops=8, statements=400, window=2000, windows=2)
   c.model = common.hybrid(1536, 28, 8960, vocab=151_936)
@@ -35,7 +35,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
   }
 
 
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.window_task(
     'symbolic',
