@@ -51,7 +51,7 @@ def start(
 def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
   killing.live(tmp_path / 'alone', None, SHORT)
   # Process 1 is killed in its second sleep, before the save.
-  moment = killing.Moment('', 'sleep_jax.learners.online:WakeOnly.sleep', 2)
+  moment = killing.Moment('', 'sleep_jax.learners.sleep:Sleep.sleep', 2)
   port = free_port()
   survivor = start(tmp_path / 'both', port, 0, timeout=20)
   victim = start(tmp_path / 'both', port, 1, timeout=20, moment=moment)
