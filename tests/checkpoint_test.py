@@ -194,13 +194,14 @@ def test_a_life_is_restored_on_another_number_of_devices(tmp_path, devices):
     assert found['params']['w'].sharding == template['params']['w'].sharding
 
 
-def test_a_life_with_a_memory_is_restored(tmp_path, cfg, params):
-  life = life_lib.init_life(cfg, params, jax.random.PRNGKey(0))
-  lived = life.replace(memory=conftest.random_memory(cfg))
+def test_a_life_with_a_memory_is_restored(tmp_path, cfg):
+  model = conftest.build_model(cfg)
+  life = life_lib.init_life(model, jax.random.PRNGKey(0))
+  changed = life.with_memory(conftest.random_memory(cfg))
   saved = checkpoint.Checkpoints(tmp_path, 'me')
-  saved.save(snapshot(0, 'wake', lived))
+  saved.save(snapshot(0, 'wake', changed))
   saved.close()
-  assert same(newest(tmp_path, life).life, lived)
+  assert same(newest(tmp_path, life).life, changed)
 
 
 def test_a_full_disk_is_an_error_and_the_previous_checkpoint_is_intact(two):

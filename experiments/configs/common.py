@@ -108,9 +108,7 @@ def corpus(
   return c
 
 
-def pretraining(
-  name: str, model: Config, **changes
-) -> Config:
+def pretraining(name: str, model: Config, **changes) -> Config:
   """What `corpus` and the recipe of a hybrid base share.
 
   Args:

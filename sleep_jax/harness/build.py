@@ -10,6 +10,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax import learners
 from sleep_jax import tasks
+from sleep_jax.data import tokenizers
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
@@ -90,6 +91,7 @@ def build(
     raise config.ConfigError('task.name is missing; it names the task.')
   task = tasks.build(settings.pop('name'), settings, seed)
   cfg = config.ModelConfig.from_mapping(c['model'])
+  tokenizers.check_fits(task.tokenizer, cfg.vocab)  # Before weights are read.
   costs = costs_lib.CostTracker(cfg, task.row_length)
   setup = learner_lib.Setup(
     model=model_lib.Model(

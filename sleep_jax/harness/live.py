@@ -169,7 +169,7 @@ def _writer(
   quiet = not distributed.is_primary()
   sinks = []
   if not quiet:
-    sinks = writers_lib.build(c.get('writers', ()), c['name'], life, c)
+    sinks = writers_lib.build(tuple(c.get('writers', ())), c['name'], life, c)
   records = snapshot.notes['records']
   return writer_lib.Writer(folder, records, quiet=quiet, sinks=sinks)
 

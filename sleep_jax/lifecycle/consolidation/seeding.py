@@ -288,7 +288,7 @@ def _token_logprobs(
   out: transformer.Output,
   first: int,
   tokens_RxT: jax.Array,
-) -> at.Float[jax.Array, 'R T-1']:
+) -> at.Float[jax.Array, 'R _']:
   """Log-probabilities of all but the first token, in rows from `first` on."""
   if not cfg.teacher_top_k:
     return losses.token_logprobs(out.logits[first:], tokens_RxT)
