@@ -42,9 +42,7 @@ _ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def _clocked(
-  model: common.Config, task: arc.ArcConfig
-) -> common.Config:
+def _clocked(model: common.Config, task: arc.ArcConfig) -> common.Config:
   """A base whose level 1 is fast, and whose level 2 grows an expert a night."""
   fast, slow = model.levels
   fast.update(
