@@ -188,6 +188,7 @@ def _base(tmp_path_factory):
       '--config.task.episodes=1',
       '--config.task.eval_rows=4',
       '--config.task.windows=2',
+      '--config.task.eval_rows=32',
     ],
     cwd=pathlib.Path(__file__).parents[1],
     check=True,

@@ -180,7 +180,9 @@ def save_with_memory(folder, tmp_path, reading, memory_of, **changes):
 
 def fast_only(cfg: config.ModelConfig) -> memory_lib.Memory:
   """A memory with a fast change, and with locked slots."""
-  return memory_lib.init_memory(cfg).with_deltas(conftest.lived(cfg).deltas())
+  return memory_lib.init_memory(cfg).with_deltas(
+    conftest.random_memory(cfg).deltas()
+  )
 
 
 def equal(a, b) -> bool:
@@ -212,8 +214,8 @@ def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype):
 @pytest.mark.parametrize(
   'reading, memory_of, changes, why',
   [
-    ('partition', conftest.lived, {}, 'level 2 uses 2 of its experts'),
-    ('stack', conftest.lived, {}, 'level 1 adds a second MLP'),
+    ('partition', conftest.random_memory, {}, 'level 2 uses 2 of its experts'),
+    ('stack', conftest.random_memory, {}, 'level 1 adds a second MLP'),
     ('stack', fast_only, {}, 'level 1 adds a second MLP'),
     ('partition', fast_only, dict(dtype='float32'), 'would be rounded'),
   ],
@@ -356,7 +358,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, name, change, words):
 
 def test_a_folder_of_ours_is_checked(tmp_path):
   folder, *_ = source(tmp_path)
-  save_with_memory(folder, tmp_path, 'partition', conftest.lived)
+  save_with_memory(folder, tmp_path, 'partition', conftest.random_memory)
   ours = tmp_path / 'ours'
   for file in (
     'params.embed.embedding.npy',
@@ -377,7 +379,7 @@ def test_a_folder_of_ours_is_checked(tmp_path):
 
 def test_a_memory_of_another_backbone_is_refused(tmp_path):
   folder, c, w = source(tmp_path)
-  save_with_memory(folder, tmp_path, 'partition', conftest.lived)
+  save_with_memory(folder, tmp_path, 'partition', conftest.random_memory)
   convert.convert(tmp_path / 'ours', tmp_path / 'exported')
   other = checkpoints.settings('llama3_2', True, rope_theta=10_000.0)
   (tmp_path / 'exported' / 'config.json').write_text(json.dumps(other))

@@ -303,7 +303,7 @@ def _hybrid():
       recurrent=dict(init_decay=0.25),
     )
   )
-  return cfg, conftest.weights(cfg), conftest.lived(cfg)
+  return cfg, conftest.weights(cfg), conftest.random_memory(cfg)
 
 
 def test_a_mixer_from_outside_is_one_class(hybrid, tokens):

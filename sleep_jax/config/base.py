@@ -28,7 +28,10 @@ def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
       f'{where}: unknown setting {unknown[0]!r}; known are '
       f'{", ".join(sorted(known))}.'
     )
-  return cls(**values)
+  # JSON has lists where a config has tuples.
+  return cls(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  )
 
 
 def lookup(value: str, options: Mapping[str, _T], where: str) -> _T:

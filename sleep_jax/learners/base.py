@@ -77,13 +77,17 @@ class Learner:
   def __init__(self, cfg: Any, setup: Setup):
     self.cfg, self.setup = cfg, setup
 
+  def batch_rows(self) -> dict[str, int]:
+    """Rows of the learner's batches by setting; a mesh must divide them."""
+    return {}
+
   def check(self) -> None:
     """Refuses, before the first day, settings that cannot work together.
 
     Raises:
       ConfigError: naming the setting, and the way out.
     """
-    checks.check_mesh(self.setup.model.cfg, {})
+    checks.check_mesh(self.setup.model.cfg, self.batch_rows())
 
   def init(self, rng: at.Key) -> life_lib.Life:
     """A new life."""

@@ -12,7 +12,6 @@ from sleep_jax import array_typing as at
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
 from sleep_jax.learners import base
-from sleep_jax.learners import checks
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.runtime import finite
 from sleep_jax.training import fit
@@ -66,9 +65,8 @@ class Finetune(base.Learner):
       cfg.finetune.schedule(), cfg.finetune.weight_decay
     )
 
-  def check(self) -> None:
-    rows = {'finetune.batch': self.cfg.finetune.batch}
-    checks.check_mesh(self.setup.model.cfg, rows)
+  def batch_rows(self) -> dict[str, int]:
+    return {'finetune.batch': self.cfg.finetune.batch}
 
   def init(self, rng: at.Key) -> life_lib.Life:
     # The steps donate their buffers, and the base must outlive this life.

@@ -45,6 +45,9 @@ class RecurrentTraining(base.Learner):
   name: ClassVar[str] = 'recurrent_training'
   Config: ClassVar[type] = RecurrentTrainingConfig
 
+  def batch_rows(self) -> dict[str, int]:
+    return {'training.batch': self.cfg.training.batch}
+
   def check(self) -> None:
     super().check()
     training_lib.check(self.setup.model.cfg, self.cfg.recurrence)

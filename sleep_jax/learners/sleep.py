@@ -62,15 +62,18 @@ class Sleep(base.Learner):
     """Whether the day is read by passes over windows."""
     return self.cfg.wake.reads == 'windows'
 
+  def batch_rows(self) -> dict[str, int]:
+    rows = {} if self.reads_windows else {'wake.batch': self.cfg.wake.batch}
+    if self.cfg.sleep.consolidate:
+      rows |= checks.seeding_rows(self.cfg.sleep)
+    return rows
+
   def check(self) -> None:
     super().check()
     model, cfg = self.setup.model.cfg, self.cfg
-    rows = {} if self.reads_windows else {'wake.batch': cfg.wake.batch}
     if cfg.sleep.consolidate:
       study_nights = int(self.dreamer is not None and cfg.dreaming.study_night)
       checks.check_slots(model, cfg.sleep, self.setup.episodes + study_nights)
-      rows |= checks.seeding_rows(cfg.sleep)
-    checks.check_mesh(model, rows)
     if not self.reads_windows:
       return
     recurrent_training.check(model, cfg.recurrence)
