@@ -78,7 +78,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
       context,
       np.ones(context.shape, bool),
     )
-    memory = memory_lib.Memory(levels=(), states=state.states)
+    memory = memory_lib.of_states(hybrid.cfg, state.states)
     cache = decoding.init_decode_cache(hybrid.cfg, rows, new, memory)
     grown = decoding.init_decode_cache(full.cfg, rows, windows * length + new)
     columns = np.arange(windows * length + new)
@@ -132,6 +132,9 @@ def _check(model, state, cache, token) -> None:
   positions = jnp.zeros(token.shape, jnp.int32)
   got, _ = decoding.decode(model.cfg, unstacked, token, positions, cache)
   want = transformer.forward(
-    model.cfg, model.params, token, states=state.states
+    model.cfg,
+    model.params,
+    token,
+    memory_lib.of_states(model.cfg, state.states),
   )
   np.testing.assert_allclose(got, want.logits[:, -1], atol=1e-4)

@@ -23,6 +23,7 @@ import tqdm
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import tables
+from sleep_jax.learners import sleep
 from sleep_jax.lifecycle.dreaming import importance
 from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import reward as reward_lib
@@ -88,6 +89,11 @@ def measure(
   settings = build_lib.arm_config(c, 'sleep')
   settings['dreaming'] = settings['dreaming'] | {'enabled': False}
   task, learner, _ = build_lib.build(settings, seed)
+  if not isinstance(learner, sleep.Sleep) or learner.dreamer is None:
+    raise config.ConfigError(
+      'The arm `sleep` has no dreams; use a config with learner sleep, and a '
+      'task with contexts to dream about.'
+    )
   life, _ = learner.wake(
     learner.init(jax.random.PRNGKey(seed)), task.experience(0)
   )

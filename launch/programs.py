@@ -81,7 +81,7 @@ class CompileResult:
   seconds: float  # Of lowering and compilation.
 
 
-def absent_devices(topology: str) -> list[jax.Device]:
+def absent_devices(topology: str) -> list[at.Device]:
   """The devices of a slice that is described, and not there.
 
   Raises:
@@ -108,7 +108,7 @@ def absent_devices(topology: str) -> list[jax.Device]:
 
 
 def mesh_of(
-  cfg: config.ModelConfig, text: str, devices: list[jax.Device]
+  cfg: config.ModelConfig, text: str, devices: list[at.Device]
 ) -> jax.sharding.Mesh:
   """The mesh that a flag describes.
 
@@ -184,13 +184,13 @@ class Program:
 
   def forward_bytes(self) -> int:
     """Bytes that a forward pass reads, of one device."""
-    memory = self.model.memory
+    memory = self.model.required_memory()
     banks = [l.bank for l in memory.levels]
     return self.local_bytes((self.model.params, memory.deltas(), banks))
 
   def previous_memory_bytes(self) -> int:
     """Bytes of the previous model's fast weights, held beside every step."""
-    return self.local_bytes(self.model.memory.deltas())
+    return self.local_bytes(self.model.required_memory().deltas())
 
   def step(self, name: str) -> Step:
     """A step by its name."""
@@ -339,7 +339,9 @@ def compiled(step: Step) -> CompileResult | str:
     usage = re.search(r'Used [^.]*\.\w+ of [^.]*\.\w+ hbm', str(e))
     return usage[0] if usage else str(e).splitlines()[0]
   stats = program.memory_analysis()
-  kinds = re.findall(rf' ({"|".join(_KINDS)})(?:-start)?\(', program.as_text())
+  assert stats is not None  # XLA's own compilers all give them.
+  text = program.as_text() or ''
+  kinds = re.findall(rf' ({"|".join(_KINDS)})(?:-start)?\(', text)
   return CompileResult(
     # What is donated is an argument and an output, but there once.
     outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,

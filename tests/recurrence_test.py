@@ -229,11 +229,14 @@ def plain_hybrid(model, batch):
       model.cfg,
       model.params,
       batch.context[:, j],
+      memory_lib.of_states(model.cfg, states),
       positions=jnp.where(batch.token_mask[:, j], numbers, -1),
-      states=states,
     ).states
   return transformer.forward(
-    model.cfg, model.params, batch.inputs, states=states
+    model.cfg,
+    model.params,
+    batch.inputs,
+    memory_lib.of_states(model.cfg, states),
   ).logits
 
 
@@ -295,7 +298,7 @@ def by_hand(model, batch, passes, loop=None):
       )
       states = cache_lib.recurrent_states(cfg, caches)
   return transformer.forward(
-    cfg, model.params, batch.inputs, states=states
+    cfg, model.params, batch.inputs, memory_lib.of_states(cfg, states)
   ).logits
 
 

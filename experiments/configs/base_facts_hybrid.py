@@ -10,8 +10,6 @@ what the fast weights recall. Cost: about half an hour on one busy CPU core.
       --config=experiments/configs/base_facts_hybrid.py
 """
 
-import ml_collections
-
 from experiments.configs import common
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 

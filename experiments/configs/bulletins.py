@@ -19,8 +19,6 @@ retention margin was widened because four levels were rolled back at 0.2.
       --out=results/bulletins
 """
 
-import ml_collections
-
 from experiments.configs import base_bulletins
 from experiments.configs import common
 from sleep_jax import config

@@ -14,8 +14,6 @@ ewc's lambda among 0.1 and 1. The other data sets use them unchanged.
       --workdir=runs/clinc
 """
 
-import ml_collections
-
 from experiments.configs import base_text
 from experiments.configs import common
 from sleep_jax import config

@@ -11,8 +11,8 @@ from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.runtime import sharding
 from sleep_jax.tasks import corpus as corpus_lib
 
-# An ml_collections.ConfigDict, of an experiment or of a section. An attribute has
-# the type that the experiment gives it; to the stubs it is any value or None.
+# An ml_collections.ConfigDict, of an experiment or of a section. The type of an
+# attribute is the experiment's; by the stubs it is a union of all that can be.
 Config: TypeAlias = Any
 
 _EVALS = 10  # Episodes of a pretraining, each with an evaluation.

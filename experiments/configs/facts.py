@@ -19,8 +19,6 @@ recall (and not on the seeds of the table): sft learning rate among 2e-3, 1e-3,
 
 from typing import Any
 
-import ml_collections
-
 from experiments.configs import base_facts
 from experiments.configs import common
 from sleep_jax import config

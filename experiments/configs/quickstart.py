@@ -8,8 +8,6 @@ much of the earlier days; `icl` to recall little.
   python -m experiments.run --config=experiments/configs/quickstart.py
 """
 
-import ml_collections
-
 from experiments.configs import common
 from experiments.configs import facts
 

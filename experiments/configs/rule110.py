@@ -21,8 +21,6 @@ t = 32: about 10, 20, 30 and 30 % of the sequences right, chance being 10 %.
 
 from typing import Any
 
-import ml_collections
-
 from experiments.configs import common
 
 _STEPS, _LAYERS, _DEEPEST = 1000, 2, 6

@@ -18,8 +18,6 @@ in one piece; what `:paper` does not set apart from the above is ours.
 
 from typing import Any
 
-import ml_collections
-
 from experiments.configs import backbones
 from experiments.configs import base_text
 from experiments.configs import common

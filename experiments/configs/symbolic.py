@@ -10,8 +10,6 @@ on a Qwen2.5-1.5B-shaped hybrid, 14 of 28 blocks looped, checked by shape alone.
       --workdir=runs/symbolic
 """
 
-import ml_collections
-
 from experiments.configs import common
 
 _STEPS = 1200

@@ -61,7 +61,7 @@ def find(name: str, package: str, where: str) -> tuple[type[Any], type[Any]]:
     cls = own[name]
   else:
     plugins = _of_plugins(package)
-    known = dict.fromkeys(own) | plugins
+    known: dict[str, Any] = dict.fromkeys(own) | plugins
     cls = base.lookup(name, known, where).load()
   if not hasattr(cls, 'Config'):
     raise base.ConfigError(

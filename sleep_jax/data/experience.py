@@ -87,15 +87,17 @@ def in_memory(experience: AnyExperience, learner: str) -> Experience:
   """
   if isinstance(experience, Experience):
     return experience
-  check_rows(experience, learner)
-  tokens, weight = zip(*experience.blocks(_BLOCK))
+  stream = row_stream(experience, learner)
+  tokens, weight = zip(*stream.blocks(_BLOCK))
   return Experience(
-    np.concatenate(tokens), np.concatenate(weight), experience.contexts
+    np.concatenate(tokens), np.concatenate(weight), stream.contexts
   )
 
 
-def check_rows(experience: AnyExperience, learner: str) -> None:
-  """Refuses windows where a learner reads rows.
+def row_stream(
+  experience: AnyExperience, learner: str
+) -> Experience | LazyExperience:
+  """The same stream, for a learner that reads rows.
 
   Raises:
     ConfigError: if the stream is one of windows.
@@ -105,6 +107,7 @@ def check_rows(experience: AnyExperience, learner: str) -> None:
       f'learner {learner} reads rows, but this task has windows to train on; '
       'use learner recurrent_training.'
     )
+  return experience
 
 
 @dataclasses.dataclass(frozen=True)

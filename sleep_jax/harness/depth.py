@@ -108,7 +108,7 @@ def draw(
       capsize=3,
       label=arm,
     )
-  axis.plot(range(len(chance)), chance.values(), 'k--', label='chance')
+  axis.plot(range(len(chance)), list(chance.values()), 'k--', label='chance')
   axis.set(xlabel='depth', ylabel=metric, ylim=(0, 1.05))
   axis.set_xticks(range(len(chance)), map(str, chance))
   axis.grid(alpha=0.3)

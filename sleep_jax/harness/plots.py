@@ -59,7 +59,7 @@ def recall_matrices(
 def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   """Score of the first episode, and mean over all so far, after each night."""
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-  colours = plt.get_cmap('tab20').colors
+  colours = plt.get_cmap('tab20')
   for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
     matrices = np.stack([_mean_matrix([l]) for l in of_arm.values()])
     nights = np.arange(1, matrices.shape[1] + 1)
@@ -68,7 +68,7 @@ def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     ):
       mean = curves.mean(0)
       line = axis.plot(
-        nights, mean, marker='o', label=arm, color=colours[index % 20]
+        nights, mean, marker='o', label=arm, color=colours(index % 20)
       )[0]
       if len(curves) > 1:
         half = [
@@ -95,14 +95,14 @@ def curves(
   figure, axes = plt.subplots(
     1, 2, figsize=(10, 4), sharey=True, layout='constrained'
   )
-  colours = plt.get_cmap('tab20').colors
+  colours = plt.get_cmap('tab20')
   for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
     curve = [[p[metric] for p in life['curve']] for life in of_arm.values()]
     mean, first = np.mean(curve, axis=0), next(iter(of_arm.values()))
     for axis, key in zip(axes, ('tokens', 'flops')):
       position = [p[key] for p in first['curve']]
       axis.plot(
-        position, mean, marker='.', label=arm, color=colours[index % 20]
+        position, mean, marker='.', label=arm, color=colours(index % 20)
       )
   axes[0].set(xlabel='training tokens', ylabel=metric)
   axes[1].set(xlabel='training FLOPs')

@@ -15,6 +15,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
@@ -125,8 +126,9 @@ def decode(
     The logits of the last column `[B, V]` (a sampler asks for no other), and
     the cache with the new columns.
   """
-  out = transformer.Decoder(cfg, per_layer=True).apply(
-    {'params': model.params}, tokens, model.memory, positions, cache
+  decoder = transformer.Decoder(cfg, per_layer=True)
+  out = layers_lib.apply(
+    decoder, model.params, tokens, model.memory, positions, cache
   )
   return out.logits[:, -1], out.cache
 
@@ -144,8 +146,8 @@ def unstack_per_row(
   shared = dict.fromkeys(k for k in params if k != 'blocks')
   block = {k: 0 if k in changed else None for k in params['blocks']}
   axes = PerLayerModel(
-    params=shared | {f'block_{i}': block for i in range(cfg.layers)}, memory=0
-  )
+    shared | {f'block_{i}': block for i in range(cfg.layers)}, None
+  ).replace(memory=0)
   unstack = functools.partial(unstack_layers, cfg, params)
   return jax.vmap(unstack, out_axes=axes)(per_layer_memory), axes
 
@@ -159,7 +161,7 @@ def decode_per_row(
   cache: cache_lib.Cache,
 ) -> tuple[jax.Array, cache_lib.Cache]:
   """`decode` of a model that differs per row, see `unstack_per_row`."""
-  cache_axes = cache_lib.Cache(layers=0, positions=0, end_index=None)
+  cache_axes = cache.replace(layers=0, positions=0, end_index=None)
 
   def decode_row(
     model: PerLayerModel,

@@ -15,7 +15,9 @@ def config_of(cls: type, settings: Mapping[str, Any]) -> Any:
   """A learner's config from an experiment's sections; absent ones default."""
   own = dict(settings.get(OWN_SECTION, {}))
   for field in dataclasses.fields(cls):
-    if dataclasses.is_dataclass(field.type) and field.name in settings:
+    if field.name not in settings or not isinstance(field.type, type):
+      continue
+    if dataclasses.is_dataclass(field.type):
       section = settings[field.name]
       own[field.name] = config.from_mapping(field.type, section, field.name)
   return config.from_mapping(cls, own, OWN_SECTION)

@@ -77,9 +77,9 @@ class Finetune(base.Learner):
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
-    experience_lib.check_rows(experience, self.name)
+    stream = experience_lib.row_stream(experience, self.name)
     batch, losses, size = self.cfg.finetune.batch, [], 0
-    for block in experience.blocks(_STEPS_PER_CALL * batch):
+    for block in stream.blocks(_STEPS_PER_CALL * batch):
       tokens, weight = padding.pad_to_batches(block[0], block[1], batch)
       life, loss = self._train(life, tokens, weight)
       losses.append(loss)

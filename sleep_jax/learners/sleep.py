@@ -123,7 +123,9 @@ class Sleep(base.Learner):
     With `dreaming.study_night` a copy of the life first reads the contexts,
     and has a night; with dreaming disabled that is all there is.
     """
-    dreaming, form = self.cfg.dreaming, self.setup.required_format(self.name)
+    form, dreamer = self.setup.required_format(self.name), self.dreamer
+    assert dreamer is not None  # It comes with the format.
+    dreaming = self.cfg.dreaming
     models, keys = [], []
     for i, request in enumerate(requests):
       copy = life
@@ -141,18 +143,18 @@ class Sleep(base.Learner):
       key = jax.random.fold_in(life.rng, life.clock.nights)
       rows = [
         study_lib.dreamed_rows(
-          self.dreamer, life.model, request, jax.random.fold_in(key, i)
+          dreamer, life.model, request, jax.random.fold_in(key, i)
         )
         for i, request in enumerate(requests)
       ]
       return study_lib.train_and_answer(
-        self.dreamer, life.model, requests, rows, key
+        dreamer, life.model, requests, rows, key
       )
     answers = []
     for model, key, request in zip(models, keys, requests, strict=True):
-      rows = study_lib.dreamed_rows(self.dreamer, model, request, key)
+      rows = study_lib.dreamed_rows(dreamer, model, request, key)
       answers += study_lib.train_and_answer(
-        self.dreamer, model, [request], [rows], key
+        dreamer, model, [request], [rows], key
       )
     return answers
 

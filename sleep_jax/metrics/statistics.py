@@ -6,7 +6,9 @@ import numpy as np
 from scipy import stats
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(
+  values: Sequence[float] | np.ndarray,
+) -> tuple[float, float]:
   """The mean of `values`, and the half-width of its 95% t interval.
 
   The half-width of a single value is nan.

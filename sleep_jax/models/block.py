@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.models import cms
 from sleep_jax.models import layers as layers_lib
@@ -16,12 +17,13 @@ from sleep_jax.models.mixers import base as mixers_base
 class LayerInputs(NamedTuple):
   """What is a layer's own; stacked over layers, leaves are `[L, ...]`.
 
-  memory: one entry for each level that the layer has a part in, or None.
+  memory: one `cms.LayerMemory` for each level that the layer has a part in;
+    with buffers per layer, a tuple over layers of these; or None.
   cache: the mixer's state, see `Mixer.init_state`, or None.
   adapter: low-rank changes of the layer's matrices, or None.
   """
 
-  memory: tuple[cms.LayerMemory, ...] | None
+  memory: at.Tree
   cache: Any
   adapter: lora.Adapter | None
 

@@ -104,6 +104,7 @@ def apply_experts(
   layer_memory: LayerMemory, x_BxTxD: jax.Array, top_k: int
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the gated low-rank experts, and the router's logits `[B, T, S]`."""
+  assert layer_memory.status is not None  # It comes with the experts.
   e = jax.tree.map(lambda w: w.astype(x_BxTxD.dtype), layer_memory.experts)
   logits = jnp.einsum('btd,sd->bts', x_BxTxD, e.router) + e.bias
   gate = route(logits, layer_memory.status, top_k)
@@ -138,7 +139,7 @@ class Level(nn.Module):
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
 
     def project(x: jax.Array, matrix: str) -> jax.Array:
-      return lora.apply(x @ w[matrix], adapter, self.name, matrix, x)
+      return lora.apply(x @ w[matrix], adapter, self.name or '', matrix, x)
 
     h = jax.nn.silu(project(x_BxTxD, 'gate')) * project(x_BxTxD, 'up')
     # Else XLA computes h anew, column by column, for the gradient of `down`.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax.models import block as block_lib
 from sleep_jax.models import cms
+from sleep_jax.models import layers as layers_lib
 from sleep_jax.models.mixers import base as mixers_base
 
 Routes = tuple[jax.Array | None, ...]
@@ -106,7 +107,7 @@ class LayerStack(nn.Module):
       self._block(),
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType] Stub: int.
       length=len(run.layers),
       unroll=min(c.unroll, len(run.layers)),
     )(c, c.levels_per_block, mixers_base.of_layers(c)[0], name='block')
@@ -137,7 +138,7 @@ class LayerStack(nn.Module):
         lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), stack
       )
       inputs_of_layer = block_lib.LayerInputs((level_memory,), *rest)
-      return block.apply({'params': params}, x, inputs_of_layer, inputs)
+      return layers_lib.apply(block, params, x, inputs_of_layer, inputs)
 
     if c.remat:
       body = jax.checkpoint(body, prevent_cse=False)

@@ -1,10 +1,22 @@
 """Layers that mixers and blocks share: the norm and rotary positions."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
+
+
+def apply(module: nn.Module, params: at.Params, *args: Any) -> Any:
+  """What a module returns for `args`, with these parameters.
+
+  `Module.apply` is annotated as a pair as well, which it returns where
+  collections are mutable; here none are.
+  """
+  return module.apply({'params': params}, *args)
 
 
 class RMSNorm(nn.Module):

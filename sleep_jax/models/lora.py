@@ -104,7 +104,9 @@ def apply(
 
   `x` is `[B, T, I]`; `y` may have its last axes split over heads.
   """
-  pair = None if adapter is None else adapter.for_module(module).get(target)
+  if adapter is None:
+    return y
+  pair = adapter.for_module(module).get(target)
   if pair is None:
     return y
   a, b = (w.astype(x.dtype) for w in (pair.a, pair.b))

@@ -93,7 +93,7 @@ class Bank(struct.PyTreeNode):
       created_night=self.created_night.at[slot].set(night),
     )
 
-  def set_status(self, slot: int, status: int) -> 'Bank':
+  def set_status(self, slot: jax.Array | int, status: int) -> 'Bank':
     """This bank with the status of one slot changed."""
     return self.replace(status=self.status.at[slot].set(status))
 
@@ -135,8 +135,8 @@ class Memory(struct.PyTreeNode):
     """This memory with other fast changes; None leaves a level as it is."""
     return self.replace(
       levels=tuple(
-        l if d is None else l.replace(fast=l.fast.replace(delta=d))
-        for l, d in zip(self.levels, deltas, strict=True)
+        l if d is None else l.replace(fast=self.fast(i).replace(delta=d))
+        for i, (l, d) in enumerate(zip(self.levels, deltas, strict=True))
       )
     )
 
@@ -244,6 +244,17 @@ def init_recurrent_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
   return tuple(
     mixers[i].init_state(cfg, 1, 0).s[0] for i in cfg.recurrent_layers
   )
+
+
+def of_states(cfg: config.ModelConfig, states: tuple[jax.Array, ...]) -> Memory:
+  """A memory of recurrent states alone: no level has a fast part or slots.
+
+  Args:
+    cfg: the model.
+    states: of its recurrent layers, [H, K, V] each, or [B, H, K, V] for a
+      forward pass of B rows.
+  """
+  return Memory(tuple(LevelMemory(None, None) for _ in cfg.levels), states)
 
 
 def init_memory(cfg: config.ModelConfig) -> Memory:

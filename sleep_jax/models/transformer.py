@@ -7,7 +7,7 @@ The module is used as a pure function: `apply(params, tokens, memory, cache)`.
 Nothing is stored inside; memory and cache go in and come out.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 from flax import struct
@@ -37,6 +37,17 @@ class Output(struct.PyTreeNode):
   cache: cache_lib.Cache | None
   # What the recurrent layers hold after the last token, [B, H, K, V] each.
   states: tuple[jax.Array, ...] = ()
+
+  def router_logits(self, level: int) -> jax.Array:
+    """Those of level number `level` (0 = fastest), `[L, B, T, S]`.
+
+    Raises:
+      ValueError: if that level has no slots.
+    """
+    logits = self.routes[level]
+    if logits is None:
+      raise ValueError(f'Level {level + 1} has no slots.')
+    return logits
 
 
 class Decoder(nn.Module):
@@ -129,7 +140,6 @@ def forward(
   positions: jax.Array | None = None,
   cache: cache_lib.Cache | None = None,
   adapter: lora.Adapter | None = None,
-  states: tuple[jax.Array, ...] | None = None,
 ) -> Output:
   """One forward pass.
 
@@ -137,13 +147,13 @@ def forward(
     cfg: the model.
     params: backbone weights, as `init` gives them.
     tokens: `[B, T]`.
-    memory: fast weights and experts; None computes the bare backbone.
+    memory: fast weights and experts; None computes the bare backbone. Its
+      recurrent states, [H, K, V] for every row or [B, H, K, V], are what a
+      hybrid's recurrent layers begin with, unless a cache is given.
     positions: `[B, T]`, PAD_POSITION where a token is padding; default
       0..T-1, or continuing after the cache's columns.
     cache: keys and values of earlier columns; its space must suffice.
     adapter: low-rank changes of the backbone's matrices.
-    states: of a hybrid without a cache, what its recurrent layers begin with,
-      [B, H, K, V] each; default those of the memory, for every row.
 
   Returns:
     The `Output`; `cache` holds the new columns if one was given.
@@ -152,10 +162,11 @@ def forward(
     first = 0 if cache is None else cache.end_index
     positions = positions_lib.default_positions(tokens, first)
   layer_memory = None if memory is None else cms.per_layer_memory(memory)
-  if states is None:
-    states = cache_lib.broadcast_states(memory, tokens.shape[0])
-  return Decoder(cfg).apply(
-    {'params': params}, tokens, layer_memory, positions, cache, adapter, states
+  states = cache_lib.broadcast_states(memory, tokens.shape[0])
+  return layers_lib.apply(
+    Decoder(cfg),
+    params,
+    *(tokens, layer_memory, positions, cache, adapter, states),
   )
 
 
@@ -172,7 +183,8 @@ def init(cfg: config.ModelConfig, rng: at.Key) -> at.Params:
   """Fresh backbone weights."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   positions = jnp.arange(2)[None]
-  return Decoder(cfg).init(rng, tokens, None, positions, None)['params']
+  variables = Decoder(cfg).init(rng, tokens, None, positions, None)
+  return cast(at.Params, variables['params'])
 
 
 def count(params: at.Params) -> int:

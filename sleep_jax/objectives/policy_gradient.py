@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 
 
-def group_advantages(rewards_PxG: at.Array, eps: float = 1e-4) -> at.Array:
+def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
   """(r - mean) / (std + eps) within each group of one prompt's samples."""
   mean = rewards_PxG.mean(axis=1, keepdims=True)
   std = rewards_PxG.std(axis=1, keepdims=True)

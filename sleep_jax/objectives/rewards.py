@@ -1,6 +1,7 @@
 """Rewards of Learning to Imitate (Sleep Eq. 3 and 4)."""
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 
 _BITS = 32
+_Reward = TypeVar('_Reward', jax.Array, float)
 
 
 def levenshtein(
@@ -108,8 +110,6 @@ def pooled_similarity(
   return (pool(guess_BxMxD, guess_len) * pool(dream_BxMxD, dream_len)).sum(-1)
 
 
-def imitation(
-  semantic: at.Array | float, absolute: at.Array | float, gamma: float
-) -> at.Array | float:
+def imitation(semantic: _Reward, absolute: _Reward, gamma: float) -> _Reward:
   """Eq. 3: gamma r_sem + (1 - gamma) r_abs."""
   return gamma * semantic + (1.0 - gamma) * absolute

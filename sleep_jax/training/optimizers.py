@@ -54,7 +54,7 @@ def muon_adamw(
   )
 
 
-def muon_dimensions(params: at.Params) -> at.Tree:
+def muon_dimensions(params: at.Tree) -> at.Tree:
   """Which leaves of a hybrid Muon trains, and along which axes."""
   return jax.tree_util.tree_map_with_path(_muon_dimension, params)
 

@@ -108,10 +108,13 @@ def sample_replay(
   current = draw(teachers.current, rows=half, rng=current_key)
   previous = draw(teachers.previous, rows=half, rng=previous_key)
   if cfg.splice:
-    pools = [segments(*x, tokenizer.separator) for x in (current, previous)]
-    if all(pools):
+    pool, previous_pool = (
+      segments(*x, tokenizer.separator) for x in (current, previous)
+    )
+    if pool and previous_pool:
       return splice(
-        *pools,
+        pool,
+        previous_pool,
         (cfg.dreams, cfg.dream_length),
         previous_fraction,
         tokenizer.bos,

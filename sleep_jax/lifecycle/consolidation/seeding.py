@@ -212,7 +212,7 @@ def objective(
       rollouts.labels.weight[:, :-1],
     )
   gate_loss = optax.sigmoid_binary_cross_entropy(
-    jnp.take(out.routes[target.level], target.slot, axis=-1), batch.gate
+    jnp.take(out.router_logits(target.level), target.slot, axis=-1), batch.gate
   )
   router = masked_mean(gate_loss.mean(0), batch.gate_weight)
   loss = cfg.alpha * distill_loss + (1 - cfg.alpha) * imitation_loss
@@ -252,10 +252,10 @@ def optimizer(
   return optax.chain(*parts)
 
 
-def _muon_dimensions(expert: memory_lib.Expert) -> memory_lib.Expert:
+def _muon_dimensions(expert: at.Tree) -> at.Tree:
   """Which leaves are stacks of matrices, for Muon: A and B, layer by layer."""
   matrix = optax.contrib.MuonDimensionNumbers(1, 2)
-  return memory_lib.Expert(a=matrix, b=matrix, router=None, bias=None)
+  return expert.replace(a=matrix, b=matrix, router=None, bias=None)
 
 
 def masked_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -272,7 +272,7 @@ def _masked_divergence(
   rows: slice,
 ) -> jax.Array:
   """Mean divergence, in nats per token, of `rows` of the student's output."""
-  if cfg.teacher_top_k:
+  if isinstance(labels.teacher, divergences.TopK):
     hidden = (out.hidden[rows], student.unembedding())
     per_token = divergences.from_hidden(
       measure, labels.teacher, hidden, chunk=cfg.tokens_in_flight

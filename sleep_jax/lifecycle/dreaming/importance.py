@@ -48,13 +48,18 @@ def importance_scores(
   model = model.replace(adapter=adapter)
   sketch = functools.partial(_sketch, dreamer, model)
   flat = [d for dreams_of_context in dreams for d in dreams_of_context]
-  length = next((d.update.tokens.shape[1] for d in flat if d.usable), 1)
+  length = next(
+    (d.required_rows().tokens.shape[1] for d in flat if d.usable), 1
+  )
   empty = contexts_lib.TrainingRows(
     np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
   )
   max_rows = dreamer.cfg.importance_rows
   grads, surprise = sketch(
-    [_subsample(d.update, max_rows) if d.usable else empty for d in flat]
+    [
+      _subsample(d.required_rows(), max_rows) if d.usable else empty
+      for d in flat
+    ]
   )
   pad = dreamer.tokenizer.pad
   references, _ = sketch([_eval_rows(d[0].context, pad) for d in dreams])

@@ -26,6 +26,16 @@ class Dream:
   def usable(self) -> bool:
     return isinstance(self.update, contexts_lib.TrainingRows)
 
+  def required_rows(self) -> contexts_lib.TrainingRows:
+    """The rows of a usable dream.
+
+    Raises:
+      ValueError: if the dream was rejected.
+    """
+    if isinstance(self.update, contexts_lib.Rejected):
+      raise ValueError(f'A dream without rows: {self.update.reason}.')
+    return self.update
+
 
 def propose(
   dreamer: dreamer_lib.Dreamer,

@@ -49,22 +49,22 @@ def run_trials(
     return []
   contexts = list({id(d.context): d.context for d, _ in selected}.values())
   repeats = dreamer.trial.repeats
-  jobs = [(d.update, d.context) for d, _ in selected for _ in range(repeats)]
-  jobs += [(None, context) for context in contexts]
+  updates = [d.required_rows() for d, _ in selected for _ in range(repeats)]
+  asked = [d.context for d, _ in selected for _ in range(repeats)] + contexts
   completions, finite = trials.run(
     dreamer,
     model,
-    [update for update, _ in jobs],
-    [context.questions for _, context in jobs],
+    updates + [None] * len(contexts),
+    [context.questions for context in asked],
     rng,
   )
   scores = np.array(
     [
       np.mean(dreamer.format.grade(context, answers))
-      for (_, context), answers in zip(jobs, completions, strict=True)
+      for context, answers in zip(asked, completions, strict=True)
     ]
   )
-  baselines = scores[len(jobs) - len(contexts) :]
+  baselines = scores[len(updates) :]
   baseline_of = {id(c): s for c, s in zip(contexts, baselines)}
   results = []
   for i, (dream, omega) in enumerate(selected):

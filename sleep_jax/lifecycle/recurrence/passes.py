@@ -23,13 +23,14 @@ from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
+from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
 from sleep_jax.models.mixers import base as mixers_base
 
 States = tuple[jax.Array, ...]  # Of the recurrent layers, [B, H, K, V] each.
-KVCaches = list[Any]  # (keys, values) of the attention layers, or None.
+KVCaches = tuple[Any, ...]  # (keys, values) of the attention layers, or None.
 
 
 class WindowState(struct.PyTreeNode):
@@ -81,7 +82,8 @@ def read(
 
   def step(carry, window):
     state, first = carry
-    state, passes = loop_window(cfg, model, state, *window, first)
+    tokens, mask = window
+    state, passes = loop_window(cfg, model, state, tokens, mask, first)
     return (state, first + length), passes
 
   if cfg.remat:
@@ -137,7 +139,7 @@ def loop_window(
     one_pass, (x, states), length=cfg.passes
   )
   passes = jnp.full(len(x), float(cfg.passes))
-  if cfg.halting:
+  if after_pass is not None:  # Under `cfg.halting`.
     states_of_pass, features = after_pass
     weight = halting.halting_probs(
       model.params['halt'], features, token_mask_BxL
@@ -167,13 +169,13 @@ def predict(
   if cfg.eviction == 'hard':
     positions = jnp.arange(tokens.shape[1])
     positions = jnp.where(token_mask, positions, positions_lib.PAD_POSITION)
+    memory = model.memory or memory_lib.of_states(model.cfg, ())
     return transformer.forward(
       model.cfg,
       model.params,
       tokens,
-      model.memory,
+      memory.replace(states=state.states),
       positions=positions,
-      states=state.states,
     ).logits
   inputs = _mixer_inputs(cfg, model.cfg, state, token_mask, first)
   x, *_ = _apply(
@@ -185,7 +187,7 @@ def predict(
     range(model.cfg.layers),
   )
   norm = layers_lib.RMSNorm(model.cfg.norm_eps)
-  hidden = norm.apply({'params': model.params['norm']}, x)
+  hidden = layers_lib.apply(norm, model.params['norm'], x)
   logits = hidden @ model.unembedding().T.astype(x.dtype)
   return logits.astype(jnp.float32)
 
@@ -243,7 +245,7 @@ def _mixer_inputs(
   mask = (distance >= 0) & (
     key_positions[:, None] != positions_lib.PAD_POSITION
   )
-  if cfg.eviction == 'sliding':
+  if cache_index is not None:
     mask &= distance < cache_index
   rope = layers_lib.rope_cos_sin(
     positions,
@@ -267,8 +269,9 @@ def _apply(
   memory = None
   if model.memory is not None:
     memory = cms.per_layer_memory(model.memory)
-  x, caches, _ = layer_stack.LayerStack(model.cfg).apply(
-    {'params': model.params['blocks']},
+  x, caches, _ = layers_lib.apply(
+    layer_stack.LayerStack(model.cfg),
+    model.params['blocks'],
     x,
     block_lib.LayerInputs(memory, caches, None),
     inputs,
@@ -286,7 +289,8 @@ def _layer_caches(
 ) -> tuple[Any, ...]:
   """What every layer begins a pass with: space for the window's keys, or S."""
   rows, length = inputs.token_mask.shape
-  caches = cache_lib.init_layer_caches(cfg, rows, states)
+  # A model without recurrent layers is refused before, see `training.check`.
+  caches = cache_lib.init_layer_caches(cfg, rows, states) or ()
   if inputs.cache_index is None:
     return caches
 

@@ -110,10 +110,15 @@ def evaluate(
   rows, num_windows, length = batch.context.shape
   state = passes_lib.init_window_state(cfg, model, rows, length)
   state, passes = passes_lib.read(
-    cfg, model, state, batch.context, batch.token_mask
+    cfg, model, state, jnp.asarray(batch.context), jnp.asarray(batch.token_mask)
   )
   logits = passes_lib.predict(
-    cfg, model, state, batch.inputs, batch.input_mask, num_windows * length
+    cfg,
+    model,
+    state,
+    jnp.asarray(batch.inputs),
+    jnp.asarray(batch.input_mask),
+    num_windows * length,
   )
   logp = jax.nn.log_softmax(logits)
   nll = -jnp.take_along_axis(logp, batch.targets[..., None], axis=-1)[..., 0]

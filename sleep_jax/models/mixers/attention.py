@@ -50,6 +50,7 @@ class AttentionLayer(nn.Module):
     new_cache = None
     if state is not None:
       index, update = inputs.cache_index, jax.lax.dynamic_update_slice_in_dim
+      assert index is not None  # A state comes with the column to write to.
       k = update(state[0], k, index, axis=3)
       v = update(state[1], v, index, axis=2)
       new_cache = (k, v)

@@ -189,7 +189,7 @@ def convolve(
     whole[:, i : i + length] * kernel[..., i, :].astype(x_BxTxX.dtype)
     for i in range(width)
   )
-  return y, whole[:, length:]
+  return jnp.asarray(y), whole[:, length:]
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
