@@ -336,7 +336,7 @@ def test_the_base_has_random_self_edits_most_of_which_parse():
 
 @needs_data
 def test_the_real_puzzles_are_seals():
-  train, test = (arc_dataset.puzzles(s, '') for s in ('train', 'test'))
+  train, test = (arc_dataset.load(s, '') for s in ('train', 'test'))
   assert [p.name for p in train] == (
     '44f52bb0 4be741c5 5582e5ca 5614dbcf 5bd6f4ac 6150a2bd 67e8384a 6d0aefbc '
     '6e02f1e3 8be77c9e 8d5021e8 8e1813be'

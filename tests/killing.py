@@ -61,7 +61,7 @@ _MOMENTS = {
     False,
   ),
   'mid-rollout': (
-    'sleep_jax.lifecycle.consolidation.imitation:roll_out',
+    'sleep_jax.lifecycle.consolidation.imitation:sample_continuations',
     4,
     0.3,
     False,

@@ -28,7 +28,7 @@ needs_data = pytest.mark.skipif(
   not os.environ.get('SLEEP_JAX_DATA'), reason='SLEEP_JAX_DATA is not set'
 )
 SMALL = dict(episodes=2, train=3, reads=2, test=2, joint=5, attempts=2)
-PASSAGE = squad_data.Passage(
+PASSAGE = squad_data.SquadPassage(
   'Normans', ' They came. ', (('Who?', 'The Normans'),)
 )
 

@@ -19,6 +19,8 @@ retention margin was widened because four levels were rolled back at 0.2.
       --out=results/bulletins
 """
 
+from typing import Any
+
 from experiments.configs import base_bulletins
 from experiments.configs import common
 from sleep_jax import config
@@ -68,6 +70,25 @@ def four_levels() -> common.Config:
   )
   fast = dict(chunk=LENGTH, sleep_every=_UPDATES)
   return _model(fast, *slower, learning_rate=1e-3)
+
+
+def _arms() -> dict[str, dict[str, Any]]:
+  """Baselines, the method, and the method with one part taken away."""
+  return {
+    'frozen': {},
+    'icl': {},
+    'finetune_passage': {},
+    'ttt': {},
+    'seal': {},
+    'sleep': {},
+    'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),
+    'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
+    'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
+    # Without dreams a study reads the passage and consolidates it.
+    'no_dreaming': dict(
+      learner='sleep', dreaming=dict(enabled=False, study_night=True)
+    ),
+  }
 
 
 def get_config() -> common.Config:
@@ -126,19 +147,5 @@ def get_config() -> common.Config:
     retention_margin=0.3,
     study_rows=_STUDY,
   )
-  c.arms = {
-    'frozen': {},
-    'icl': {},
-    'finetune_passage': {},
-    'ttt': {},
-    'seal': {},
-    'sleep': {},
-    'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),
-    'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
-    'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
-    # Without dreams a study reads the passage and consolidates it.
-    'no_dreaming': dict(
-      learner='sleep', dreaming=dict(enabled=False, study_night=True)
-    ),
-  }
+  c.arms = _arms()
   return c

@@ -33,14 +33,10 @@ from sleep_jax.tasks import book
 NIGHTS, ROWS, BATCH, LENGTH, CHUNK = 3, 288, 8, 128, 32
 
 
-def get_config() -> common.Config:
-  """Settings; override any with `--config.section.name=value`."""
-  c = common.experiment('stories')
-  c.seeds = (1, 2, 3)
-  c.reference = 'sleep'
-  c.base = 'stories260k/stories260K.bin'
+def _model() -> common.Config:
+  """stories260K with a fast level before its feed-forward parts."""
   updates = ROWS // BATCH * LENGTH // CHUNK  # Of the fast level, in a day.
-  c.model = ml_collections.ConfigDict(
+  return ml_collections.ConfigDict(
     dict(
       vocab=512,
       dim=64,
@@ -65,6 +61,15 @@ def get_config() -> common.Config:
       ),
     )
   )
+
+
+def get_config() -> common.Config:
+  """Settings; override any with `--config.section.name=value`."""
+  c = common.experiment('stories')
+  c.seeds = (1, 2, 3)
+  c.reference = 'sleep'
+  c.base = 'stories260k/stories260K.bin'
+  c.model = _model()
   c.task = common.settings(
     book.BookConfig, episodes=NIGHTS, rows=ROWS, length=LENGTH
   )

@@ -95,7 +95,7 @@ class SquadConfig:
 
 
 def dream_prompt(
-  passage: squad_data.Passage, prompt: str = 'implications'
+  passage: squad_data.SquadPassage, prompt: str = 'implications'
 ) -> str:
   """The prompt of a dream."""
   request, heading = _PROMPTS[prompt]
@@ -104,7 +104,7 @@ def dream_prompt(
   )
 
 
-def question_prompt(passage: squad_data.Passage, question: str) -> str:
+def question_prompt(passage: squad_data.SquadPassage, question: str) -> str:
   """A question, closed book."""
   return _QUESTION.format(title=passage.title, question=question)
 
@@ -130,7 +130,7 @@ class SquadFormat:
     self.max_dream, self.max_answer = cfg.max_dream, cfg.max_answer
     self.stop = tokenizer.stop
 
-  def context(self, passage: squad_data.Passage) -> contexts.Context:
+  def context(self, passage: squad_data.SquadPassage) -> contexts.Context:
     """A passage as tokens, with its questions."""
     encode, cfg = self._encode, self._cfg
     pairs = passage.questions
@@ -164,7 +164,7 @@ class SquadFormat:
     return self._rows(context.source, [context.source.text.strip()])
 
   def _rows(
-    self, passage: squad_data.Passage, parts: list[str]
+    self, passage: squad_data.SquadPassage, parts: list[str]
   ) -> contexts.TrainingRows:
     shape = len(parts), self._cfg.length
     tokens = np.full(shape, self._tokenizer.pad, np.int32)
@@ -243,7 +243,7 @@ class Squad(task_lib.Task):
     )
 
   def _contexts(
-    self, passages: list[squad_data.Passage]
+    self, passages: list[squad_data.SquadPassage]
   ) -> tuple[contexts.Context, ...]:
     return tuple(map(self.format.context, passages))
 

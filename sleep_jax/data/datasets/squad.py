@@ -17,7 +17,7 @@ NUM_TEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Passage:
+class SquadPassage:
   """A paragraph, its article's title, and (question, gold answer) pairs."""
 
   title: str
@@ -25,9 +25,9 @@ class Passage:
   questions: tuple[tuple[str, str], ...]
 
 
-def _load(name: str, folder: str) -> list[Passage]:
+def _load(name: str, folder: str) -> list[SquadPassage]:
   return [
-    Passage(
+    SquadPassage(
       p['title'],
       p['context'],
       tuple((q['question'], q['answer']) for q in p['questions']),
@@ -36,13 +36,13 @@ def _load(name: str, folder: str) -> list[Passage]:
   ]
 
 
-def test_passages(folder: str = '') -> list[Passage]:
+def test_passages(folder: str = '') -> list[SquadPassage]:
   """SEAL's 200 of the validation set, in SEAL's order."""
   passages = _load(_VALIDATION, folder)
   random.Random(_SHUFFLE).shuffle(passages)
   return passages[:NUM_TEST]
 
 
-def train_passages(episode: int, folder: str = '') -> list[Passage]:
+def train_passages(episode: int, folder: str = '') -> list[SquadPassage]:
   """The 50 of one of SEAL's two rounds, 0 or 1."""
   return _load(ROUNDS[episode], folder)[:PER_ROUND]

@@ -68,7 +68,7 @@ def split_prefix(
   return window[:, :width], at_B, window[:, width:], remaining
 
 
-def roll_out(
+def sample_continuations(
   cfg: consolidation_config.SeedingConfig,
   tokenizer: tokenizers.Tokenizer,
   student: model_lib.Model,

@@ -358,7 +358,7 @@ def _imitate(
   size = cfg.prefixes * cfg.group * cfg.dream_length
   with job.costs.phase('rollout') as cost:
     rows = replay.sample_rows(order, cfg.prefixes)
-    continuations = imitation.roll_out(
+    continuations = imitation.sample_continuations(
       cfg,
       job.tokenizer,
       student,

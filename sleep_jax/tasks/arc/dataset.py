@@ -29,7 +29,7 @@ _SPLITS = {
 _LAST = ('358ba94e', 'af24b4cc')
 
 
-def puzzles(split: str, folder: str) -> list[grids.Puzzle]:
+def load(split: str, folder: str) -> list[grids.Puzzle]:
   """The 12 puzzles of split `train` or the 10 of `test`, in order of their id.
 
   Raises:

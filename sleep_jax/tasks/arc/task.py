@@ -372,7 +372,7 @@ def _select(
   split: str, first: int, ids: tuple[str, ...], folder: str
 ) -> list[grids.Puzzle]:
   """Puzzles by id, or the first ones."""
-  puzzles = arc_dataset.puzzles(split, folder)
+  puzzles = arc_dataset.load(split, folder)
   by_name = {puzzle.name: puzzle for puzzle in puzzles}
   if ids:
     where = f'task.{split}_ids'
