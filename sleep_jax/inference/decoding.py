@@ -26,9 +26,9 @@ class PerLayerModel(struct.PyTreeNode):
   """Weights and memory of a model, layer by layer."""
 
   params: at.Params  # `block_0` and so on, in place of `blocks`.
-  # One entry a layer, of the levels it has a part in. A hybrid's has the fast
-  # changes; elsewhere the weights have them.
-  memory: tuple[tuple[cms.LayerMemory, ...], ...] | None
+  # One entry a layer, a `cms.LayerMemory` for each level it has a part in; or
+  # None. A hybrid's has the fast changes; elsewhere the weights have them.
+  memory: at.Tree
 
 
 def unstack_layers(
@@ -146,8 +146,8 @@ def unstack_per_row(
   shared = dict.fromkeys(k for k in params if k != 'blocks')
   block = {k: 0 if k in changed else None for k in params['blocks']}
   axes = PerLayerModel(
-    shared | {f'block_{i}': block for i in range(cfg.layers)}, None
-  ).replace(memory=0)
+    params=shared | {f'block_{i}': block for i in range(cfg.layers)}, memory=0
+  )
   unstack = functools.partial(unstack_layers, cfg, params)
   return jax.vmap(unstack, out_axes=axes)(per_layer_memory), axes
 
