@@ -9,8 +9,9 @@ A name in an annotation, or a suffix such as `x_BxTxD`, always means:
   N  rows of a data set         P  tokens of a prompt       M  new tokens
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flax import struct
 import jax
 from jaxtyping import Bool
 from jaxtyping import Float
@@ -18,12 +19,6 @@ from jaxtyping import Int
 import numpy as np
 
 Array = jax.Array | np.ndarray  # For functions that accept either.
-# A field of a pytree dataclass. Transformations put other values than arrays
-# there, such as shapes and shardings, so it is not checked at run time.
-if TYPE_CHECKING:
-  Leaf = jax.Array
-else:
-  Leaf = Any
 Tree = Any  # A pytree; the docstring states its structure.
 Metrics = dict[str, float]  # Values by name.
 Params = dict[str, Any]  # The backbone's weights, nested as Flax has them.
@@ -36,6 +31,17 @@ Mask = Bool[Array, 'B T'] | Float[Array, 'B T']
 Hidden = Float[Array, 'B T D']
 Logits = Float[Array, 'B T V']
 
+
+class Pytree(struct.PyTreeNode):
+  """A frozen dataclass that is a pytree, with `replace`.
+
+  Transformations put shapes, shardings and axes in place of arrays, so fields
+  are typed for readers and static checkers, and not checked at run time.
+  """
+
+  __no_type_check__ = True
+
+
 __all__ = [
   'Array',
   'Bool',
@@ -44,11 +50,11 @@ __all__ = [
   'Hidden',
   'Int',
   'Key',
-  'Leaf',
   'Logits',
   'Mask',
   'Metrics',
   'Params',
+  'Pytree',
   'Scalar',
   'Tokens',
   'Tree',

@@ -4,12 +4,12 @@ import dataclasses
 
 import chex
 from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.inference import decoding
 from sleep_jax.models import cache as cache_lib
@@ -241,7 +241,7 @@ class EmaConfig:
   init_decay: float = 0.5
 
 
-class EmaState(struct.PyTreeNode):
+class EmaState(at.Pytree):
   """The average so far."""
 
   s: jax.Array  # [B, 1, 1, D]

@@ -7,7 +7,6 @@ layer it only reads them, and writes one column in place.
 
 import functools
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +21,7 @@ from sleep_jax.models import transformer
 PerLayerMemory = cms.PerLayerMemory
 
 
-class PerLayerModel(struct.PyTreeNode):
+class PerLayerModel(at.Pytree):
   """Weights and memory of a model, layer by layer."""
 
   params: at.Params  # `block_0` and so on, in place of `blocks`.

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -50,12 +49,12 @@ class SamplerConfig:
       )
 
 
-class Completions(struct.PyTreeNode):
+class Completions(at.Pytree):
   """Sampled tokens, their log-probabilities, and how many count per row."""
 
-  tokens: at.Leaf  # Int [B, M].
-  logprobs: at.Leaf  # Float [B, M].
-  lengths: at.Leaf  # Int [B].
+  tokens: at.Int[jax.Array, 'B M']
+  logprobs: at.Float[jax.Array, 'B M']
+  lengths: at.Int[jax.Array, 'B']
 
 
 def filter_logits(logits_BxV: jax.Array, sampler: SamplerConfig) -> jax.Array:

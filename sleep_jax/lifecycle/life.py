@@ -12,15 +12,15 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 
 
-class Clock(struct.PyTreeNode):
+class Clock(at.Pytree):
   """Where a life stands."""
 
-  tokens: at.Leaf  # Int scalar. Read so far, per row of a batch.
-  tokens_at_last_sleep: at.Leaf  # Int scalar.
-  nights: at.Leaf  # Int scalar.
+  tokens: at.Int[jax.Array, '']  # Read so far, per row of a batch.
+  tokens_at_last_sleep: at.Int[jax.Array, '']
+  nights: at.Int[jax.Array, '']
 
 
-class Life(struct.PyTreeNode):
+class Life(at.Pytree):
   """Everything that a life is.
 
   model: the model as it is now.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +13,7 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.mixers import base as mixers_base
 
 
-class Cache(struct.PyTreeNode):
+class Cache(at.Pytree):
   """Columns of earlier tokens; `end_index` is the first free one.
 
   layers: the mixers' states, see `Mixer.init_state`. Of a plain model one,
@@ -23,8 +22,8 @@ class Cache(struct.PyTreeNode):
   """
 
   layers: Any
-  positions: at.Leaf  # Int [B, C].
-  end_index: at.Leaf  # Int scalar.
+  positions: at.Int[jax.Array, 'B C']
+  end_index: at.Int[jax.Array, '']
 
 
 def init_cache(

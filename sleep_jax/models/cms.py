@@ -6,7 +6,6 @@ which is a Transformer's feed-forward block, to any k.
 """
 
 from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -21,13 +20,13 @@ from sleep_jax.models import memory as memory_lib
 _MIN_ROUTER_LOGIT = -4.0
 
 
-class LayerMemory(struct.PyTreeNode):
+class LayerMemory(at.Pytree):
   """One level's memory in one layer (no layer axis), or stacked over layers."""
 
   delta: at.Tree | None
   experts: memory_lib.Expert | None
-  status: at.Leaf | None  # [S]
-  min_gate: at.Leaf | None = None  # [B, S], see `with_random_experts`.
+  status: jax.Array | None  # [S]
+  min_gate: jax.Array | None = None  # [B, S], see `with_random_experts`.
 
 
 PerLayerMemory = tuple[LayerMemory, ...]  # By level; leaves are [L, ...].

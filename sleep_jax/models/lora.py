@@ -41,14 +41,14 @@ class LoraConfig:
 _ATTENTION = ('q', 'k', 'v', 'o')
 
 
-class LowRankPair(struct.PyTreeNode):
+class LowRankPair(at.Pytree):
   """A and B of one matrix, stacked over layers; axes of heads are flat."""
 
-  a: at.Leaf  # Float [L, I, R].
-  b: at.Leaf  # Float [L, R, O].
+  a: at.Float[jax.Array, 'L I R']
+  b: at.Float[jax.Array, 'L R O']
 
 
-class Adapter(struct.PyTreeNode):
+class Adapter(at.Pytree):
   """Pairs by module (`attention`, `level_1`, ...) and matrix."""
 
   pairs: dict[str, dict[str, LowRankPair]]

@@ -12,7 +12,6 @@ axis over independent lives is added by `jax.vmap`, never here.
 
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,25 +27,25 @@ LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
 _INIT_GATE_BIAS = 2.0
 
 
-class Expert(struct.PyTreeNode):
+class Expert(at.Pytree):
   """Low-rank experts: `silu(x A) B`, gated by `sigmoid(x . router + bias)`.
 
   Leaves carry the layer axis, and in a bank the slot axis after it.
   """
 
-  a: at.Leaf  # Float [L, *S, D, R].
-  b: at.Leaf  # Float [L, *S, R, D].
-  router: at.Leaf  # Float [L, *S, D].
-  bias: at.Leaf  # Float [L, *S].
+  a: at.Float[jax.Array, 'L *S D R']
+  b: at.Float[jax.Array, 'L *S R D']
+  router: at.Float[jax.Array, 'L *S D']
+  bias: at.Float[jax.Array, 'L *S']
 
 
-class Bank(struct.PyTreeNode):
+class Bank(at.Pytree):
   """The experts of one level."""
 
   experts: Expert
-  status: at.Leaf  # Int [S].
+  status: at.Int[jax.Array, 'S']
   # The night a slot was unlocked; -1 = never.
-  created_night: at.Leaf  # Int [S].
+  created_night: at.Int[jax.Array, 'S']
 
   def expert(self, slot: jax.Array | int) -> Expert:
     """The expert in `slot`, leaves `[L, ...]`."""
@@ -104,23 +103,23 @@ class Bank(struct.PyTreeNode):
     )
 
 
-class Fast(struct.PyTreeNode):
+class Fast(at.Pytree):
   """What Eq. 2 has done to one level's weights, and will do next."""
 
   delta: at.Tree  # Change of {gate, up, down}, stacked over layers.
   grads: at.Tree  # Sum of the gradients since the last update.
-  chunks: at.Leaf  # Int scalar. How many base chunks that sum holds.
+  chunks: at.Int[jax.Array, '']  # How many base chunks that sum holds.
   opt_state: Any
 
 
-class LevelMemory(struct.PyTreeNode):
+class LevelMemory(at.Pytree):
   """One level: `fast` is None when it is frozen, `bank` when it has no slot."""
 
   fast: Fast | None
   bank: Bank | None
 
 
-class Memory(struct.PyTreeNode):
+class Memory(at.Pytree):
   """All fast and grown state of a life; levels run from fast to slow."""
 
   levels: tuple[LevelMemory, ...]

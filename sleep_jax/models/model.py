@@ -17,7 +17,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 
 
-class Model(struct.PyTreeNode):
+class Model(at.Pytree):
   """Everything that turns tokens into logits.
 
   cfg: its dimensions, levels and mixers (static).

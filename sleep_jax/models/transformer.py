@@ -10,7 +10,6 @@ Nothing is stored inside; memory and cache go in and come out.
 from typing import Any, cast
 
 from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -27,11 +26,11 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.mixers import base as mixers_base
 
 
-class Output(struct.PyTreeNode):
+class Output(at.Pytree):
   """What a forward pass returns."""
 
-  logits: at.Leaf  # Float [B, T, V].
-  hidden: at.Leaf  # Float [B, T, D]. After the final norm.
+  logits: at.Float[jax.Array, 'B T V']
+  hidden: at.Float[jax.Array, 'B T D']  # After the final norm.
   # Per level, logits [L, B, T, S] over the layers that the level has.
   routes: tuple[jax.Array | None, ...]
   cache: cache_lib.Cache | None

@@ -10,7 +10,6 @@ step. `chunked` and `from_hidden` hold the logits of a few tokens at a time;
 
 from collections.abc import Callable
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -90,7 +89,7 @@ def chunked(
   return jax.tree.map(join, jax.lax.map(step, jax.tree.map(split, rows)))
 
 
-class TopK(struct.PyTreeNode):
+class TopK(at.Pytree):
   """A teacher's k likeliest tokens, and all others as one more outcome.
 
   The probabilities are not renormalised: the mass of all other tokens is kept
@@ -98,8 +97,8 @@ class TopK(struct.PyTreeNode):
   tokens (data processing inequality), and equals it for k = V - 1.
   """
 
-  tokens: at.Leaf  # Int `[..., K]`.
-  logprobs: at.Leaf  # Float `[..., K+1]`; the last is of all others.
+  tokens: jax.Array  # Int `[..., K]`.
+  logprobs: jax.Array  # Float `[..., K+1]`; the last is of all others.
 
 
 def top_k(logits: at.Array, k: int) -> TopK:

@@ -7,7 +7,6 @@ earns Eq. 3's reward for agreeing with what the row continues with.
 import functools
 from typing import NamedTuple
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -35,12 +34,12 @@ class Continuations(NamedTuple):
   reference_lengths: at.Int[jax.Array, 'B']
 
 
-class Rollouts(struct.PyTreeNode):
+class Rollouts(at.Pytree):
   """The student's own continuations, labelled and rewarded."""
 
   labels: teacher_labels.LabeledBatch
-  old_logp: at.Leaf  # Float [B, T]. When they were sampled.
-  advantage: at.Leaf  # Float [B].
+  old_logp: at.Float[jax.Array, 'B T']  # When they were sampled.
+  advantage: at.Float[jax.Array, 'B']
 
   def rows(self, index: jax.Array) -> 'Rollouts':
     """The rows at `index`."""

@@ -9,7 +9,6 @@ one context; every token is labelled by the teacher that generated it.
 import functools
 from typing import NamedTuple
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 
-class Teachers(struct.PyTreeNode):
+class Teachers(at.Pytree):
   """The teachers S_1..S_k of Knowledge Seeding; they share their weights.
 
   previous_memory: None where the current model alone teaches.

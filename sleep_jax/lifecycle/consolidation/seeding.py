@@ -42,18 +42,18 @@ from sleep_jax.training import fit
 _PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 
 
-class StepMetrics(struct.PyTreeNode):
+class StepMetrics(at.Pytree):
   """What one seeding step measures, before its update; nats per token."""
 
-  loss: at.Leaf
-  kl: at.Leaf  # KL(teacher || student) on replayed rows, whatever F is.
-  divergence: at.Leaf  # F on replayed rows.
-  on_policy: at.Leaf  # F on the student's own rollouts.
-  imitation: at.Leaf  # The policy-gradient loss.
-  router: at.Leaf  # Provenance cross-entropy.
+  loss: jax.Array
+  kl: jax.Array  # KL(teacher || student) on replayed rows, whatever F is.
+  divergence: jax.Array  # F on replayed rows.
+  on_policy: jax.Array  # F on the student's own rollouts.
+  imitation: jax.Array  # The policy-gradient loss.
+  router: jax.Array  # Provenance cross-entropy.
 
 
-class SlotId(struct.PyTreeNode):
+class SlotId(at.Pytree):
   """Where an expert is: a level (0 = fastest, static), a slot of its bank."""
 
   level: int = struct.field(pytree_node=False)

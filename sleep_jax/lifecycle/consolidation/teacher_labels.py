@@ -2,7 +2,6 @@
 
 import functools
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,20 +18,20 @@ _MAX_TEACHER_KL = 4.0  # Nats; a single token must not carry a batch.
 _LABEL_BATCH = 64  # Rows labelled at a time; bounds the memory of a pass.
 
 
-class LabeledBatch(struct.PyTreeNode):
+class LabeledBatch(at.Pytree):
   """Token rows with their teachers' predictions.
 
   Column t holds what concerns the prediction of token t+1.
   """
 
-  tokens: at.Leaf  # Int [N, T].
-  positions: at.Leaf  # Int [N, T].
-  weight: at.Leaf  # Float [N, T]. Weight of the prediction; 0 = padding.
+  tokens: at.Int[jax.Array, 'N T']
+  positions: at.Int[jax.Array, 'N T']
+  weight: at.Float[jax.Array, 'N T']  # Weight of the prediction; 0 = padding.
   # The teacher's logits `[N, T, V]`, or the likeliest of them.
-  teacher: at.Leaf | divergences.TopK
+  teacher: jax.Array | divergences.TopK
   # Where the new expert should be on, 1 or 0, and the weight of that target.
-  gate: at.Leaf  # Float [N, T].
-  gate_weight: at.Leaf  # Float [N, T].
+  gate: at.Float[jax.Array, 'N T']
+  gate_weight: at.Float[jax.Array, 'N T']
 
   def rows(self, index: jax.Array | np.ndarray) -> 'LabeledBatch':
     """The rows at `index`."""

@@ -10,7 +10,6 @@ by back-propagation through windows and passes.
 
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +32,7 @@ States = tuple[jax.Array, ...]  # Of the recurrent layers, [B, H, K, V] each.
 KVCaches = tuple[Any, ...]  # (keys, values) of the attention layers, or None.
 
 
-class WindowState(struct.PyTreeNode):
+class WindowState(at.Pytree):
   """What a window leaves to the next.
 
   states: of the recurrent layers, [B, H, K, V] each.
@@ -43,7 +42,7 @@ class WindowState(struct.PyTreeNode):
   states: States
   k: tuple[jax.Array, ...]
   v: tuple[jax.Array, ...]
-  positions: at.Leaf  # Int [B, C].
+  positions: at.Int[jax.Array, 'B C']
 
 
 def init_window_state(

@@ -18,7 +18,6 @@ import functools
 import math
 
 from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -34,16 +33,16 @@ _BLOCK, _DOUBLINGS = 8, 2  # Tokens of a block; 2 ** (2 + 1) = 8.
 _Tokens = tuple[jax.Array, ...]  # q, k, v, log alpha and beta of a step.
 
 
-class State(struct.PyTreeNode):
+class State(at.Pytree):
   """What a layer carries from token to token.
 
   Sleep keeps `s` alone: `conv_state` ends with the window
   (offline_recurrence 8).
   """
 
-  s: at.Leaf  # Float [B, H, K, V]. Always float32.
+  s: at.Float[jax.Array, 'B H K V']  # Always float32.
   # The last W inputs of the convolution, which it reads again.
-  conv_state: at.Leaf  # Float [B, W, X].
+  conv_state: at.Float[jax.Array, 'B W X']
 
 
 def scan_tokens(
