@@ -11,17 +11,14 @@ the gold labels follow it, and `targets` are shifted already: nothing is
 predicted in the context, and no layout depends on the number of passes.
 """
 
-import dataclasses
-
-import jax
 import numpy as np
+
+from sleep_jax import array_typing as at
 
 PAD = 0  # Of all window tasks.
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class WindowBatch:
+class WindowBatch(at.Pytree):
   """A batch of B sequences: J windows of L tokens, and a prediction window.
 
   context: `[B, J, L]` int32.
@@ -34,13 +31,13 @@ class WindowBatch:
     where there are none, and where the weight is 0.
   """
 
-  context: np.ndarray
-  token_mask: np.ndarray
-  inputs: np.ndarray
-  input_mask: np.ndarray
-  targets: np.ndarray
-  weight: np.ndarray
-  depth: np.ndarray
+  context: at.Array
+  token_mask: at.Array
+  inputs: at.Array
+  input_mask: at.Array
+  targets: at.Array
+  weight: at.Array
+  depth: at.Array
 
 
 def pack(
