@@ -5,6 +5,7 @@ configures.
 """
 
 from sleep_jax.config.base import ConfigError as ConfigError
+from sleep_jax.config.base import Settings as Settings
 from sleep_jax.config.base import from_mapping as from_mapping
 from sleep_jax.config.base import lookup as lookup
 from sleep_jax.config.model import MIXERS_PACKAGE as MIXERS_PACKAGE

@@ -4,14 +4,18 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, TypeVar, cast
 
+import ml_collections
+
 _T = TypeVar('_T')
+# A section of an experiment's config. A ConfigDict is no Mapping to Python.
+Settings = Mapping[str, Any] | ml_collections.ConfigDict
 
 
 class ConfigError(ValueError):
   """An invalid setting; the message names it and what to do."""
 
 
-def from_mapping(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+def from_mapping(cls: type[_T], values: Settings, where: str) -> _T:
   """Builds dataclass `cls`, naming any key that it does not have.
 
   Args:

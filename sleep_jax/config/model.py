@@ -1,6 +1,5 @@
 """What a model is: its dimensions, levels and mixers."""
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -177,7 +176,7 @@ class ModelConfig:
     return self.head_dim or self.dim // self.heads
 
   @classmethod
-  def from_mapping(cls, values: Mapping[str, Any]) -> 'ModelConfig':
+  def from_mapping(cls, values: base.Settings) -> 'ModelConfig':
     """From a nested mapping such as a ConfigDict's `model`."""
     values = dict(values)
     values['levels'] = tuple(

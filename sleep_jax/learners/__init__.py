@@ -1,6 +1,5 @@
 """Ways to live, by name."""
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -11,20 +10,21 @@ from sleep_jax.learners import base
 OWN_SECTION = 'learner_config'
 
 
-def config_of(cls: type, settings: Mapping[str, Any]) -> Any:
+def config_of(cls: type, settings: config.Settings) -> Any:
   """A learner's config from an experiment's sections; absent ones default."""
-  own = dict(settings.get(OWN_SECTION, {}))
+  sections: dict[str, Any] = dict(settings)
+  own: dict[str, Any] = dict(sections.get(OWN_SECTION, {}))
   for field in dataclasses.fields(cls):
-    if field.name not in settings or not isinstance(field.type, type):
+    if field.name not in sections or not isinstance(field.type, type):
       continue
     if dataclasses.is_dataclass(field.type):
-      section = settings[field.name]
+      section = sections[field.name]
       own[field.name] = config.from_mapping(field.type, section, field.name)
   return config.from_mapping(cls, own, OWN_SECTION)
 
 
 def build(
-  name: str, settings: Mapping[str, Any], setup: base.Setup
+  name: str, settings: config.Settings, setup: base.Setup
 ) -> base.Learner:
   """The learner called `name` (see `registry.find`).
 

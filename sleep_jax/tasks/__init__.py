@@ -1,14 +1,11 @@
 """Tasks: streams of experience, and how a life is evaluated on them."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sleep_jax import config
 from sleep_jax.config import registry
 from sleep_jax.tasks import base
 
 
-def build(name: str, settings: Mapping[str, Any], seed: int) -> base.Task:
+def build(name: str, settings: config.Settings, seed: int) -> base.Task:
   """The task called `name`.
 
   Args:
