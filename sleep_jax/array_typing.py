@@ -22,8 +22,9 @@ Array = jax.Array | np.ndarray  # For functions that accept either.
 # there, such as shapes and shardings, so it is not checked at run time.
 if TYPE_CHECKING:
   Leaf = jax.Array
+  HostLeaf = np.ndarray  # Where the dataclass is built from NumPy's arrays.
 else:
-  Leaf = Any
+  Leaf = HostLeaf = Any
 Tree = Any  # A pytree; the docstring states its structure.
 Metrics = dict[str, float]  # Values by name.
 Params = dict[str, Any]  # The backbone's weights, nested as Flax has them.
@@ -42,6 +43,7 @@ __all__ = [
   'Device',
   'Float',
   'Hidden',
+  'HostLeaf',
   'Int',
   'Key',
   'Leaf',

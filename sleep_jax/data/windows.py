@@ -16,6 +16,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from sleep_jax import array_typing as at
+
 PAD = 0  # Of all window tasks.
 
 
@@ -34,13 +36,13 @@ class WindowBatch:
     where there are none, and where the weight is 0.
   """
 
-  context: np.ndarray
-  token_mask: np.ndarray
-  inputs: np.ndarray
-  input_mask: np.ndarray
-  targets: np.ndarray
-  weight: np.ndarray
-  depth: np.ndarray
+  context: at.HostLeaf
+  token_mask: at.HostLeaf
+  inputs: at.HostLeaf
+  input_mask: at.HostLeaf
+  targets: at.HostLeaf
+  weight: at.HostLeaf
+  depth: at.HostLeaf
 
 
 def pack(
