@@ -20,6 +20,7 @@ from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import flops
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import add_levels
 from sleep_jax.weights import folder as folder_lib
@@ -76,17 +77,15 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
   bank = memory.levels[1].bank.unlock(0, jnp.int32(0), jax.random.key(1))
   unlocked = memory.with_level(1, bank=bank)
   np.testing.assert_array_equal(logits(cfg, params, tokens, unlocked), want)
-  woken, _, _ = wake.wake(
-    cfg,
+  updated, _, _ = wake.read_day(
     wake.WakeConfig(batch=2),
-    params,
-    memory,
+    model_lib.Model(cfg, params, memory),
     jnp.int32(0),
     tokens[:2, :4],
     jnp.ones((2, 4)),
     defer_due_update=False,
   )
-  assert not np.allclose(logits(cfg, params, tokens, woken), want)
+  assert not np.allclose(logits(cfg, params, tokens, updated), want)
 
 
 def as_one_level(memory: memory_lib.Memory):
@@ -202,31 +201,30 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
   frozen = dataclasses.replace(cfg.levels[1], chunk=0)
   daily = dataclasses.replace(cfg.levels[0], sleep_every=240)
   cfg = dataclasses.replace(cfg, levels=(daily, frozen))
-  life = life_lib.init_life(cfg, adopted(cfg, plain), jax.random.PRNGKey(0))
+  model = model_lib.Model(cfg, adopted(cfg, plain))
+  life = life_lib.init_life(model, jax.random.PRNGKey(0))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (120, 1))
-  memory, clock, loss = wake.wake(
-    cfg,
+  memory, clock, loss = wake.read_day(
     wake.WakeConfig(batch=2),
-    life.params,
-    life.memory,
+    life.model,
     life.clock.tokens,
     rows,
     jnp.ones(rows.shape),
     defer_due_update=True,
   )
   assert loss[-4:].mean() < 0.1 * loss[:4].mean()
-  life = life.replace(memory=memory, clock=life.clock.replace(tokens=clock))
+  life = life.with_memory(memory)
+  life = life.replace(clock=life.clock.replace(tokens=clock))
   words = ['.', *(f'w{i}' for i in range(29))]
   after, report = transfer_lib.transfer(
-    cfg,
     NIGHT,
     life,
     schedule.Transfer(0, 1),
     tokenizers.WordTokenizer(words, separator='.'),
-    jax.random.PRNGKey(1),
     costs_lib.CostTracker(cfg, 16),
+    jax.random.PRNGKey(1),
   )
   assert report.kl_first > 0.05
   assert report.kl_last < 0.7 * report.kl_first and report.transferred
@@ -234,10 +232,12 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
   assert new.status.tolist() == [memory_lib.ACTIVE, 0, 0]
   for x, y in zip(jax.tree.leaves(old.experts), jax.tree.leaves(new.experts)):
     np.testing.assert_array_equal(x[:, 1:], y[:, 1:])
-  chex.assert_trees_all_equal(after.params, life.params)
+  chex.assert_trees_all_equal(after.model.params, life.model.params)
 
   def nats(memory):
-    logp = jax.nn.log_softmax(logits(cfg, life.params, row, memory)[:, :-1])
+    logp = jax.nn.log_softmax(
+      logits(cfg, life.model.params, row, memory)[:, :-1]
+    )
     return -jnp.take_along_axis(logp, row[:, 1:, None], -1).mean()
 
   # The sender has begun anew; what it knew is recalled nevertheless.

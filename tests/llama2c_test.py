@@ -13,6 +13,7 @@ import pytest
 from sleep_jax import config
 from sleep_jax.data import tokenizers
 from sleep_jax.inference import sampling
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import convert
 from sleep_jax.weights import folder as folder_lib
@@ -45,9 +46,7 @@ def test_the_published_greedy_sample_token_for_token():
   cfg, params = llama2c.read(MODEL)
   tok = tokenizers.load(STORIES / 'tok512.bin')
   got = sampling.generate(
-    cfg,
-    params,
-    None,
+    model_lib.Model(cfg, params),
     jnp.array([[tok.bos]]),
     jnp.array([1]),
     jax.random.key(0),

@@ -17,6 +17,7 @@ from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 from sleep_jax.runtime import tree_paths
@@ -61,11 +62,9 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
 
   def wake_day(place, place_rows):
     memory = memory_lib.init_memory(cfg)
-    return wake.wake(
-      cfg,
+    return wake.read_day(
       wake.WakeConfig(batch=8),
-      place(params),
-      place(memory),
+      model_lib.Model(cfg, place(params), place(memory)),
       jnp.int32(0),
       place_rows(rows),
       place_rows(jnp.ones(rows.shape)),
@@ -86,9 +85,7 @@ def test_a_rollout_on_eight_devices_equals_one(cfg, params, memory):
   def rollout(place, place_rows):
     prompts = jnp.full((ROWS, 1), 1)
     return sampling.generate(
-      cfg,
-      place(params),
-      place(memory),
+      model_lib.Model(cfg, place(params), place(memory)),
       place_rows(prompts),
       place_rows(jnp.ones((ROWS,), jnp.int32)),
       jax.random.key(4),
@@ -103,55 +100,48 @@ def test_a_rollout_on_eight_devices_equals_one(cfg, params, memory):
 
 
 def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
-  how = consolidation_config.SeedingConfig(steps=4, batch=8)
+  seeding_cfg = consolidation_config.SeedingConfig(steps=4, batch=8)
 
   def seed(place, place_rows):
     ones = jnp.ones(rows.shape)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     teacher = transformer.forward(cfg, params, rows).logits
-    judged = teacher_labels.LabeledBatch(
+    labels = teacher_labels.LabeledBatch(
       rows, positions, ones, teacher, ones, ones
     )
     expert = jax.tree.map(jnp.copy, memory.levels[1].bank.expert(0))
     order = jnp.arange(4 * 8).reshape(4, 8) % ROWS
+    opt_state = seeding.optimizer(seeding_cfg).init(expert)
     return seeding.seed_steps(
-      cfg,
-      how,
-      1,
-      place(expert),
-      place(seeding.optimizer(how).init(expert)),
-      place(params),
-      place(memory),
-      jnp.int32(0),
-      place_rows(judged),
-      None,
-      order,
-      jnp.zeros((4, 0), jnp.int32),
+      seeding_cfg,
+      (place(expert), place(opt_state)),
+      model_lib.Model(cfg, place(params), place(memory)),
+      seeding.SlotId(1, jnp.int32(0)),
+      (place_rows(labels), None),
+      (order, jnp.zeros((4, 0), jnp.int32)),
     )
 
   mesh = sharding.mesh(MESH)
   want = seed(lambda x: x, lambda x: x)
   got = seed(lambda x: put(mesh, x), lambda x: put_rows(mesh, x))
-  assert_close(got[2], want[2])
-  assert_close(got[0], want[0])
+  assert_close(got[1], want[1])
+  assert_close(got[0][0], want[0][0])
 
 
 def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
   def run_trials(place, place_rows):
     keys = jax.random.split(jax.random.key(5), 8)
-    how = lora.LoraConfig(rank=2, alpha=4.0)
-    fresh = jax.vmap(lambda key: lora.init_adapter(cfg, how, params, key))(keys)
+    lora_cfg = lora.LoraConfig(rank=2, alpha=4.0)
+    adapters = jax.vmap(
+      lambda key: lora.init_adapter(cfg, lora_cfg, params, key)
+    )(keys)
     tokens = jnp.broadcast_to(rows[:4], (8, 4, 16))
     order = jnp.arange(8 * 3 * 2).reshape(8, 3, 2) % 4
     return trials.train_instances(
-      cfg,
-      place(params),
-      place(memory),
-      place_rows(fresh),
-      place_rows(tokens),
-      place_rows(jnp.ones(tokens.shape)),
-      place_rows(order),
-      place_rows(jnp.full((8, 3), 1e-3)),
+      model_lib.Model(cfg, place(params), place(memory)),
+      place_rows(adapters),
+      (place_rows(tokens), place_rows(jnp.ones(tokens.shape))),
+      (place_rows(order), place_rows(jnp.full((8, 3), 1e-3))),
     )[0]
 
   mesh = sharding.mesh(MESH)

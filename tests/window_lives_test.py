@@ -159,7 +159,7 @@ def test_controls_have_the_flops_of_four_passes(recipe, ending, controls):
     ('training', dict(steps=21), 'training.steps=21 is not a multiple'),
     ('task', dict(width=0), 'task.width=0'),
     ('task', dict(cells=1), "'cells'"),
-    ('task', dict(name='facts', steps=0), "'width'|'strings'|'steps'"),
+    ('task', dict(name='facts', steps=0), "task: unknown setting '"),
   ],
 )
 def test_bad_settings_are_named(section, change, names, tmp_path):

@@ -7,6 +7,7 @@ with a backbone matrix is still one product, and only A and B are per instance.
 
 import dataclasses
 import math
+from typing import Any
 
 from flax import struct
 import jax
@@ -59,7 +60,7 @@ class Adapter(at.Pytree):
     return self.pairs.get(module, {})
 
 
-def _matrix(params: at.Params, module: str, target: str) -> jax.Array:
+def _matrix(params: at.Params, module: str, target: str) -> Any:
   weights = params['blocks'][module][target]
   return weights['kernel'] if module == 'attention' else weights
 

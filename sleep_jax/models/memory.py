@@ -75,7 +75,7 @@ class Bank(at.Pytree):
       raise ValueError(f'All {len(self.status)} slots are in use.')
     return slot
 
-  def unlock(self, slot: int, night: jax.Array, rng: at.Key) -> 'Bank':
+  def unlock(self, slot: int, night: jax.Array | int, rng: at.Key) -> 'Bank':
     """Draws a new expert into `slot` and sets its status to SEEDING.
 
     B is zero, so unlocking changes no logit (Sleep section 3, decision D).

@@ -33,9 +33,9 @@ class Model(at.Pytree):
 
   def forward(
     self,
-    tokens: jax.Array,
+    tokens: at.Array,
     *,
-    positions: jax.Array | None = None,
+    positions: at.Array | None = None,
     cache: cache_lib.Cache | None = None,
   ) -> transformer.Output:
     """One forward pass over tokens `[B, T]`; see `transformer.forward`."""

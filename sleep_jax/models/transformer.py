@@ -133,10 +133,10 @@ def _mixer_inputs(
 def forward(
   cfg: config.ModelConfig,
   params: at.Params,
-  tokens: jax.Array,
+  tokens: at.Array,
   memory: memory_lib.Memory | None = None,
   *,
-  positions: jax.Array | None = None,
+  positions: at.Array | None = None,
   cache: cache_lib.Cache | None = None,
   adapter: lora.Adapter | None = None,
 ) -> Output:

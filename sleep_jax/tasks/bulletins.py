@@ -127,7 +127,9 @@ class World:
       if code not in self._base_names:
         return self._person(rng, code)
 
-  def _person(self, rng: np.random.Generator, code: int) -> Bulletin:
+  def _person(
+    self, rng: np.random.Generator, code: int | np.integer
+  ) -> Bulletin:
     first, second = divmod(int(code), len(self._names))
     values = (self.value(rng, r) for r in range(len(_KEYS)))
     return Bulletin(

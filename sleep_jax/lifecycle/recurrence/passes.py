@@ -66,8 +66,8 @@ def read(
   cfg: recurrence_config.RecurrenceConfig,
   model: model_lib.Model,
   state: WindowState,
-  windows: at.Int[jax.Array, 'B J L'],
-  token_mask: at.Bool[jax.Array, 'B J L'],
+  windows: at.Int[at.Array, 'B J L'],
+  token_mask: at.Bool[at.Array, 'B J L'],
 ) -> tuple[WindowState, at.Float[jax.Array, 'B']]:
   """Reads window after window, passing over each before it is evicted.
 
@@ -160,8 +160,8 @@ def predict(
   cfg: recurrence_config.RecurrenceConfig,
   model: model_lib.Model,
   state: WindowState,
-  tokens: at.Int[jax.Array, 'B P'],
-  token_mask: at.Bool[jax.Array, 'B P'],
+  tokens: at.Int[at.Array, 'B P'],
+  token_mask: at.Bool[at.Array, 'B P'],
   first: jax.Array | int,
 ) -> at.Float[jax.Array, 'B P V']:
   """Logits after one pass, from what the last window has left."""
