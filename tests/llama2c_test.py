@@ -52,7 +52,7 @@ def test_the_published_greedy_sample_token_for_token():
     jax.random.key(0),
     sampling.SamplerConfig(max_new=256, temperature=0.0, stop=tok.stop),
   )
-  assert tok.decode(got.tokens[0]) == published_sample()
+  assert tok.decode(got.tokens[0].tolist()) == published_sample()
   assert got.tokens[0].tolist() == tok.encode(published_sample())
 
 

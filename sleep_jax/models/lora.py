@@ -65,7 +65,7 @@ def _matrix(params: at.Params, module: str, target: str) -> Any:
   return weights['kernel'] if module == 'attention' else weights
 
 
-def _in_out_dims(weights: jax.Array, target: str) -> tuple[int, int]:
+def _in_out_dims(weights: Any, target: str) -> tuple[int, int]:
   """Flat sizes of a stacked matrix's input and output."""
   _, *shape = weights.shape
   num_in = len(shape) - 1 if target == 'o' else 1

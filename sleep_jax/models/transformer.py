@@ -157,9 +157,11 @@ def forward(
   Returns:
     The `Output`; `cache` holds the new columns if one was given.
   """
+  tokens = jnp.asarray(tokens)
   if positions is None:
     first = 0 if cache is None else cache.end_index
     positions = positions_lib.default_positions(tokens, first)
+  positions = jnp.asarray(positions)
   layer_memory = None if memory is None else cms.per_layer_memory(memory)
   states = cache_lib.broadcast_states(memory, tokens.shape[0])
   return layers_lib.apply(

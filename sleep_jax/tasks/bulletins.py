@@ -186,7 +186,11 @@ class World:
     ]
 
   def _line(
-    self, rng: np.random.Generator, b: Bulletin, kind: int, relation: int
+    self,
+    rng: np.random.Generator,
+    b: Bulletin,
+    kind: int | np.integer,
+    relation: int,
   ) -> contexts.TokenIds:
     """A line of the kind with this index in `_DIRICHLET`."""
     if kind == 0:

@@ -165,6 +165,7 @@ def predict(
   first: jax.Array | int,
 ) -> at.Float[jax.Array, 'B P V']:
   """Logits after one pass, from what the last window has left."""
+  tokens, token_mask = jnp.asarray(tokens), jnp.asarray(token_mask)
   if cfg.eviction == 'hard':
     positions = jnp.arange(tokens.shape[1])
     positions = jnp.where(token_mask, positions, positions_lib.PAD_POSITION)
