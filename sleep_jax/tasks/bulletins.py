@@ -179,7 +179,9 @@ class World:
     if rng.random() < _P_COMPLETE:
       return [self.statement(b, r) for r in b.order]
     lines = int(rng.integers(_LINES[0], _LINES[1] + 1))
-    kinds = rng.choice(len(_DIRICHLET), lines, p=rng.dirichlet(_DIRICHLET))
+    kinds = rng.choice(
+      len(_DIRICHLET), lines, p=rng.dirichlet(_DIRICHLET)
+    ).tolist()
     return [
       self._line(rng, b, kind, r)
       for kind, r in zip(kinds, rng.integers(len(_KEYS), size=lines).tolist())
