@@ -91,7 +91,7 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
 def as_one_level(memory: memory_lib.Memory):
   """A partitioned memory written out over all layers of one level.
 
-  Layers that a level does not have get zero changes and silent experts.
+  Layers that a level does not have get zero changes and locked experts.
   """
   first, second = memory.levels
   cfg = dataclasses.replace(PLAIN, levels=(SLOW,))

@@ -22,7 +22,7 @@ def model() -> common.Config:
       layers=2,
       heads=4,
       unroll=2,
-      # Plain; experiments put faster, silent levels before this one.
+      # Plain; experiments put faster levels with zero output before it.
       levels=(common.settings(config.LevelConfig, hidden=256),),
     )
   )
