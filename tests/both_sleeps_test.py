@@ -197,7 +197,14 @@ def _base(tmp_path_factory):
   return out
 
 
-@pytest.mark.parametrize('arm', ['recurrence', 'recurrence_seeding_brief'])
+# Of `golden_test`, too, the night of `recurrence_seeding_brief` is a part.
+@pytest.mark.parametrize(
+  'arm',
+  [
+    'recurrence',
+    pytest.param('recurrence_seeding_brief', marks=pytest.mark.slow),
+  ],
+)
 def test_a_pretrained_hybrid_runs_the_experiment(base, tmp_path, arm):
   c = both_sleeps.get_config()
   c.base = str(base)

@@ -25,11 +25,10 @@ RECORDED = json.loads(
 FIGURES = RECORDED['figures']
 # Lives that together have every kind of wake, night and evaluation.
 _DEFAULT = {
-  ('rule110', 'passes_2'),
+  ('rule110', 'halting'),
   ('bulletins', 'seal'),
   ('both_sleeps', 'recurrence_brief'),
   ('both_sleeps', 'recurrence_seeding_brief'),
-  ('banking', 'sleep'),
   ('quickstart', 'sft'),
 }
 # Where the order of floating-point operations has changed, and why.
