@@ -27,7 +27,7 @@ RECORDED = json.loads(
 FIGURES = RECORDED['figures']
 # Lives that together have every kind of wake, night and evaluation.
 _DEFAULT = {
-  ('rule110', 'halting'),
+  ('rule110', 'passes_2'),
   ('bulletins', 'seal'),
   ('both_sleeps', 'recurrence_brief'),
   ('both_sleeps', 'recurrence_seeding_brief'),

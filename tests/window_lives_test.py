@@ -36,8 +36,7 @@ def small_rule110(variant='', steps=0, episodes=2, **training):
 
 
 _ARMS = [
-  # Each compiles its own programs, for up to half a minute; `golden_test` has
-  # the arm `halting`.
+  # Each compiles its own programs, for up to half a minute.
   pytest.param(
     variant, arm, marks=() if arm == 'passes_1_t4' else pytest.mark.slow
   )
