@@ -45,7 +45,9 @@ STACK = dataclasses.replace(
   PLAIN, levels=(dataclasses.replace(FAST, hidden=8), SLOW)
 )
 PARTITION = dataclasses.replace(PLAIN, levels=(FAST, SLOW), partition=(1, 2))
-READINGS = {'stack': STACK, 'partition': PARTITION}
+# The expert level beneath the fast one, which is next to the output.
+TOP = dataclasses.replace(PARTITION, partition_from='output')
+READINGS = {'stack': STACK, 'partition': PARTITION, 'top': TOP}
 
 
 @pytest.fixture(name='plain', scope='module')
@@ -158,6 +160,37 @@ def test_cached_decode_equals_the_full_forward(plain, tokens):
     rtol=1e-5,
     atol=1e-5,
   )
+
+
+def test_a_partition_from_the_output_is_the_same_layers_in_reverse(
+  plain, tokens
+):
+  assert [list(TOP.layers_of(i)) for i in (0, 1)] == [[2], [0, 1]]
+  flipped = dataclasses.replace(TOP, partition=(2, 1), partition_from='input')
+  memory = conftest.random_memory(TOP)
+  swapped = memory_lib.Memory(memory.levels[::-1])
+  flipped = dataclasses.replace(
+    flipped,
+    levels=(
+      dataclasses.replace(SLOW, chunk=4),
+      dataclasses.replace(FAST, sleep_every=0),
+    ),
+  )
+  np.testing.assert_array_equal(
+    logits(TOP, plain, tokens, memory), logits(flipped, plain, tokens, swapped)
+  )
+
+
+def test_the_gradient_of_a_top_level_stops_where_it_begins():
+  """Layers below get none, and the accounts say so."""
+  frozen = config.LevelConfig(HIDDEN)
+  top = dataclasses.replace(
+    TOP, levels=(dataclasses.replace(FAST, sleep_every=0), frozen)
+  )
+  bottom = dataclasses.replace(top, partition_from='input')
+  saved = flops.wake_flops(bottom, 7.0) - flops.wake_flops(top, 7.0)
+  below = flops.forward_flops(PLAIN, 7.0) - flops.forward_flops(PLAIN, 7.0, 2)
+  assert saved == below > 0
 
 
 def test_each_level_holds_its_own_layers_only():

@@ -79,7 +79,10 @@ class ModelConfig:
   Without `partition` every block holds the whole chain of levels (the reading
   `stack`). With it every block holds one MLP, and the blocks stand at different
   clocks: the first `partition[0]`, next to the embedding, are level 1, the next
-  `partition[1]` are level 2, and so on, in the order of Sleep Eq. 1.
+  `partition[1]` are level 2, and so on, in the order of Sleep Eq. 1. Counted
+  from the output, level 1 is the last `partition[0]` blocks, level 2 those
+  before, and so on: a fast level's gradient then ends where its blocks begin,
+  as in TTT-E2E (arXiv 2512.23675), and need not reach the embedding.
   """
 
   vocab: int
@@ -97,6 +100,7 @@ class ModelConfig:
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
   partition: tuple[int, ...] = ()  # Layers of each level; () = `stack`.
+  partition_from: str = 'input'  # Where level 1 is: input | output.
   # What mixes tokens, layer by layer, repeated to the end: names of
   # `sleep_jax.models.mixers` (attention | gdn | jet) or `module:Class`;
   # () = attention throughout. `recurrent` has their settings: the `Config` of
@@ -124,6 +128,9 @@ class ModelConfig:
         f'model.heads={self.heads} is not a multiple of model.kv_heads='
         f'{self.num_kv_heads}.'
       )
+    base.lookup(
+      self.partition_from, {'input': 0, 'output': 0}, 'model.partition_from'
+    )
     if self.partition:
       _check_partition(self)
     if self.mixers:
@@ -156,6 +163,8 @@ class ModelConfig:
     if not self.partition:
       return range(self.layers)
     first = sum(self.partition[:level])
+    if self.partition_from == 'output':
+      first = self.layers - first - self.partition[level]
     return range(first, first + self.partition[level])
 
   def num_layers(self, level: int) -> int:

@@ -54,10 +54,14 @@ class PhaseCost:
     self.flops += tokens * flops.wake_flops(self.cfg, self.context)
     self.steps += steps
 
-  def add_partial_training(self, tokens: float, steps: int) -> None:
-    """Adds training steps with gradients of a small part of the weights."""
+  def add_partial_training(
+    self, tokens: float, steps: int, first_layer: int = 0
+  ) -> None:
+    """Adds training steps of a small part, from layer `first_layer` up."""
     self.tokens += tokens
-    self.flops += tokens * flops.partial_train_flops(self.cfg, self.context)
+    self.flops += tokens * flops.partial_train_flops(
+      self.cfg, self.context, first_layer
+    )
     self.steps += steps
 
 

@@ -3,23 +3,24 @@
 XLA's own count sees a scan's body once, so the accounts are kept by formula.
 """
 
-import collections
-
 from sleep_jax import config
 from sleep_jax.models.mixers import base as mixers_base
 
 
-def forward_flops(cfg: config.ModelConfig, context: float) -> float:
+def forward_flops(
+  cfg: config.ModelConfig, context: float, first_layer: int = 0
+) -> float:
   """FLOPs of one token's forward pass.
 
   Args:
     cfg: the model. Banks are computed for all slots, so all slots count.
     context: mean number of keys a query sees.
+    first_layer: earlier layers do not count.
   """
-  mixers = collections.Counter(mixers_base.of_layers(cfg))
-  mixing = sum(n * mixer.flops(cfg, context) for mixer, n in mixers.items())
+  mixers = mixers_base.of_layers(cfg)[first_layer:]
+  mixing = sum(mixer.flops(cfg, context) for mixer in mixers)
   levels = sum(
-    cfg.num_layers(i)
+    sum(layer >= first_layer for layer in cfg.layers_of(i))
     * (
       3 * cfg.dim * level.hidden
       + level.slots * (2 * cfg.dim * level.rank + cfg.dim)
@@ -36,18 +37,26 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
   """FLOPs of one token awake: only levels with a clock get gradients."""
+  layers = [
+    cfg.layers_of(i) for i, level in enumerate(cfg.levels) if level.chunk
+  ]
+  if not layers:
+    return forward_flops(cfg, context)
   moving = sum(
     cfg.num_layers(i) * 3 * cfg.dim * level.hidden
     for i, level in enumerate(cfg.levels)
     if level.chunk
   )
-  return 2.0 * forward_flops(cfg, context) + 2.0 * moving
+  first = min(layer.start for layer in layers)
+  return partial_train_flops(cfg, context, first) + 2.0 * moving
 
 
-def partial_train_flops(cfg: config.ModelConfig, context: float) -> float:
+def partial_train_flops(
+  cfg: config.ModelConfig, context: float, first_layer: int = 0
+) -> float:
   """FLOPs of one token when only a small part trains.
 
-  The backward pass still runs through all activations (one forward's worth),
-  but computes hardly any weight gradient.
+  The backward pass computes hardly any weight gradient, but runs through all
+  activations from the output down to `first_layer`, where the part begins.
   """
-  return 2.0 * forward_flops(cfg, context)
+  return forward_flops(cfg, context) + forward_flops(cfg, context, first_layer)

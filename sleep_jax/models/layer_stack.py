@@ -86,7 +86,8 @@ class LayerStack(nn.Module):
     """The runs of layers whose weights are stacked."""
     c = self.cfg
     if c.partition and has_memory:
-      return [_Run(c.layers_of(i), (i,)) for i in range(len(c.levels))]
+      runs = [_Run(c.layers_of(i), (i,)) for i in range(len(c.levels))]
+      return sorted(runs, key=lambda run: run.layers.start)
     return [_Run(range(c.layers), tuple(range(len(c.levels_per_block))))]
 
   def _block(self) -> type[block_lib.Block]:

@@ -136,7 +136,9 @@ def seed(
       finite.check_finite(name, curves[-1].loss, state[0], first_step=start)
       per_step = cfg.batch + (rows[1].shape[1] if cfg.uses_rollouts else 0)
       cost.add_partial_training(
-        steps * per_step * cfg.dream_length, steps=steps
+        steps * per_step * cfg.dream_length,
+        steps=steps,
+        first_layer=student.cfg.layers_of(target.level).start,
       )
   kl_after = _probe_kl(job, state[0], student, probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
