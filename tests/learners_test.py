@@ -315,6 +315,19 @@ def test_scores_equal_greedy_decoding_and_the_chain_rule():
     assert logprob == pytest.approx(want, abs=1e-4)
 
 
+def test_completions_are_greedy_and_cost_tokens():
+  s = setup()
+  learner = build('sft', s)
+  life = learner.init(jax.random.PRNGKey(0))
+  life, _ = learner.wake(life, TASK.experience(0))
+  student = student_lib.Student(learner, life)
+  prompts = [[1, 5], [1, 7, 9, 11]]
+  completions = student.complete(prompts, 3)
+  assert s.costs.totals()['eval']['tokens'] == 6 + sum(map(len, completions))
+  assert student.respond(prompts, completions).exact.all()
+  assert learner.complete(learner.init(life.rng), prompts, 3) != completions
+
+
 def test_icl_keeps_the_end_of_the_stream():
   learner = build('icl', setup())
   life = learner.init(jax.random.PRNGKey(0))

@@ -23,6 +23,7 @@ class FakeStudent:
     study: as `Student.study`.
     logprob: of each answer.
     predict: (batch, passes) -> as `Student.predict`.
+    complete: prompt -> what follows it.
   """
 
   def __init__(
@@ -31,9 +32,10 @@ class FakeStudent:
     study: Callable[..., experience_lib.Answers] = refuse_study,
     logprob: float = 0.0,
     predict: Callable[..., experience_lib.WindowPredictions] | None = None,
+    complete: Callable[[list[int]], list[int]] = lambda p: [],
   ):
     self._is_right, self._study, self._predict = is_right, study, predict
-    self._logprob = logprob
+    self._logprob, self._complete = logprob, complete
     self.prompts: list[list[int]] = []
     self.answers: list[list[int]] = []
 
@@ -47,6 +49,10 @@ class FakeStudent:
     return experience_lib.Response(
       np.array(exact, bool), np.full(n, self._logprob), np.arange(n) / n
     )
+
+  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
+    self.prompts.extend(prompts)
+    return [self._complete(p)[:max_new] for p in prompts]
 
   def study(
     self, requests: list[contexts.StudyRequest]

@@ -22,6 +22,10 @@ class Student:
     """Closed-book answers, scored against `answers`."""
     return self.learner.respond(self.life, prompts, answers)
 
+  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
+    """Greedy completions of at most `max_new` tokens."""
+    return self.learner.complete(self.life, prompts, max_new)
+
   def study(
     self, requests: list[contexts.StudyRequest]
   ) -> experience_lib.Answers:

@@ -16,6 +16,7 @@ from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
+from sleep_jax.inference import sampling
 from sleep_jax.inference import scoring
 from sleep_jax.learners import checks
 from sleep_jax.lifecycle import life as life_lib
@@ -117,6 +118,32 @@ class Learner:
       pad=self.setup.tokenizer.pad,
       costs=self.setup.costs,
     )
+
+  def complete(
+    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+  ) -> list[list[int]]:
+    """What follows each prompt, greedily: at most `max_new` tokens.
+
+    A completion that ended has the tokenizer's stop token as its last.
+
+    Raises:
+      ConfigError: a prompt is empty, or too long for `model.max_len`.
+    """
+    tokenizer = self.setup.tokenizer
+    with self.setup.costs.phase('eval') as cost:
+      completions = sampling.complete(
+        life.model.merged(),
+        prompts,
+        jax.random.key(0),  # Greedy: nothing is drawn.
+        sampling.SamplerConfig(
+          max_new=max_new,
+          temperature=0.0,
+          stop=tokenizer.stop,
+          pad=tokenizer.pad,
+        ),
+      )
+      cost.add_forward(sum(map(len, prompts)) + sum(map(len, completions)))
+    return completions
 
   def study(
     self, life: life_lib.Life, requests: list[contexts.StudyRequest]

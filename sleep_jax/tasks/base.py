@@ -18,6 +18,13 @@ class Student(Protocol):
     """Closed-book answers to N prompts, scored against N `answers`."""
     ...
 
+  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
+    """Greedy completions of N prompts, at most `max_new` tokens each.
+
+    Where a completion ended, its last token is the tokenizer's stop token.
+    """
+    ...
+
   def study(
     self, requests: list[contexts.StudyRequest]
   ) -> experience_lib.Answers:
