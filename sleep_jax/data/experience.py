@@ -13,6 +13,11 @@ from sleep_jax.data import windows
 _BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
 
 
+# The fixed parts of a kind of document, in order: what a model writes after
+# each of them, up to its stop token, is the content. A frame has none.
+Frame = tuple[tuple[int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experience:
   """One episode's stream of N rows, read once, in order.
@@ -20,11 +25,13 @@ class Experience:
   tokens: `[N, T]` int32 rows, each a document that begins with BOS.
   weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
   contexts: those of the stream, for the dreams of the next night.
+  frames: of the stream's documents, see `Frame`.
   """
 
   tokens: np.ndarray
   weight: np.ndarray
   contexts: tuple[contexts_lib.Context, ...] = ()
+  frames: tuple[Frame, ...] = ()
 
   def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weight) of all rows, as one block; `rows` has no effect."""

@@ -10,14 +10,15 @@ _MULTIPLE = 16  # `prompt_rows` pads to it, so that few shapes are compiled.
 
 
 def left_pad(
-  prompts: list[list[int]], pad: int, multiple: int = 8
+  prompts: list[list[int]], pad: int, multiple: int = 8, width: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Prompts of unequal length as `[B, P]`, right-aligned, and lengths `[B]`.
 
-  P is rounded up to a `multiple`, so that few shapes are compiled.
+  P is `width`, or the longest prompt's length rounded up to a `multiple`, so
+  that few shapes are compiled.
   """
   lengths = np.array([len(p) for p in prompts], np.int32)
-  width = -(-int(lengths.max()) // multiple) * multiple
+  width = width or -(-int(lengths.max()) // multiple) * multiple
   out = np.full((len(prompts), width), pad, np.int32)
   for row, prompt in zip(out, prompts, strict=True):
     row[width - len(prompt) :] = prompt

@@ -142,11 +142,18 @@ def _first_snapshot(
   snapshot = checkpoints.newest(life)
   if snapshot is None:
     return checkpoint.Snapshot(0, '', life, {'records': []})
+  life = snapshot.life.replace(frames=_as_tuples(snapshot.notes['frames']))
   if snapshot.notes['contexts']:
     contexts = task.experience(snapshot.night).contexts
-    life = snapshot.life.replace(contexts=contexts)
-    snapshot = dataclasses.replace(snapshot, life=life)
-  return snapshot
+    life = life.replace(contexts=contexts)
+  return dataclasses.replace(snapshot, life=life)
+
+
+def _as_tuples(value: Any) -> Any:
+  """Nested lists, as JSON has them, as tuples."""
+  if isinstance(value, (list, tuple)):
+    return tuple(map(_as_tuples, value))
+  return value
 
 
 def _check_new(folder: pathlib.Path) -> None:
@@ -242,6 +249,7 @@ def _run_episode(
       'costs': run.costs.totals(),
       'seconds': seconds(),
       'contexts': bool(life.contexts),
+      'frames': life.frames,
     }
     snapshot = checkpoint.Snapshot(episode, phase, life, notes)
     with run.goodput.lost_to('checkpoint'):

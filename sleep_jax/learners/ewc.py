@@ -17,7 +17,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
-from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.training import fisher as fisher_lib
 
 
@@ -51,7 +51,7 @@ class EWC(finetune.Finetune):
   def init(self, rng: at.Key) -> life_lib.Life:
     setup, cfg, life = self.setup, self.cfg, super().init(rng)
     with setup.costs.phase('rollout') as cost:
-      tokens, lengths = replay_lib.sample(
+      tokens, lengths, _ = generation.sample(
         cfg.sleep, life.model, setup.tokenizer, cfg.finetune.fisher_rows, rng
       )
       cost.add_forward(tokens.size)

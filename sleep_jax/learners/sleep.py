@@ -102,7 +102,8 @@ class Sleep(base.Learner):
       life, metrics = self._read_windows(life, experience)
     else:
       life, metrics = self._read_rows(life, experience)
-    return life.replace(contexts=experience.contexts), metrics
+    life = life.replace(contexts=experience.contexts)
+    return life.with_frames(experience.frames), metrics
 
   def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, at.Metrics]:
     cfg, setup = self.cfg, self.setup

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax.data import contexts as contexts_lib
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 
@@ -28,6 +29,7 @@ class Life(at.Pytree):
   opt_state: of a learner that trains `model.params`; else None.
   learner_state: what one kind of learner keeps: a context, a Fisher, a buffer.
   contexts: what the day was about; empty in the morning.
+  frames: of all documents that were read so far, see `experience.Frame`.
   """
 
   model: model_lib.Model
@@ -39,6 +41,9 @@ class Life(at.Pytree):
   contexts: tuple[contexts_lib.Context, ...] = struct.field(
     pytree_node=False, default=()
   )
+  frames: tuple[experience_lib.Frame, ...] = struct.field(
+    pytree_node=False, default=()
+  )
 
   @property
   def memory(self) -> memory_lib.Memory:
@@ -48,6 +53,10 @@ class Life(at.Pytree):
   def with_memory(self, memory: memory_lib.Memory) -> 'Life':
     """This life with another memory."""
     return self.replace(model=self.model.with_memory(memory))
+
+  def with_frames(self, frames: tuple[experience_lib.Frame, ...]) -> 'Life':
+    """This life after it has read documents of these frames."""
+    return self.replace(frames=tuple(dict.fromkeys(self.frames + frames)))
 
   def previous_memory(self) -> memory_lib.Memory:
     """The memory as it was before this day.

@@ -1,5 +1,7 @@
 """Tokenizers: one protocol, and a loader for each file format."""
 
+from sleep_jax.data.tokenizers.chat import ChatFormat as ChatFormat
+from sleep_jax.data.tokenizers.chat import chat_of as chat_of
 from sleep_jax.data.tokenizers.integers import (
   IntegerTokenizer as IntegerTokenizer,
 )

@@ -27,6 +27,10 @@ class SeedingConfig:
   # nights it is n / (n + 1) between them.
   previous_fraction: tuple[float, float] = (0.5, 1.0)
   splice: bool = True  # Interleave segments of both teachers in one row.
+  # Shares of the dreams that begin with the chat template up to the user's
+  # turn, and with the frames of the day's documents; the rest with BOS.
+  chat_dreams: float = 0.0
+  day_dreams: float = 0.0
   # Distillation.
   optimizer: str = 'adam'  # or muon.
   teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
@@ -85,7 +89,12 @@ class SeedingConfig:
         f'sleep.previous_fraction={self.previous_fraction} must be (least, '
         'largest) in [0, 1].'
       )
-    for name in ('lam', 'alpha', 'gamma'):
+    if self.chat_dreams + self.day_dreams > 1.0 + 1e-6:
+      raise base.ConfigError(
+        f'sleep.chat_dreams={self.chat_dreams} and sleep.day_dreams='
+        f'{self.day_dreams} are shares of one whole; lower one of them.'
+      )
+    for name in ('lam', 'alpha', 'gamma', 'chat_dreams', 'day_dreams'):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise base.ConfigError(
           f'sleep.{name}={getattr(self, name)} is a fraction; choose 0 to 1.'

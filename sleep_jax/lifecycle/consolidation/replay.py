@@ -10,17 +10,16 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
-from sleep_jax.inference import sampling
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
-from sleep_jax.runtime import sharding
 
 
 class Teachers(at.Pytree):
@@ -55,38 +54,13 @@ class Replay(NamedTuple):
     return rng.choice(len(self.tokens), shape, p=self.row_prob)
 
 
-def sample(
-  cfg: consolidation_config.SeedingConfig,
-  model: model_lib.Model,
-  tokenizer: tokenizers.Tokenizer,
-  rows: int,
-  rng: at.Key,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Documents generated from BOS: tokens `[rows, T]` and lengths `[rows]`."""
-  prompts = jnp.full((rows, 1), tokenizer.bos), jnp.ones((rows,), jnp.int32)
-  out = sampling.generate(
-    model,
-    *sharding.shard_batch(prompts, 'batch'),
-    rng,
-    sampling.SamplerConfig(
-      max_new=cfg.dream_length - 1,
-      temperature=cfg.temperature,
-      min_p=cfg.min_p,
-      stop=tokenizer.stop,
-      pad=tokenizer.pad,
-    ),
-  )
-  out = sharding.fetch(out)
-  bos = np.full((rows, 1), tokenizer.bos, np.int32)
-  return np.concatenate([bos, out.tokens], 1), out.lengths + 1
-
-
 def sample_replay(
   cfg: consolidation_config.SeedingConfig,
   teachers: Teachers,
   tokenizer: tokenizers.Tokenizer,
   nights: int,
   rng: at.Key,
+  day: tuple[experience_lib.Frame, ...] = (),
 ) -> Replay:
   """Samples D: `cfg.dreams` rows, half of them from each teacher.
 
@@ -94,12 +68,14 @@ def sample_replay(
   day, so the previous model's fraction of what is rehearsed grows with the
   nights; at a constant fraction each night would halve how often the first is
   rehearsed. How many different rows each teacher has does not follow that
-  fraction: coverage needs them.
+  fraction: coverage needs them. `day` are frames of what the life has read.
   """
   current_key, previous_key, splice_key = jax.random.split(rng, 3)
-  draw = functools.partial(sample, cfg, tokenizer=tokenizer)
+  draw = functools.partial(generation.sample, cfg, tokenizer=tokenizer, day=day)
   if teachers.previous is None:
-    tokens, lengths = draw(teachers.current, rows=cfg.dreams, rng=current_key)
+    tokens, lengths, _ = draw(
+      teachers.current, rows=cfg.dreams, rng=current_key
+    )
     return Replay(tokens, lengths, np.ones(tokens.shape, np.float32), None)
   least, most = cfg.previous_fraction
   previous_fraction = min(max(least, nights / (nights + 1)), most)
@@ -107,75 +83,93 @@ def sample_replay(
   current = draw(teachers.current, rows=half, rng=current_key)
   previous = draw(teachers.previous, rows=half, rng=previous_key)
   if cfg.splice:
+    # Where nothing but the end of a document separates, whole documents with
+    # their own beginnings are what is interleaved.
+    whole = tokenizer.separator == tokenizer.stop
     pool, previous_pool = (
-      segments(*x, tokenizer.separator) for x in (current, previous)
+      documents(x) if whole else segments(x, tokenizer.separator)
+      for x in (current, previous)
     )
     if pool and previous_pool:
       return splice(
-        pool,
-        previous_pool,
+        (previous_pool, pool),
         (cfg.dreams, cfg.dream_length),
         previous_fraction,
-        tokenizer.bos,
+        [] if whole else [tokenizer.bos],
         order_lib.numpy_rng(splice_key),
       )
-  tokens, lengths = (np.concatenate(x) for x in zip(current, previous))
+  tokens, lengths, starts = (np.concatenate(x) for x in zip(current, previous))
   is_current = np.arange(2 * half) < half
   source = np.repeat(is_current[:, None], tokens.shape[1], 1)
   source = source.astype(np.float32)
-  source[:, 1] = 1.0 - previous_fraction
+  source[np.arange(2 * half), starts] = 1.0 - previous_fraction
   row_prob = np.where(is_current, 1.0 - previous_fraction, previous_fraction)
   return Replay(tokens, lengths, source, row_prob / row_prob.sum())
 
 
-def segments(
-  tokens: np.ndarray, lengths: np.ndarray, separator: int
-) -> list[np.ndarray]:
+class Segment(NamedTuple):
+  """Part of a document; `start` is the first token that the model chose."""
+
+  tokens: np.ndarray
+  start: int
+
+
+def documents(generated: generation.Documents) -> list[Segment]:
+  """Each document as one segment."""
+  return [
+    Segment(row[:length], int(start))
+    for row, length, start in zip(*generated, strict=True)
+  ]
+
+
+def segments(generated: generation.Documents, separator: int) -> list[Segment]:
   """The whole segments of all rows, each ending with `separator`, BOS cut."""
   parts = []
-  for row, length in zip(tokens, lengths, strict=True):
+  for row, length in zip(generated.tokens, generated.lengths, strict=True):
     ends = np.flatnonzero(row[:length] == separator) + 1
     parts += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
-  return parts
+  return [Segment(part, 0) for part in parts]
 
 
 def splice(
-  current: list[np.ndarray],
-  previous: list[np.ndarray],
+  pools: tuple[list[Segment], list[Segment]],
   shape: tuple[int, int],
   previous_fraction: float,
-  bos: int,
+  begin: list[int],
   rng: np.random.Generator,
 ) -> Replay:
   """Rows that interleave segments of two teachers.
 
   Args:
-    current, previous: segments of each.
+    pools: segments of the previous and of the current model.
     shape: rows, and tokens of a row.
     previous_fraction: probability that a segment is from the previous model.
-    bos: the token that begins a row.
+    begin: the tokens that begin a row.
     rng: draws segments and their order.
 
   Returns:
-    Full rows. `source` is 1 or 0 within a segment; a segment's first token has
-    the share of both, since either could have been next.
+    Full rows. `source` is 1 or 0 within a segment; the first token that a model
+    chose has the share of both, since either could have been next.
   """
   rows, length = shape
-  pools = [list(pool) for pool in (previous, current)]
+  pools = tuple(list(pool) for pool in pools)
   for pool in pools:
     rng.shuffle(pool)
   num_used = [0, 0]
   tokens = np.zeros((rows, length), np.int32)
   source = np.zeros((rows, length), np.float32)
+  tokens[:, : len(begin)] = begin
   for row in range(rows):
-    tokens[row, 0], end = bos, 1
+    end = len(begin)
     while end < length:
       teacher = int(rng.random() >= previous_fraction)
       pool = pools[teacher]
-      segment = pool[num_used[teacher] % len(pool)][: length - end]
+      segment, start = pool[num_used[teacher] % len(pool)]
+      segment = segment[: length - end]
       num_used[teacher] += 1
       tokens[row, end : end + len(segment)] = segment
       source[row, end : end + len(segment)] = teacher
-      source[row, end] = 1.0 - previous_fraction
+      if end + start < length:
+        source[row, end + start] = 1.0 - previous_fraction
       end += len(segment)
   return Replay(tokens, np.full(rows, length), source, None)

@@ -22,6 +22,7 @@ import optax.contrib
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
@@ -77,6 +78,7 @@ class SeedingJob:
   nights: how many nights the previous model stands for.
   tokenizer: tells where rows, and their segments, begin and end.
   costs: where tokens, FLOPs and seconds are written down.
+  frames: of the documents that the life has read.
   """
 
   cfg: consolidation_config.SeedingConfig
@@ -85,6 +87,7 @@ class SeedingJob:
   nights: int
   tokenizer: tokenizers.Tokenizer
   costs: costs_lib.CostTracker
+  frames: tuple[experience_lib.Frame, ...] = ()
 
 
 def seed(
@@ -336,7 +339,7 @@ def _replay(
   """The job's data: D, and the teachers' labels of every token."""
   with job.costs.phase('rollout') as cost:
     replay = replay_lib.sample_replay(
-      job.cfg, job.teachers, job.tokenizer, job.nights, rng
+      job.cfg, job.teachers, job.tokenizer, job.nights, rng, job.frames
     )
     cost.add_forward(replay.tokens.size)
   with job.costs.phase('teacher') as cost:

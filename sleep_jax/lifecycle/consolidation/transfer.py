@@ -103,6 +103,7 @@ def transfer(
     int(life.clock.nights),
     tokenizer,
     costs,
+    life.frames,
   )
   student, curves = seeding.seed(job, student, seed_key)
   report = _report(cfg, pair, slot, curves)
@@ -195,7 +196,9 @@ def free_up_slot(
       model.with_memory(life.previous_memory()), None
     )
     target = seeding.SlotId(level, younger[0])
-    job = seeding.SeedingJob(merge_cfg, teachers, target, 0, tokenizer, costs)
+    job = seeding.SeedingJob(
+      merge_cfg, teachers, target, 0, tokenizer, costs, life.frames
+    )
     student = model.with_memory(memory.with_fast_state(life.fast_at_wake))
     student, _ = seeding.seed(job, student, rng)
     memory = memory.with_level(level, bank=student.bank(level))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
-from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
@@ -32,7 +32,7 @@ def retention_loss(
     dreamer.replay, dream_length=dreamer.cfg.retention_length
   )
   with dreamer.costs.phase('eval') as cost:
-    tokens, lengths = replay_lib.sample(
+    tokens, lengths, _ = generation.sample(
       replay_cfg, before, dreamer.tokenizer, dreamer.cfg.retention_rows, rng
     )
     weight = np.arange(tokens.shape[1]) < lengths[:, None]
