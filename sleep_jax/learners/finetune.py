@@ -1,5 +1,6 @@
 """sft: the backbone, or an adapter beside it, trains on the stream it reads."""
 
+from collections.abc import Iterator
 import dataclasses
 from typing import ClassVar
 
@@ -113,25 +114,37 @@ class Finetune(base.Learner):
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
-    batch, passes = self.cfg.finetune.batch, self.cfg.finetune.passes
-    stream = experience_lib.row_stream(experience, self.name)
-    if passes > 1:
-      stream = experience_lib.in_memory(stream, self.name)
-    order = order_lib.numpy_rng(jax.random.fold_in(life.rng, life.clock.nights))
-    losses, size = [], 0
-    for i in range(passes):
-      for rows, row_weight in stream.blocks(_STEPS_PER_CALL * batch):
-        if i:
-          index = order.permutation(len(rows))
-          rows, row_weight = rows[index], row_weight[index]
-        tokens, weight = padding.pad_to_batches(rows, row_weight, batch)
-        life, loss = self._train(life, tokens, weight)
-        losses.append(loss)
-        size += tokens.size
+    batch, losses, size = self.cfg.finetune.batch, [], 0
+    for rows in self._blocks(life, experience):
+      tokens, weight = padding.pad_to_batches(*rows, batch)
+      life, loss = self._train(life, tokens, weight)
+      losses.append(loss)
+      size += tokens.size
     clock = life.clock.replace(tokens=life.clock.tokens + size // batch)
     life = life.replace(clock=clock)
     loss = np.concatenate(losses)
     return life, {'loss': float(loss.mean()), 'loss_last': float(loss[-1])}
+
+  def _blocks(
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and weights of what the day trains on, block by block.
+
+    Args:
+      life: as the day begins; of use before the first block alone, as
+        training donates its weights.
+      experience: the day's.
+    """
+    cfg = self.cfg.finetune
+    stream = experience_lib.row_stream(experience, self.name)
+    if cfg.passes > 1:
+      stream = experience_lib.in_memory(stream, self.name)
+    order = order_lib.numpy_rng(jax.random.fold_in(life.rng, life.clock.nights))
+    yield from stream.blocks(_STEPS_PER_CALL * cfg.batch)
+    for _ in range(cfg.passes - 1):
+      for tokens, weight in stream.blocks(_STEPS_PER_CALL * cfg.batch):
+        rows = order.permutation(len(tokens))
+        yield tokens[rows], weight[rows]
 
   def _train(
     self, life: life_lib.Life, tokens: jax.Array, weight: jax.Array
