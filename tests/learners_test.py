@@ -366,6 +366,82 @@ def test_a_strong_ewc_moves_less_than_sft():
   assert distance('ewc', ewc_lambda=1e5) < 0.5 * distance('sft')
 
 
+LORA = dict(target='lora', learning_rate=0.05)
+
+
+@pytest.mark.parametrize('name', ['sft', 'ewc', 'joint'])
+def test_an_adapter_learns_beside_a_backbone_that_stays(name):
+  s = setup(format=FactFormat())
+  base = jax.tree.map(np.array, s.model.params)
+  learner = build(name, s, finetune=LORA | dict(passes=3))
+  life = learner.init(jax.random.PRNGKey(0))
+  first = jax.tree.map(np.array, life.model.adapter)
+  losses = []
+  for episode in range(2):
+    life, metrics = learner.wake(life, TASK.experience(episode))
+    life, _ = learner.sleep(life)
+    losses.append((metrics['loss'], metrics['loss_last']))
+  learner.study(life, study_requests())
+  assert all(last < mean for mean, last in losses)
+  # Not a copy, and so neither donated: the very buffers of the base.
+  for a, b in zip(
+    jax.tree.leaves(life.model.params), jax.tree.leaves(s.model.params)
+  ):
+    assert a is b
+  for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(life.model.params)):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(life.model.adapter)):
+    assert (np.asarray(b) != a).any()
+  # What answers is the backbone and the adapter together.
+  prompts, answers = [[1, 5, 9]], [[11, 3]]
+  bare = life.replace(model=life.model.replace(adapter=None))
+  with_adapter = learner.respond(life, prompts, answers).answer_logprob
+  assert with_adapter != learner.respond(bare, prompts, answers).answer_logprob
+
+
+def test_a_strong_ewc_moves_an_adapter_less_than_sft():
+  def distance(name, **changes):
+    learner = build(name, setup(), finetune=LORA | changes)
+    first = learner.init(jax.random.PRNGKey(0))
+    start = jax.tree.map(np.array, first.model.adapter)
+    life, _ = learner.wake(first, TASK.experience(0))
+    pairs = zip(jax.tree.leaves(start), jax.tree.leaves(life.model.adapter))
+    return sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+
+  assert distance('ewc', ewc_lambda=1e5) < 0.5 * distance('sft')
+
+
+def test_the_first_of_several_passes_reads_the_day_in_its_order():
+  def live(**changes):
+    learner = build('sft', setup(), finetune=changes)
+    life = learner.init(jax.random.PRNGKey(0))
+    life, metrics = learner.wake(life, TASK.experience(0))
+    return learner, life, metrics['loss']
+
+  learner, life, loss = live()
+  _, two, loss_of_two = live(passes=2)
+  _, again, _ = live(passes=2)
+  life, second = learner.wake(life, TASK.experience(0))
+  # The same rows: of another order, so not the same steps.
+  assert loss_of_two == pytest.approx((loss + second['loss']) / 2, rel=0.05)
+  assert two.clock.tokens == life.clock.tokens
+  leaves = [jax.tree.leaves(x.model.params) for x in (two, again, life)]
+  assert all((a == b).all() for a, b in zip(leaves[0], leaves[1]))
+  assert any((a != b).any() for a, b in zip(leaves[0], leaves[2]))
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    (dict(target='half'), "finetune.target='half'"),
+    (dict(passes=0), 'finetune.passes=0'),
+  ],
+)
+def test_settings_of_fine_tuning_that_cannot_be_are_refused(changes, message):
+  with pytest.raises(config.ConfigError, match=message):
+    build('sft', setup(), finetune=changes)
+
+
 def test_the_fisher_is_the_mean_of_squared_row_gradients():
   model = setup().model
   x = TASK.experience(0)

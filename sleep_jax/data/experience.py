@@ -47,13 +47,14 @@ class LazyExperience:
   draw: `(rng, rows) -> (tokens, weight)`, the next rows of the stream.
   seed: of the generator; the stream is a function of it and of the blocks'
     size.
-  contexts: see `Experience`.
+  contexts, frames: see `Experience`.
   """
 
   num_rows: int
   draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
   seed: tuple[int, ...]
   contexts: tuple[contexts_lib.Context, ...] = ()
+  frames: tuple[Frame, ...] = ()
 
   def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weight) of `rows` rows each; the last block may be smaller."""
@@ -69,12 +70,13 @@ class WindowStream:
   draw: `(rng, rows) -> WindowBatch`, the next sequences.
   seed: of the generator; the stream is a function of it and of the batches'
     size.
-  contexts: see `Experience`.
+  contexts, frames: see `Experience`.
   """
 
   draw: Callable[[np.random.Generator, int], windows.WindowBatch]
   seed: tuple[int, ...]
   contexts: tuple[contexts_lib.Context, ...] = ()
+  frames: tuple[Frame, ...] = ()
 
   def batches(self, rows: int) -> Iterator[windows.WindowBatch]:
     """Batches of `rows` sequences, endlessly."""
@@ -97,7 +99,10 @@ def in_memory(experience: AnyExperience, learner: str) -> Experience:
   stream = row_stream(experience, learner)
   tokens, weight = zip(*stream.blocks(_BLOCK))
   return Experience(
-    np.concatenate(tokens), np.concatenate(weight), stream.contexts
+    np.concatenate(tokens),
+    np.concatenate(weight),
+    stream.contexts,
+    stream.frames,
   )
 
 

@@ -156,15 +156,17 @@ class Learner:
     form, answers = self.setup.required_format(self.name), []
     for i, request in enumerate(requests):
       rows = study_lib.context_rows(form, request)
-      # Training steps donate their buffers, and the life must outlive them.
-      copy = jax.tree.map(jnp.copy, life)
-      copy = copy.replace(rng=jax.random.fold_in(life.rng, 1 + i))
+      copy = self._copy(life).replace(rng=jax.random.fold_in(life.rng, 1 + i))
       copy, _ = self.wake(
         copy, experience_lib.Experience(rows.tokens, rows.weight)
       )
       copy, _ = self.sleep(copy)
       answers.append([self._answer(copy.model, request)] * request.attempts)
     return answers
+
+  def _copy(self, life: life_lib.Life) -> life_lib.Life:
+    """A copy that may be trained: steps donate buffers, the life outlives."""
+    return jax.tree.map(jnp.copy, life)
 
   def _answer(
     self, model: model_lib.Model, request: contexts.StudyRequest

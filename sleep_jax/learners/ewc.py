@@ -2,7 +2,8 @@
 
 Online EWC, one anchor, the empirical diagonal Fisher scaled to mean 1. The
 base's own training data is not here; its Fisher is taken on documents that the
-base generates.
+base generates. Of an adapter, anchor and Fisher are those of A and B; while B
+is still zero, the Fisher of A is zero too.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.training import fisher as fisher_lib
+from sleep_jax.training import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +32,11 @@ class EWCConfig(finetune.FinetunerConfig):
   )
 
 
-def ewc_penalty(params: at.Params, state: at.Tree) -> jax.Array:
+def ewc_penalty(trainable: at.Tree, state: at.Tree) -> jax.Array:
   """lambda / 2 sum_j F_j (theta_j - theta*_j)^2 (Kirkpatrick et al. 2017)."""
   pulls = jax.tree.map(
     lambda p, a, f: (f * (p - a) ** 2).sum(),
-    params,
+    trainable,
     state['anchor'],
     state['fisher'],
   )
@@ -52,12 +54,16 @@ class EWC(finetune.Finetune):
     setup, cfg, life = self.setup, self.cfg, super().init(rng)
     with setup.costs.phase('rollout') as cost:
       tokens, lengths, _ = generation.sample(
-        cfg.sleep, life.model, setup.tokenizer, cfg.finetune.fisher_rows, rng
+        cfg.sleep,
+        life.model.replace(adapter=None),  # One that changes nothing yet.
+        setup.tokenizer,
+        cfg.finetune.fisher_rows,
+        rng,
       )
       cost.add_forward(tokens.size)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     state = {
-      'anchor': jax.tree.map(jnp.array, life.model.params),
+      'anchor': self._anchor(life),
       'fisher': self._fisher(life, tokens, inside.astype(np.float32)),
       'lambda': jnp.float32(cfg.finetune.ewc_lambda),
     }
@@ -73,7 +79,7 @@ class EWC(finetune.Finetune):
     rows = rows.astype(int)
     new = self._fisher(life, experience.tokens[rows], experience.weight[rows])
     state = life.learner_state | {
-      'anchor': jax.tree.map(jnp.array, life.model.params),
+      'anchor': self._anchor(life),
       'fisher': jax.tree.map(
         lambda old, new: cfg.ewc_decay * old + new,
         life.learner_state['fisher'],
@@ -82,9 +88,13 @@ class EWC(finetune.Finetune):
     }
     return life.replace(learner_state=state), metrics
 
+  def _anchor(self, life: life_lib.Life) -> at.Tree:
+    """A copy of what trains: the steps donate their buffers."""
+    return jax.tree.map(jnp.array, fit.trainable(life.model))
+
   def _fisher(
     self, life: life_lib.Life, tokens: np.ndarray, weight: np.ndarray
-  ) -> at.Params:
+  ) -> at.Tree:
     """The Fisher of these rows, scaled to mean 1."""
     with self.setup.costs.phase('wake') as cost:
       fisher = fisher_lib.diagonal_fisher(

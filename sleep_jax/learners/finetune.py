@@ -1,5 +1,6 @@
-"""sft: every weight of the backbone trains on the stream as it comes."""
+"""sft: the backbone, or an adapter beside it, trains on the stream it reads."""
 
+from collections.abc import Iterator
 import dataclasses
 from typing import ClassVar
 
@@ -9,10 +10,13 @@ import numpy as np
 import optax
 
 from sleep_jax import array_typing as at
+from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
 from sleep_jax.learners import base
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.models import lora as lora_lib
 from sleep_jax.runtime import finite
 from sleep_jax.training import fit
 from sleep_jax.training import optimizers
@@ -24,7 +28,12 @@ _STEPS_PER_CALL = 20  # Of a stream that is not in memory.
 class FinetuneConfig:
   """How learners that change the backbone's weights train."""
 
+  # What trains: all weights, or, with the backbone frozen, an adapter as the
+  # section `lora` describes it.
+  target: str = 'all'
   batch: int = 8  # Rows of a step.
+  # How often a day is read: first in its order, then in random ones.
+  passes: int = 1
   learning_rate: float = 1e-3
   # Steps of a warm-up and a cosine decay to zero, as in pretraining; 0 = the
   # rate is constant.
@@ -33,6 +42,13 @@ class FinetuneConfig:
   ewc_lambda: float = 1e3  # Penalty per unit of normalised Fisher information.
   ewc_decay: float = 1.0  # gamma of online EWC: F <- gamma F + F_new.
   fisher_rows: int = 128  # Rows whose gradients make an episode's Fisher.
+
+  def __post_init__(self):
+    config.lookup(self.target, {'all': 0, 'lora': 0}, 'finetune.target')
+    if self.passes < 1:
+      raise config.ConfigError(
+        f'finetune.passes={self.passes} must be at least 1.'
+      )
 
   def schedule(self) -> optax.ScalarOrSchedule:
     """The learning rate, over the steps of a life."""
@@ -47,9 +63,10 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetunerConfig:
-  """Sections of the learners sft, ewc and joint."""
+  """Sections of the learners sft, ewc, joint and replay."""
 
   finetune: FinetuneConfig = FinetuneConfig()
+  lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
 
 class Finetune(base.Learner):
@@ -68,44 +85,103 @@ class Finetune(base.Learner):
   def batch_rows(self) -> dict[str, int]:
     return {'finetune.batch': self.cfg.finetune.batch}
 
+  @property
+  def _trains_adapter(self) -> bool:
+    return self.cfg.finetune.target == 'lora'
+
+  def check(self) -> None:
+    super().check()
+    mixers = self.setup.model.cfg.mixers
+    if self._trains_adapter and mixers:
+      raise config.ConfigError(
+        f'finetune.target=lora: a model with model.mixers={mixers} takes no '
+        'adapter; use finetune.target=all.'
+      )
+
   def init(self, rng: at.Key) -> life_lib.Life:
-    # The steps donate their buffers, and the base must outlive this life.
-    model = jax.tree.map(jnp.array, self.setup.model)
-    opt_state = self.optimizer.init(model.params)
+    model = self.setup.model
+    if self._trains_adapter:
+      adapter = lora_lib.init_adapter(
+        model.cfg, self.cfg.lora, model.params, jax.random.fold_in(rng, 0)
+      )
+      model = model.replace(adapter=adapter)
+    else:
+      # The steps donate their buffers, and the base must outlive this life.
+      model = jax.tree.map(jnp.array, model)
+    opt_state = self.optimizer.init(fit.trainable(model))
     return life_lib.init_life(model, rng, opt_state=opt_state)
 
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
-    stream = experience_lib.row_stream(experience, self.name)
     batch, losses, size = self.cfg.finetune.batch, [], 0
-    for block in stream.blocks(_STEPS_PER_CALL * batch):
-      tokens, weight = padding.pad_to_batches(block[0], block[1], batch)
+    for rows in self._blocks(life, experience):
+      tokens, weight = padding.pad_to_batches(*rows, batch)
       life, loss = self._train(life, tokens, weight)
       losses.append(loss)
       size += tokens.size
     clock = life.clock.replace(tokens=life.clock.tokens + size // batch)
-    life = life.replace(clock=clock)
+    life = life.replace(clock=clock).with_frames(experience.frames)
     loss = np.concatenate(losses)
     return life, {'loss': float(loss.mean()), 'loss_last': float(loss[-1])}
+
+  def _blocks(
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and weights of what the day trains on, block by block.
+
+    Args:
+      life: as the day begins; of use before the first block alone, as
+        training donates its weights.
+      experience: the day's.
+    """
+    cfg = self.cfg.finetune
+    stream = experience_lib.row_stream(experience, self.name)
+    if cfg.passes > 1:
+      stream = experience_lib.in_memory(stream, self.name)
+    order = order_lib.numpy_rng(jax.random.fold_in(life.rng, life.clock.nights))
+    yield from stream.blocks(_STEPS_PER_CALL * cfg.batch)
+    for _ in range(cfg.passes - 1):
+      for tokens, weight in stream.blocks(_STEPS_PER_CALL * cfg.batch):
+        rows = order.permutation(len(tokens))
+        yield tokens[rows], weight[rows]
 
   def _train(
     self, life: life_lib.Life, tokens: jax.Array, weight: jax.Array
   ) -> tuple[life_lib.Life, np.ndarray]:
     """A step per batch of rows; the loss of each."""
     shape = (-1, self.cfg.finetune.batch, tokens.shape[1])
+    batches = tokens.reshape(shape), weight.reshape(shape)
+    penalty = dict(penalty=self.penalty, penalty_state=life.learner_state)
+    model = life.model.with_memory(None)
     with self.setup.costs.phase('wake') as cost:
-      model, opt_state, loss = fit.train_steps(
-        self.optimizer,
-        life.model.with_memory(None),
-        life.opt_state,
-        tokens.reshape(shape),
-        weight.reshape(shape),
-        penalty=self.penalty,
-        penalty_state=life.learner_state,
-      )
+      if self._trains_adapter:
+        adapter, opt_state, loss = fit.train_adapter_steps(
+          self.optimizer,
+          model.replace(adapter=None),
+          model.adapter,
+          life.opt_state,
+          *batches,
+          **penalty,
+        )
+        model = model.replace(adapter=adapter)
+        add = cost.add_partial_training
+      else:
+        model, opt_state, loss = fit.train_steps(
+          self.optimizer, model, life.opt_state, *batches, **penalty
+        )
+        add = cost.add_training
       loss = jax.block_until_ready(loss)
-      cost.add_training(tokens.size, steps=loss.size)
-    finite.check_finite('wake', loss, model.params)
+      add(tokens.size, steps=loss.size)
+    finite.check_finite('wake', loss, fit.trainable(model))
     model = model.with_memory(life.memory)
     return life.replace(model=model, opt_state=opt_state), np.asarray(loss)
+
+  def _copy(self, life: life_lib.Life) -> life_lib.Life:
+    """A frozen backbone is shared: no step donates it."""
+    if not self._trains_adapter:
+      return super()._copy(life)
+    params = life.model.params
+    rest = life.replace(model=life.model.replace(params={}))
+    copy = jax.tree.map(jnp.copy, rest)
+    return copy.replace(model=copy.model.replace(params=params))

@@ -1,7 +1,8 @@
 """The one training loop: optimizer steps on part of a model, in one program.
 
-Pretraining and fine-tuning train all weights, knowledge seeding one expert,
-trials and ReST^EM an adapter, offline recurrence a hybrid through its windows.
+Pretraining trains all weights, fine-tuning these or an adapter, knowledge
+seeding one expert, trials and ReST^EM an adapter, offline recurrence a hybrid
+through its windows.
 They differ in what is trained and in the loss; the loop is the same.
 """
 
@@ -13,13 +14,14 @@ import jax
 import optax
 
 from sleep_jax import array_typing as at
+from sleep_jax.models import lora
 from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 
 # (trainable, batch) -> (loss, whatever else a step measures).
 LossFn = Callable[[Any, Any], tuple[jax.Array, Any]]
-Penalty = Callable[[at.Params, Any], jax.Array]
+Penalty = Callable[[at.Tree, Any], jax.Array]
 
 
 def fit(
@@ -65,6 +67,22 @@ def fit(
   return trainable, opt_state, aux
 
 
+def trainable(model: model_lib.Model) -> at.Tree:
+  """What fine-tuning changes: the adapter where there is one, else all weights.
+
+  A model with an adapter has a frozen backbone.
+  """
+  return model.params if model.adapter is None else model.adapter
+
+
+def with_trainable(
+  model: model_lib.Model, trainable: at.Tree
+) -> model_lib.Model:
+  """The model with another value of what `trainable` gives."""
+  name = 'params' if model.adapter is None else 'adapter'
+  return model.replace(**{name: trainable})
+
+
 @functools.partial(
   jax.jit,
   static_argnums=0,
@@ -85,7 +103,7 @@ def train_steps(
 
   Args:
     optimizer: of the weights (static).
-    model: without memory; its weights are donated.
+    model: without memory and adapter; its weights are donated.
     opt_state: donated.
     tokens: one batch a step.
     weight: of every token as a target.
@@ -96,18 +114,73 @@ def train_steps(
     Model, optimizer state, and the loss of each step in nats per token,
     without the penalty, taken before that step's update.
   """
+  return _train(
+    optimizer, model, opt_state, (tokens, weight), penalty, penalty_state
+  )
 
-  def loss_fn(params, batch):
-    logits = model.replace(params=params).forward(batch[0]).logits
+
+@functools.partial(
+  jax.jit,
+  static_argnums=0,
+  static_argnames=('penalty',),
+  donate_argnums=(2, 3),
+)
+def train_adapter_steps(
+  optimizer: optax.GradientTransformation,
+  backbone: model_lib.Model,
+  adapter: lora.Adapter,
+  opt_state: Any,
+  tokens: at.Int[jax.Array, 'K B T'],
+  weight: at.Float[jax.Array, 'K B T'],
+  *,
+  penalty: Penalty | None = None,
+  penalty_state: Any = None,
+) -> tuple[lora.Adapter, Any, at.Float[jax.Array, 'K']]:
+  """`train_steps` of an adapter: the backbone is neither changed nor copied.
+
+  Args:
+    optimizer: of the adapter (static).
+    backbone: without memory and adapter.
+    adapter: donated.
+    opt_state: donated.
+    tokens, weight, penalty, penalty_state: see `train_steps`; the penalty is
+      given the adapter.
+
+  Returns:
+    Adapter, optimizer state, and the loss of each step.
+  """
+  model, opt_state, loss = _train(
+    optimizer,
+    backbone.replace(adapter=adapter),
+    opt_state,
+    (tokens, weight),
+    penalty,
+    penalty_state,
+  )
+  return trainable(model), opt_state, loss
+
+
+def _train(
+  optimizer: optax.GradientTransformation,
+  model: model_lib.Model,
+  opt_state: Any,
+  batches: tuple[jax.Array, jax.Array],
+  penalty: Penalty | None,
+  penalty_state: Any,
+) -> tuple[model_lib.Model, Any, jax.Array]:
+  """Steps of next-token training of the model's `trainable`."""
+
+  def loss_fn(tree, batch):
+    logits = with_trainable(model, tree).forward(batch[0]).logits
     loss = losses.next_token_loss(logits, *batch)
-    extra = penalty(params, penalty_state) if penalty else 0.0
+    extra = penalty(tree, penalty_state) if penalty else 0.0
     return loss + extra, loss
 
-  params, opt_state, loss = fit(
+  tree, opt_state, loss = fit(
     loss_fn,
     optimizer,
-    model.params,
+    trainable(model),
     opt_state,
-    sharding.shard_batch((tokens, weight), None, 'batch'),
+    sharding.shard_batch(batches, None, 'batch'),
   )
-  return model.replace(params=params), opt_state, loss
+  return with_trainable(model, tree), opt_state, loss

@@ -1,0 +1,165 @@
+"""replay: sft on the day and on what the model of this morning makes up.
+
+Generative replay without a teacher's probabilities, and without experts: the
+model as the day begins writes documents, and each batch has so many of them
+beside the day's rows. Nothing outside the life is read, nothing is kept from
+one day to the next but the model itself.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
+from sleep_jax.data import packing
+from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import generation
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig(finetune.FinetunerConfig):
+  """`sleep` says how documents are sampled, as it does for the learner sleep.
+
+  A temperature and a min_p here stand in place of that section's.
+  """
+
+  sleep: consolidation_config.SeedingConfig = (
+    consolidation_config.SeedingConfig()
+  )
+  documents: int = 0  # Rows sampled a day; 0 = as many as the day has.
+  mix: float = 0.5  # Share of documents in the rows of a batch.
+  temperature: float | None = None
+  min_p: float | None = None
+
+  def __post_init__(self):
+    if self.documents < 0:
+      raise config.ConfigError(
+        f'learner_config.documents={self.documents} must be at least 0.'
+      )
+    if not 0 < self.documents_per_batch < self.finetune.batch:
+      raise config.ConfigError(
+        f'learner_config.mix={self.mix} of finetune.batch='
+        f'{self.finetune.batch} rows leaves no row for the documents, or none '
+        'for the day; choose another mix or a larger batch (without documents '
+        'this is learner sft).'
+      )
+
+  @property
+  def documents_per_batch(self) -> int:
+    """Rows of a batch that are documents."""
+    return round(self.mix * self.finetune.batch)
+
+  def sampling(self) -> consolidation_config.SeedingConfig:
+    """How documents are sampled."""
+    own = dict(temperature=self.temperature, min_p=self.min_p)
+    own = {k: v for k, v in own.items() if v is not None}
+    return dataclasses.replace(self.sleep, **own)
+
+
+class ReplayFinetune(finetune.Finetune):
+  """Fine-tuning on the day's rows and on sampled documents."""
+
+  name: ClassVar[str] = 'replay'
+  Config: ClassVar[type] = ReplayConfig
+
+  def batch_rows(self) -> dict[str, int]:
+    rows = super().batch_rows()
+    if self.cfg.documents:
+      rows['learner_config.documents'] = self.cfg.documents
+    return rows
+
+  def documents(
+    self, life: life_lib.Life, shape: tuple[int, int]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of the life's model as it is, and the weights of their tokens.
+
+    Args:
+      life: as the day begins.
+      shape: of the day's rows, `[N, T]`: as many documents, unless
+        `learner_config.documents` says how many. Those that end before
+        `sleep.dream_length` are packed into rows of T tokens.
+
+    Returns:
+      Tokens and weights `[N', T']`.
+    """
+    key = jax.random.fold_in(life.rng, life.clock.nights)
+    with self.setup.costs.phase('rollout') as cost:
+      tokens, lengths, _ = generation.sample(
+        self.cfg.sampling(),
+        life.model.merged(),
+        self.setup.tokenizer,
+        self.cfg.documents or shape[0],
+        jax.random.fold_in(key, 1),
+        life.frames,
+      )
+      cost.add_forward(tokens.size)
+    if self.setup.tokenizer.stop >= 0 and tokens.shape[1] < shape[1]:
+      written = [x[:n].tolist() for x, n in zip(tokens, lengths, strict=True)]
+      return packing.pack(written, shape[1], self.setup.tokenizer.pad)
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    return tokens, inside.astype(np.float32)
+
+  def _blocks(
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The blocks of sft, with documents beside the rows of every batch."""
+    day = experience_lib.in_memory(experience, self.name)
+    documents = self.documents(life.with_frames(day.frames), day.tokens.shape)
+    key = jax.random.fold_in(life.rng, life.clock.nights)
+    order = self._order(len(documents[0]), jax.random.fold_in(key, 2))
+    for rows in super()._blocks(life, day):
+      yield self._interleave(rows, documents, order)
+
+  def _order(self, rows: int, rng: at.Key) -> Iterator[int]:
+    """Numbers of documents: each once in every round, endlessly."""
+    numpy_rng = order_lib.numpy_rng(rng)
+    while True:
+      yield from numpy_rng.permutation(rows).tolist()
+
+  def _interleave(
+    self,
+    rows: tuple[np.ndarray, np.ndarray],
+    documents: tuple[np.ndarray, np.ndarray],
+    order: Iterator[int],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Batches of rows of the day, then documents; the last ones may lack rows.
+
+    Returns:
+      Tokens and weights `[N, T]`, T that of the longer kind of rows.
+    """
+    count = self.cfg.documents_per_batch
+    per_batch = self.cfg.finetune.batch - count
+    length = max(rows[0].shape[1], documents[0].shape[1])
+    batches = []
+    for start in range(0, len(rows[0]), per_batch):
+      drawn = [next(order) for _ in range(count)]
+      batch = [
+        np.concatenate(
+          [
+            _widen(day[start : start + per_batch], length, per_batch, pad),
+            _widen(written[drawn], length, count, pad),
+          ]
+        )
+        for day, written, pad in zip(
+          rows, documents, (self.setup.tokenizer.pad, 0.0), strict=True
+        )
+      ]
+      batches.append(batch)
+    tokens, weight = (np.concatenate(x) for x in zip(*batches, strict=True))
+    return tokens, weight
+
+
+def _widen(
+  array: np.ndarray, length: int, rows: int, fill: float
+) -> np.ndarray:
+  """`array` `[n, t]` filled up to `[rows, length]`."""
+  extra = ((0, rows - array.shape[0]), (0, length - array.shape[1]))
+  return np.pad(array, extra, constant_values=fill)

@@ -1,0 +1,116 @@
+"""The baselines that replay, or that keep what they read before a question."""
+
+import jax
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.runtime import checkpoint
+from tests import learners_test
+
+TASK, SECTIONS = learners_test.TASK, learners_test.SECTIONS
+ADAPTER = dict(target='lora', learning_rate=0.05, batch=4)
+
+
+def build(name, setup=None, finetune=None, **own):
+  sections = SECTIONS | {'learner_config': own}
+  sections['finetune'] = SECTIONS['finetune'] | (finetune or {})
+  learner = learners_test.learners.build(
+    name, sections, setup or learners_test.setup()
+  )
+  return learner, learner.init(jax.random.PRNGKey(0))
+
+
+def assert_same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize('finetune', [{}, ADAPTER], ids=['all', 'lora'])
+def test_what_is_replayed_is_written_by_the_model_of_the_morning(
+  monkeypatch, finetune
+):
+  setup = learners_test.setup()
+  learner, life = build('replay', setup, finetune, min_p=0.1, temperature=0.7)
+  life, _ = learner.sleep(learner.wake(life, TASK.experience(0))[0])
+  morning = jax.tree.map(np.array, life.model.merged())
+  calls, sample = [], replay_lib.sample
+
+  def spy(cfg, model, tokenizer, rows, rng):
+    out = sample(cfg, model, tokenizer, rows, rng)
+    calls.append((cfg, jax.tree.map(np.array, model), rows, out))
+    return out
+
+  monkeypatch.setattr(replay_lib, 'sample', spy)
+  before = setup.costs.totals()
+  day = TASK.experience(1)
+  blocks = list(learner._blocks(life, day))
+  (cfg, model, rows, (tokens, lengths)), *more = calls
+  assert not more and rows == len(day.tokens)
+  assert (cfg.min_p, cfg.temperature) == (0.1, 0.7)
+  assert cfg.dream_length == SECTIONS['sleep']['dream_length']
+  assert_same(model, morning)
+  after = setup.costs.totals()
+  assert after['rollout']['tokens'] - before['rollout']['tokens'] == tokens.size
+  # Half of each batch is the day in its order, half documents, each once.
+  (all_rows, all_weights) = blocks[0]
+  batches = all_rows.reshape(-1, 4, all_rows.shape[1])
+  np.testing.assert_array_equal(
+    batches[:, :2].reshape(day.tokens.shape), day.tokens
+  )
+  replayed = batches[:, 2:].reshape(tokens.shape)
+  assert sorted(replayed.tolist()) == sorted(tokens.tolist())
+  weights = all_weights.reshape(*batches.shape)[:, 2:]
+  assert weights.sum() == lengths.sum()
+  life, metrics = learner.wake(life, day)
+  assert metrics['loss'] > 0
+  spent = setup.costs.totals()['wake']['tokens'] - after['wake']['tokens']
+  assert spent == 2 * day.tokens.size
+
+
+def test_replay_goes_on_bit_for_bit_after_it_was_saved(tmp_path):
+  def live(folder=None):
+    learner, life = build('replay', finetune=ADAPTER | dict(passes=2))
+    life, _ = learner.sleep(learner.wake(life, TASK.experience(0))[0])
+    if folder:
+      saved = checkpoint.Checkpoints(folder, 'me')
+      saved.save(checkpoint.Snapshot(0, 'sleep', life, {}))
+      saved.close()
+      learner, fresh = build('replay', finetune=ADAPTER | dict(passes=2))
+      life = checkpoint.Checkpoints(folder, 'me').newest(fresh).life
+    return learner.wake(life, TASK.experience(1))[0]
+
+  assert_same(live(), live(tmp_path))
+
+
+def test_documents_of_another_length_and_number_fill_every_batch():
+  learner, life = build(
+    'replay', finetune=dict(batch=4, passes=2), documents=3, mix=0.25
+  )
+  day = TASK.experience(0)
+  day = experience_lib.Experience(day.tokens[:7, :12], day.weight[:7, :12])
+  first, second = learner._blocks(life, day)
+  for tokens, weight in (first, second):
+    assert tokens.shape == weight.shape == (12, 16)
+    batches = weight.reshape(3, 4, 16)
+    assert (batches[:, :3, 12:] == 0).all()
+    assert batches[:, 3].any(axis=1).all()  # A document in each batch.
+    assert not batches[2, 1:3].any()  # Seven rows are two batches and a third.
+  # In each round of three batches each of the three documents comes once.
+  rounds = [sorted(x[0][3::4].tolist()) for x in (first, second)]
+  assert rounds[0] == rounds[1] and rounds[0][0] != rounds[0][1]
+
+
+@pytest.mark.parametrize(
+  'own,message',
+  [
+    (dict(mix=0.0), 'mix=0.0 of finetune.batch=4 rows'),
+    (dict(mix=0.9), 'mix=0.9 of finetune.batch=4 rows'),
+    (dict(documents=-1), 'documents=-1'),
+  ],
+)
+def test_a_batch_has_rows_of_both_kinds(own, message):
+  with pytest.raises(config.ConfigError, match=message):
+    build('replay', **own)
