@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
@@ -96,7 +97,7 @@ def build(
   setup = learner_lib.Setup(
     model=model_lib.Model(
       cfg,
-      sharding.shard_params(_weights(c['base'], cfg, seed, data_dir)),
+      _weights(c['base'], cfg, seed, data_dir),
       memory_lib.init_memory(cfg),
     ),
     tokenizer=task.tokenizer,
@@ -111,10 +112,16 @@ def build(
 def _weights(
   base: str, cfg: config.ModelConfig, seed: int, data_dir: str | None
 ) -> at.Params:
-  """The pretrained weights `base`, or fresh ones if it is ''."""
-  if base:
-    return load_lib.load(base, cfg, data_dir)
-  return transformer.init(cfg, jax.random.key(seed))
+  """The pretrained weights `base`, or fresh ones if it is ''; on the devices.
+
+  Arrays of the host would be sent to the device by every program anew.
+  """
+  if not base:
+    return sharding.shard_params(transformer.init(cfg, jax.random.key(seed)))
+  params = load_lib.load(base, cfg, data_dir)
+  if sharding.current() is None:
+    return jax.tree.map(jnp.asarray, params)
+  return sharding.shard_params(params)
 
 
 def config_identity(c: Settings) -> Settings:
