@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 import jax
+from jax import core
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -226,7 +227,7 @@ def shard_params(tree: at.Tree) -> at.Tree:
 
 def _lies_at(x: Any, s: jax.sharding.NamedSharding) -> bool:
   """Whether an array, not one that is traced, is sharded as `s` says."""
-  if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+  if isinstance(x, core.Tracer) or not isinstance(x, jax.Array):
     return False
   own = x.sharding
   return (

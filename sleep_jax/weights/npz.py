@@ -72,17 +72,22 @@ def load(path: pathlib.Path, cfg: config.ModelConfig) -> at.Params:
     ConfigError: naming the first setting or tensor that does not match.
   """
   if not path.exists():
-    raise config.ConfigError(
-      f'base weights {str(path)!r} do not exist; train them with '
-      'experiments.run (configs base_*.py), convert a checkpoint into them '
-      '(sleep_jax.weights.convert), or correct --config.base.'
-    )
+    raise config.ConfigError(absent(path))
   if path.is_dir():
     saved = folder_lib.load(path)
     source_cfg, params = saved.cfg, saved.params
   else:
     source_cfg, params = read(path)
   return with_levels(path.name, source_cfg, params, cfg)
+
+
+def absent(path: pathlib.Path) -> str:
+  """What is said of a base that does not exist."""
+  return (
+    f'base weights {str(path)!r} do not exist; train them with '
+    'experiments.run (configs base_*.py), convert a checkpoint into them '
+    '(sleep_jax.weights.convert), or correct --config.base.'
+  )
 
 
 def with_levels(
