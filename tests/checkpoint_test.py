@@ -18,6 +18,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import files
 from sleep_jax.runtime import finite
+from sleep_jax.runtime import sharding
 from sleep_jax.runtime import termination
 from tests import conftest
 from tests import run_test
@@ -155,20 +156,22 @@ def test_a_checkpoint_of_another_life_is_refused(
 
 def test_a_checkpoint_of_another_version_is_refused(two, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT', 99)
-  with pytest.raises(config.ConfigError, match='has format 4, and this'):
+  with pytest.raises(config.ConfigError, match='has format 5, and this'):
     newest(two)
 
 
-@pytest.mark.parametrize('version', [1, 2, 3])
+@pytest.mark.parametrize(
+  'version, reader', [(1, '0.1'), (2, '0.1'), (3, '0.1'), (4, '0.2')]
+)
 def test_an_older_format_names_the_version_that_reads_it(
-  tmp_path, monkeypatch, version
+  tmp_path, monkeypatch, version, reader
 ):
   monkeypatch.setattr(checkpoint, 'FORMAT', version)
   saved = checkpoint.Checkpoints(tmp_path, 'me')
   saved.save(snapshot(0, 'wake'))
   saved.close()
   monkeypatch.undo()
-  words = rf'format {version}, .* reads format 4. Use sleep_jax 0\.1, or'
+  words = rf'format {version}, .* reads format 5. Use sleep_jax {reader}, or'
   with pytest.raises(config.ConfigError, match=words):
     newest(tmp_path)
 
@@ -202,6 +205,64 @@ def test_a_life_with_a_memory_is_restored(tmp_path, cfg):
   saved.save(snapshot(0, 'wake', changed))
   saved.close()
   assert same(newest(tmp_path, life).life, changed)
+
+
+def base_life(value: float) -> dict:
+  """A life by its leaves; its weights are those that a base has."""
+  params = {'w': value + jax.random.normal(jax.random.key(0), (600, 600))}
+  memory = {'a': jnp.full(3, 1.0 * value)}
+  return {'model': {'params': params, 'memory': memory}}
+
+
+def test_a_base_that_never_changes_is_named_and_not_saved(tmp_path):
+  life = base_life(2)
+  digest = checkpoint.weights_digest(life['model']['params'])
+  for folder, base in ('whole', ''), ('changed', digest):
+    saved = checkpoint.Checkpoints(tmp_path / folder, 'me', base)
+    saved.save(snapshot(0, 'wake', life))
+    saved.close()
+  sizes = [
+    sum(p.stat().st_size for p in (tmp_path / f).rglob('*') if p.is_file())
+    for f in ('whole', 'changed')
+  ]
+  assert sizes[0] > 1_000_000 > 20 * sizes[1]
+  # All but the base comes from the disk; the base is the template's own.
+  template = base_life(2)
+  template['model']['memory'] = {'a': jnp.zeros(3)}
+  saved = checkpoint.Checkpoints(tmp_path / 'changed', 'me', digest)
+  restored = saved.newest(template).life
+  saved.close()
+  assert same(restored, life)
+  assert restored['model']['params']['w'] is template['model']['params']['w']
+
+
+def test_a_life_of_another_base_is_refused(tmp_path):
+  digests = [
+    checkpoint.weights_digest(base_life(x)['model']['params']) for x in (1, 2)
+  ]
+  assert len(set(digests)) == 2
+  checkpoint.save_life(tmp_path / 'one', base_life(1), digests[0], by='me')
+  life, notes = checkpoint.load_life(tmp_path / 'one', base_life(1), digests[0])
+  assert same(life, base_life(1)) and notes == {'by': 'me'}
+  for base in (digests[1], ''):
+    with pytest.raises(config.ConfigError, match='bring back the weights'):
+      checkpoint.load_life(tmp_path / 'one', base_life(1), base)
+  with pytest.raises(config.ConfigError, match='no life was saved'):
+    checkpoint.load_life(tmp_path / 'none', base_life(1), digests[0])
+
+
+def test_the_digest_of_weights_is_the_same_on_any_mesh():
+  def build():
+    return {'level_1': {'gate': jnp.arange(64.0).reshape(2, 4, 8)}}
+
+  params = build()
+  digest = checkpoint.weights_digest(params)
+  with sharding.use_mesh({'fsdp': 4, 'tensor': 2}):
+    placed = sharding.shard_params(build())
+    assert len(jax.tree.leaves(placed)[0].sharding.device_set) == 8
+    assert checkpoint.weights_digest(placed) == digest
+  other = jax.tree.map(lambda x: x.at[0, 0, 0].set(1e-9), params)
+  assert checkpoint.weights_digest(other) != digest
 
 
 def test_a_full_disk_is_an_error_and_the_previous_checkpoint_is_intact(two):

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
@@ -18,6 +20,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 from sleep_jax.tasks import base as task_lib
+from sleep_jax.weights import dimensions
 from sleep_jax.weights import load as load_lib
 
 Settings = dict[str, Any]
@@ -89,14 +92,16 @@ def build(
   data_dir = settings.get('data_dir')
   if 'name' not in settings:
     raise config.ConfigError('task.name is missing; it names the task.')
+  if settings.get('tokenizer') == '':
+    settings['tokenizer'] = _own_tokenizer(c['base'])
+  cfg = model_config(c)
   task = tasks.build(settings.pop('name'), settings, seed)
-  cfg = config.ModelConfig.from_mapping(c['model'])
   tokenizers.check_fits(task.tokenizer, cfg.vocab)  # Before weights are read.
   costs = costs_lib.CostTracker(cfg, task.row_length)
   setup = learner_lib.Setup(
     model=model_lib.Model(
       cfg,
-      sharding.shard_params(_weights(c['base'], cfg, seed, data_dir)),
+      _weights(c['base'], cfg, seed, data_dir),
       memory_lib.init_memory(cfg),
     ),
     tokenizer=task.tokenizer,
@@ -108,13 +113,49 @@ def build(
   return task, learners.build(c['learner'], c, setup), costs
 
 
+def model_config(c: Settings, *, absent: bool = False) -> config.ModelConfig:
+  """The model of an experiment, with the base's dimensions where it has none.
+
+  Args:
+    c: the config.
+    absent: whether the base is not here: its model is then that of the config's
+      section `base_model`, which a config with a public base has.
+
+  Raises:
+    ConfigError: if dimensions are missing, and there is no base to ask.
+  """
+  if dimensions.are_complete(c['model']):
+    return config.ModelConfig.from_mapping(c['model'])
+  if absent and c.get('base_model'):
+    base = config.ModelConfig.from_mapping(c['base_model'])
+  elif c['base']:
+    base = dimensions.of_base(c['base'], c['task'].get('data_dir'))
+  else:
+    raise config.ConfigError(
+      "the section 'model' lacks dimensions (one of vocab, dim, layers, heads "
+      "and the levels' hidden), and base='' has none; give them, or a base."
+    )
+  return dimensions.complete(c['model'], base)
+
+
+def _own_tokenizer(base: str) -> str:
+  """The tokenizer that came with a base; '' if it has none."""
+  return base if base and pathlib.Path(base).is_dir() else ''
+
+
 def _weights(
   base: str, cfg: config.ModelConfig, seed: int, data_dir: str | None
 ) -> at.Params:
-  """The pretrained weights `base`, or fresh ones if it is ''."""
-  if base:
-    return load_lib.load(base, cfg, data_dir)
-  return transformer.init(cfg, jax.random.key(seed))
+  """The pretrained weights `base`, or fresh ones if it is ''; on the devices.
+
+  Arrays of the host would be sent to the device by every program anew.
+  """
+  if not base:
+    return sharding.shard_params(transformer.init(cfg, jax.random.key(seed)))
+  params = load_lib.load(base, cfg, data_dir)
+  if sharding.current() is None:
+    return jax.tree.map(jnp.asarray, params)
+  return sharding.shard_params(params)
 
 
 def config_identity(c: Settings) -> Settings:

@@ -87,7 +87,9 @@ def _live(
   with goodput.lost_to('start'):
     task, learner, costs = build_lib.build(c, seed)
   digest = build_lib.life_digest(c, seed)
-  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', digest)
+  checkpoints = checkpoint.Checkpoints(
+    folder / 'checkpoints', digest, _base_digest(learner)
+  )
   title = f'{arm} seed {seed}'
   snapshot = _first_snapshot(checkpoints, task, learner, seed)
   if snapshot.phase:
@@ -129,6 +131,14 @@ def _live(
   return summary_lib.summarize(
     task, writer.records(), snapshot.life.model.params
   ) | {'learner': arm, 'seed': seed, 'identity': digest}
+
+
+def _base_digest(learner: learner_lib.Learner) -> str:
+  """Of the base, if a life never changes it; else ''."""
+  if learner.trains_backbone:
+    return ''
+  setup = learner.setup
+  return setup.base_digest or checkpoint.weights_digest(setup.model.params)
 
 
 def _first_snapshot(
@@ -284,8 +294,27 @@ def _run_phase(
   except finite.NotFinite as e:
     raise finite.NotFinite(f'night {episode}: {e}') from e
   metrics = {f'{phase}/{k}': v for k, v in metrics.items()}
-  _check_finite(f'night {episode}: {phase}', metrics, life)
+  changed = life
+  if not run.learner.trains_backbone:
+    _check_base(run.learner, life)
+    changed = life.replace(model=life.model.replace(params={}))
+  _check_finite(f'night {episode}: {phase}', metrics, changed)
   return life, metrics
+
+
+def _check_base(learner: learner_lib.Learner, life: life_lib.Life) -> None:
+  """Refuses a life whose backbone is not the base, which is not saved.
+
+  Leaves are compared as buffers: there is one copy of the base.
+  """
+  base = jax.tree.leaves(learner.setup.model.params)
+  own = jax.tree.leaves(life.model.params)
+  if len(own) != len(base) or any(a is not b for a, b in zip(own, base)):
+    raise config.ConfigError(
+      f'learner {learner.name} says that it does not train the backbone, but '
+      'its life has other weights than the base; let its trains_backbone be '
+      'True.'
+    )
 
 
 def _check_finite(where: str, metrics: at.Metrics, life: at.Tree) -> None:

@@ -38,6 +38,7 @@ class Setup:
   episodes: nights of a life.
   seed: of the life.
   format: of a task with contexts to dream about.
+  base_digest: of the base, where it is known without reading its weights.
   """
 
   model: model_lib.Model
@@ -46,6 +47,7 @@ class Setup:
   episodes: int = 1
   seed: int = 0
   format: contexts.SelfEditFormat | None = None
+  base_digest: str = ''
 
   def __post_init__(self):
     tokenizers.check_fits(self.tokenizer, self.model.cfg.vocab)
@@ -77,6 +79,16 @@ class Learner:
 
   def __init__(self, cfg: Any, setup: Setup):
     self.cfg, self.setup = cfg, setup
+
+  @property
+  def trains_backbone(self) -> bool:
+    """Whether a life's `model.params` ever differ from the base's.
+
+    Where it is false a life shares the base's buffers from its first day to
+    its last, and its checkpoints name the base by digest in place of holding
+    it.
+    """
+    return True
 
   def batch_rows(self) -> dict[str, int]:
     """Rows of the learner's batches by setting; a mesh must divide them."""
@@ -156,7 +168,9 @@ class Learner:
     form, answers = self.setup.required_format(self.name), []
     for i, request in enumerate(requests):
       rows = study_lib.context_rows(form, request)
-      copy = self._copy(life).replace(rng=jax.random.fold_in(life.rng, 1 + i))
+      # Training steps donate their buffers, and the life must outlive them.
+      copy = self._copy(life)
+      copy = copy.replace(rng=jax.random.fold_in(life.rng, 1 + i))
       copy, _ = self.wake(
         copy, experience_lib.Experience(rows.tokens, rows.weight)
       )
@@ -165,8 +179,13 @@ class Learner:
     return answers
 
   def _copy(self, life: life_lib.Life) -> life_lib.Life:
-    """A copy that may be trained: steps donate buffers, the life outlives."""
-    return jax.tree.map(jnp.copy, life)
+    """A life with buffers of its own, but for what no training changes."""
+    params = life.model.params
+    if self.trains_backbone:
+      return jax.tree.map(jnp.copy, life)
+    bare = life.replace(model=life.model.replace(params={}))
+    copy = jax.tree.map(jnp.copy, bare)
+    return copy.replace(model=copy.model.replace(params=params))
 
   def _answer(
     self, model: model_lib.Model, request: contexts.StudyRequest

@@ -86,13 +86,13 @@ class Finetune(base.Learner):
     return {'finetune.batch': self.cfg.finetune.batch}
 
   @property
-  def _trains_adapter(self) -> bool:
-    return self.cfg.finetune.target == 'lora'
+  def trains_backbone(self) -> bool:
+    return self.cfg.finetune.target == 'all'
 
   def check(self) -> None:
     super().check()
     mixers = self.setup.model.cfg.mixers
-    if self._trains_adapter and mixers:
+    if not self.trains_backbone and mixers:
       raise config.ConfigError(
         f'finetune.target=lora: a model with model.mixers={mixers} takes no '
         'adapter; use finetune.target=all.'
@@ -100,7 +100,7 @@ class Finetune(base.Learner):
 
   def init(self, rng: at.Key) -> life_lib.Life:
     model = self.setup.model
-    if self._trains_adapter:
+    if not self.trains_backbone:
       adapter = lora_lib.init_adapter(
         model.cfg, self.cfg.lora, model.params, jax.random.fold_in(rng, 0)
       )
@@ -155,7 +155,7 @@ class Finetune(base.Learner):
     penalty = dict(penalty=self.penalty, penalty_state=life.learner_state)
     model = life.model.with_memory(None)
     with self.setup.costs.phase('wake') as cost:
-      if self._trains_adapter:
+      if not self.trains_backbone:
         adapter, opt_state, loss = fit.train_adapter_steps(
           self.optimizer,
           model.replace(adapter=None),
@@ -176,12 +176,3 @@ class Finetune(base.Learner):
     finite.check_finite('wake', loss, fit.trainable(model))
     model = model.with_memory(life.memory)
     return life.replace(model=model, opt_state=opt_state), np.asarray(loss)
-
-  def _copy(self, life: life_lib.Life) -> life_lib.Life:
-    """A frozen backbone is shared: no step donates it."""
-    if not self._trains_adapter:
-      return super()._copy(life)
-    params = life.model.params
-    rest = life.replace(model=life.model.replace(params={}))
-    copy = jax.tree.map(jnp.copy, rest)
-    return copy.replace(model=copy.model.replace(params=params))

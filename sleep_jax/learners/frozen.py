@@ -20,6 +20,10 @@ class Frozen(base.Learner):
   name: ClassVar[str] = 'frozen'
   Config: ClassVar[type] = FrozenConfig
 
+  @property
+  def trains_backbone(self) -> bool:
+    return False
+
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:

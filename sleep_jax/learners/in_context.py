@@ -28,6 +28,10 @@ class InContext(base.Learner):
   name: ClassVar[str] = 'icl'
   Config: ClassVar[type] = InContextConfig
 
+  @property
+  def trains_backbone(self) -> bool:
+    return False
+
   def init(self, rng: at.Key) -> life_lib.Life:
     state = {'context': jnp.zeros((0,), jnp.int32)}
     return life_lib.init_life(self.setup.model, rng, learner_state=state)

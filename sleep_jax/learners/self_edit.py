@@ -55,6 +55,11 @@ def build_dreamer(
   )
 
 
+def folds(dreamer: dreamer_lib.Dreamer) -> bool:
+  """Whether what is dreamt goes into the backbone's own weights."""
+  return dreamer.cfg.enabled and dreamer.cfg.target == 'fold'
+
+
 def init_adapter(
   dreamer: dreamer_lib.Dreamer, life: life_lib.Life
 ) -> life_lib.Life:
@@ -139,6 +144,10 @@ class Seal(TestTimeTraining):
       random_expert=0.0,
     )
     super().__init__(dataclasses.replace(cfg, dreaming=dreaming), setup)
+
+  @property
+  def trains_backbone(self) -> bool:
+    return folds(self.dreamer)
 
   def init(self, rng: at.Key) -> life_lib.Life:
     return init_adapter(self.dreamer, super().init(rng))

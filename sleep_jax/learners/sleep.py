@@ -58,6 +58,11 @@ class Sleep(base.Learner):
       self.dreamer = self_edit.build_dreamer(cfg, setup)
 
   @property
+  def trains_backbone(self) -> bool:
+    """Dreams alone may go into the backbone, where their target is `fold`."""
+    return self.dreamer is not None and self_edit.folds(self.dreamer)
+
+  @property
   def reads_windows(self) -> bool:
     """Whether the day is read by passes over windows."""
     return self.cfg.wake.reads == 'windows'

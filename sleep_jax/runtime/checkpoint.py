@@ -3,6 +3,10 @@
 The phases of a night are functions of the life alone, its random key included.
 A life resumed from its last checkpoint therefore ends with the same bits as one
 that was never interrupted.
+
+What a life never changes is not saved with it: where its learner leaves the
+backbone alone, a checkpoint holds the other leaves, and names the base by
+digest.
 """
 
 import collections
@@ -29,15 +33,18 @@ from sleep_jax.runtime import distributed
 from sleep_jax.runtime import sharding
 
 PHASES = ('wake', 'sleep')
-FORMAT = 4  # Raised whenever older checkpoints can no longer be read.
+FORMAT = 5  # Raised whenever older checkpoints can no longer be read.
 # Older formats, and the version of the package that reads them.
-_READ_BY = dict.fromkeys((1, 2, 3), 'sleep_jax 0.1')
+_READ_BY = dict.fromkeys((1, 2, 3), 'sleep_jax 0.1') | {4: 'sleep_jax 0.2'}
 _MAX_TO_KEEP = 2
 # Leaves below this many bytes share an array: tensorstore (0.1.68 to 0.1.86
 # were tested) never frees the description of an array that it has written.
 _PACK_BELOW_BYTES = 2**20
 # Leaves under this path may differ in size between checkpoint and template.
 _RESIZABLE = "['learner_state']"
+# Leaves under this path are the base's where a checkpoint names one.
+_BASE = "['model']['params']"
+_ONE_LIFE = 'a life by itself'  # Identity of what `save_life` writes.
 
 
 class SaveError(RuntimeError):
@@ -72,11 +79,13 @@ class Checkpoints:
   Args:
     folder: a directory that holds the checkpoints of this life only.
     identity: digest of the config; checkpoints of another config are refused.
+    base: digest of the backbone's weights, which are then not saved, and are
+      taken from the template when a life is restored; '' saves all leaves.
   """
 
-  def __init__(self, folder: pathlib.Path, identity: str):
+  def __init__(self, folder: pathlib.Path, identity: str, base: str = ''):
     self._folder = folder.absolute()
-    self._identity = identity
+    self._identity, self._base = identity, base
     self._lock = threading.Lock()
     self._manager = self._open()
 
@@ -101,11 +110,13 @@ class Checkpoints:
     leaves = {
       name: _to_host(leaf)
       for name, leaf in _leaf_names(snapshot.life).items()
-      if np.size(leaf)  # The format has no empty arrays.
+      # The format has no empty arrays.
+      if np.size(leaf) and not self._is_base(name)
     }
     meta = {
       'format': FORMAT,
       'identity': self._identity,
+      'base': self._base,
       'night': snapshot.night,
       'phase': snapshot.phase,
       'notes': snapshot.notes,
@@ -123,6 +134,10 @@ class Checkpoints:
       life=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
     )
     self._guarded(lambda: self._manager.save(step, args=args, force=True))
+
+  def _is_base(self, name: str) -> bool:
+    """Whether a leaf is the base's, and so not a part of a checkpoint."""
+    return bool(self._base) and name.startswith(_BASE)
 
   def wait(self) -> None:
     """Waits for the save in progress.
@@ -155,8 +170,8 @@ class Checkpoints:
         differ in size.
 
     Raises:
-      ConfigError: if the checkpoints are of another config or version, or if
-        checkpoints exist and none can be read.
+      ConfigError: if the checkpoints are of another config, base or version,
+        or if checkpoints exist and none can be read.
     """
     corrupt = []
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -227,12 +242,22 @@ class Checkpoints:
         f'{self._folder}/{step} is of another config ({meta["identity"][:12]}; '
         f'this run is {self._identity[:12]}). Use another --workdir.'
       )
+    if meta['base'] != self._base:
+      has, needs = (x[:12] or 'none' for x in (meta['base'], self._base))
+      raise config.ConfigError(
+        f'{self._folder}/{step} is what a life changed of the base with digest '
+        f'{has}, but this run has the base {needs}; bring back the weights '
+        'that it began with, or use another --workdir.'
+      )
 
   def _check_names(
     self, step: int, saved: Mapping[str, Any], expected: Mapping[str, Any]
   ) -> None:
     """Compares names, shapes and types of the saved leaves and the template."""
-    missing = {k for k, x in expected.items() if np.size(x)} - set(saved)
+    needed = {
+      k for k, x in expected.items() if np.size(x) and not self._is_base(k)
+    }
+    missing = needed - set(saved)
     for names, what in (
       (set(saved) - set(expected), 'which this learner does not have'),
       (missing, 'missing, which this learner needs'),
@@ -271,6 +296,56 @@ class Checkpoints:
     """
     self.wait()
     self._manager.close()
+
+
+def save_life(
+  folder: pathlib.Path, life: at.Tree, base: str = '', **notes: Any
+) -> None:
+  """Writes one life, without the leaves of a base that is named by digest.
+
+  Args:
+    folder: a new directory.
+    life: what to write.
+    base: see `Checkpoints`.
+    **notes: JSON-serializable values that `load_life` returns.
+
+  Raises:
+    SaveError: if it could not be written; the folder may then be incomplete.
+  """
+  saved = Checkpoints(folder, _ONE_LIFE, base)
+  saved.save(Snapshot(0, PHASES[-1], life, notes))
+  saved.close()
+
+
+def load_life(
+  folder: pathlib.Path, template: at.Tree, base: str = ''
+) -> tuple[at.Tree, dict[str, Any]]:
+  """What `save_life` wrote: the life, and the notes.
+
+  Args:
+    folder: the directory.
+    template: a life of the same shape; it holds the base's weights.
+    base: their digest, as it was when the life was written.
+
+  Raises:
+    ConfigError: if there is no life in the folder, or it is another's.
+  """
+  if not folder.is_dir():
+    raise config.ConfigError(f'{folder} does not exist; no life was saved.')
+  saved = Checkpoints(folder, _ONE_LIFE, base)
+  snapshot = saved.newest(template)
+  saved.close()
+  if snapshot is None:
+    raise config.ConfigError(f'{folder} holds no life.')
+  return snapshot.life, snapshot.notes
+
+
+def weights_digest(params: at.Params) -> str:
+  """SHA-256 of weights: their names, types, shapes and bits.
+
+  It is the same on any mesh; one leaf at a time is brought to the host.
+  """
+  return _leaves_digest(_leaf_names(params), [])
 
 
 def _leaf_names(life: at.Tree) -> dict[str, Any]:

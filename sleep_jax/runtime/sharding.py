@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 import jax
+from jax import core
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -214,10 +215,25 @@ def shard_params(tree: at.Tree) -> at.Tree:
   """
   if (mesh := current()) is None:
     return tree
-  return jax.tree.map(
-    lambda x, s: jax.lax.with_sharding_constraint(x, s.spec),
-    tree,
-    shardings(mesh, tree),
+
+  def place(x: Any, s: jax.sharding.NamedSharding) -> Any:
+    # The same buffers: weights that do not change are there once.
+    if _lies_at(x, s):
+      return x
+    return jax.lax.with_sharding_constraint(x, s.spec)
+
+  return jax.tree.map(place, tree, shardings(mesh, tree))
+
+
+def _lies_at(x: Any, s: jax.sharding.NamedSharding) -> bool:
+  """Whether an array, not one that is traced, is sharded as `s` says."""
+  if isinstance(x, core.Tracer) or not isinstance(x, jax.Array):
+    return False
+  own = x.sharding
+  return (
+    isinstance(own, jax.sharding.NamedSharding)
+    and own.mesh.abstract_mesh == s.mesh
+    and own.spec == s.spec
   )
 
 

@@ -9,7 +9,6 @@ import zipfile
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -66,23 +65,29 @@ def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
 def load(path: pathlib.Path, cfg: config.ModelConfig) -> at.Params:
   """Weights for `cfg`, from a `.npz` file or a folder.
 
-  A base of one level gains the levels of `cfg` that it lacks.
+  A base of one level gains the levels of `cfg` that it lacks. Tensors of a
+  folder are memory-mapped: whoever places them decides on which devices.
 
   Raises:
     ConfigError: naming the first setting or tensor that does not match.
   """
   if not path.exists():
-    raise config.ConfigError(
-      f'base weights {str(path)!r} do not exist; train them with '
-      'experiments.run (configs base_*.py), convert a checkpoint into them '
-      '(sleep_jax.weights.convert), or correct --config.base.'
-    )
+    raise config.ConfigError(absent(path))
   if path.is_dir():
     saved = folder_lib.load(path)
-    source_cfg, params = saved.cfg, jax.tree.map(jnp.asarray, saved.params)
+    source_cfg, params = saved.cfg, saved.params
   else:
     source_cfg, params = read(path)
   return with_levels(path.name, source_cfg, params, cfg)
+
+
+def absent(path: pathlib.Path) -> str:
+  """What is said of a base that does not exist."""
+  return (
+    f'base weights {str(path)!r} do not exist; train them with '
+    'experiments.run (configs base_*.py), convert a checkpoint into them '
+    '(sleep_jax.weights.convert), or correct --config.base.'
+  )
 
 
 def with_levels(

@@ -9,6 +9,9 @@ from sleep_jax.data.datasets import catalog
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 
+# Where a checkpoint that `weights.convert` has converted keeps such files.
+_CONVERTED = 'source'
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -40,15 +43,22 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
 
   Args:
     path: a sentencepiece `.model`, a llama2.c `.bin` (a file, or a name that
-      `catalog` lists), or the folder of a Hugging Face checkpoint (or the
-      `tokenizer.json` in it).
+      `catalog` lists), or the folder of a Hugging Face checkpoint, converted
+      or not (or the `tokenizer.json` in it).
     folder: the data folder, see `download.data_dir`.
 
   Raises:
     ConfigError: if it is none of these, or broken.
   """
+  if not str(path):
+    raise config.ConfigError(
+      'task.tokenizer is empty, and the base has no tokenizer of its own; name '
+      'one, or take a base that is the folder of a checkpoint.'
+    )
   path = pathlib.Path(path)
   if path.is_dir():
+    if (path / _CONVERTED / 'tokenizer.json').exists():
+      path = path / _CONVERTED
     return huggingface_tokenizer.HuggingFaceTokenizer(path)
   if path.name == 'tokenizer.json':
     return huggingface_tokenizer.HuggingFaceTokenizer(path.parent)
