@@ -6,6 +6,7 @@ The kind of IN determines the conversion:
 
   Hugging Face folder (Llama, Qwen2.5, Qwen3)  -> our folder, or OUT.npz
   the same with memory.safetensors             -> our folder, memory included
+  GGUF file (Llama, Qwen2.5, Qwen3), .gguf     -> our folder, or OUT.npz
   llama2.c checkpoint, .bin                    -> our folder, or OUT.npz
   our folder, or .npz                          -> Hugging Face folder
 
@@ -24,11 +25,13 @@ from flax import traverse_util
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data.tokenizers import gguf as gguf_tokenizer
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import architectures
 from sleep_jax.weights import expert_bank
 from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import gguf
 from sleep_jax.weights import huggingface
 from sleep_jax.weights import llama2c
 from sleep_jax.weights import npz
@@ -66,14 +69,16 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
     raise config.ConfigError(
       f'{out} exists already; name another output, or delete it yourself.'
     )
+  if source.suffix == '.gguf' and source.is_file():
+    return _import_gguf(source, out)
   if source.suffix == '.bin' and source.is_file():
     return _write(out, *llama2c.read(source))
   if source.suffix == '.npz' and source.is_file():
     return _export(out, *npz.read(source), None, None)
   if not (source / 'config.json').is_file():
     raise config.ConfigError(
-      f'{source} is neither a folder with a config.json nor a .npz or .bin '
-      'file; see python -m sleep_jax.weights.convert --help.'
+      f'{source} is neither a folder with a config.json nor a .gguf, .npz '
+      'or .bin file; see python -m sleep_jax.weights.convert --help.'
     )
   values = huggingface.read_json(source / 'config.json')
   if values.get('format') != folder_lib.FORMAT:
@@ -114,6 +119,29 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
     folder_lib.fill(part, cfg, params, memory)
     _copy_companions(source, part / _SOURCE)
   return _summary(out, cfg, params, memory)
+
+
+def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
+  """Reads a GGUF file tensor by tensor, into memory-mapped files."""
+  file = gguf.opened(source)
+  cfg = file.config
+  if out.suffix == '.npz':
+    return _write(out, cfg, gguf.load(file))
+  with folder_lib.atomic_dir(out) as part:
+    (part / _SOURCE).mkdir()
+    ids = gguf_tokenizer.write(
+      file.get, part / _SOURCE, str(source), cfg.vocab, cfg.max_len
+    )
+    allocate = folder_lib.allocator(part)
+    params = gguf.load(
+      file, lambda name, shape, dtype: allocate(f'params.{name}', shape, dtype)
+    )
+    folder_lib.fill(part, cfg, params, None)
+    dtype = str(params['embed']['embedding'].dtype)
+    values = architectures.to_hf_config(cfg, dtype) | ids
+    text = json.dumps(values, indent=2) + '\n'
+    (part / _SOURCE / 'config.json').write_text(text, encoding='utf-8')
+  return _summary(out, cfg, params, None)
 
 
 def _export(

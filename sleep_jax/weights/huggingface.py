@@ -250,12 +250,12 @@ def load(
     with opened(file) as f:
       for name in f.keys():
         if not _is_redundant(name, cfg):
-          _copy_into(arrays, slots[name], f.get_tensor(name))
+          copy_into(arrays, slots[name], f.get_tensor(name))
   _check_tie(files, cfg, arrays['embed.embedding'])
   return traverse_util.unflatten_dict(arrays, sep='.')
 
 
-def _copy_into(
+def copy_into(
   arrays: dict[str, np.ndarray], slot: TensorSlot, tensor: np.ndarray
 ) -> None:
   target = arrays[slot.name]
