@@ -14,9 +14,11 @@ import pytest
 from sleep_jax import config
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.runtime import tree_paths
 from sleep_jax.weights import add_levels
 from sleep_jax.weights import convert
 from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import huggingface
 from sleep_jax.weights import npz
 from tests import checkpoints  # noqa: E402  (needs safetensors)
 from tests import conftest
@@ -143,9 +145,10 @@ def test_conversion_holds_one_tensor_in_ram(tmp_path):
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     (tmp_path / 'out').mkdir()
-    convert.huggingface.save(
-      tmp_path / 'out', saved.cfg, saved.params, shard_bytes=2 * largest
+    tensors = huggingface.lazy_tensors(
+      saved.params, huggingface.tensor_slots(saved.cfg)
     )
+    huggingface.save(tmp_path / 'out', tensors, shard_bytes=2 * largest)
     peak = tracemalloc.get_traced_memory()[1] - before
     assert peak < 2 * largest + largest + overhead
   finally:
@@ -217,10 +220,10 @@ def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype):
     ('partition', conftest.random_memory, {}, 'level 2 uses 2 of its experts'),
     ('stack', conftest.random_memory, {}, 'level 1 adds a second MLP'),
     ('stack', fast_only, {}, 'level 1 adds a second MLP'),
-    ('partition', fast_only, dict(dtype='float32'), 'would be rounded'),
+    ('partition', conftest.random_memory, dict(dtype='float32'), 'gated'),
   ],
 )
-def test_otherwise_the_expert_bank_is_written_beside_the_base(
+def test_otherwise_code_is_written_and_the_memory_comes_back_bit_for_bit(
   tmp_path, reading, memory_of, changes, why
 ):
   folder, _, w = source(
@@ -230,11 +233,54 @@ def test_otherwise_the_expert_bank_is_written_beside_the_base(
     folder, tmp_path, reading, memory_of, **changes
   )
   summary = convert.convert(tmp_path / 'ours', tmp_path / 'exported')
-  assert 'base + expert bank' in summary and why in summary
-  assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
+  assert 'code that transformers runs' in summary and why in summary
+  values = json.loads((tmp_path / 'exported' / 'config.json').read_text())
+  assert values['model_type'] == 'sleep_llama'  # Nobody takes it for the base.
+  assert not checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
   convert.convert(tmp_path / 'exported', tmp_path / 'back')
   back = folder_lib.load(tmp_path / 'back')
   assert back.cfg == cfg
+  assert equal(back.params, params) and equal(back.memory, memory)
+
+
+def test_a_sum_in_a_wider_type_than_the_weights_is_not_rounded(tmp_path):
+  folder, *_ = source(
+    tmp_path, dtype=np.dtype(checkpoints.BF16), torch_dtype='bfloat16'
+  )
+  cfg, params, memory = save_with_memory(
+    folder, tmp_path, 'partition', fast_only, dtype='float32'
+  )
+  convert.convert(tmp_path / 'ours', tmp_path / 'exported')
+  values = json.loads((tmp_path / 'exported' / 'config.json').read_text())
+  assert values['torch_dtype'] == 'float32'
+  convert.convert(tmp_path / 'exported', tmp_path / 'back')
+  back = folder_lib.load(tmp_path / 'back')
+  np.testing.assert_array_equal(
+    logits(cfg, params, memory), logits(back.cfg, back.params)
+  )
+
+
+def test_a_memory_file_of_version_0_2_is_read(tmp_path):
+  """Its checkpoint was the plain backbone; it held faster levels itself."""
+  folder, *_ = source(tmp_path)
+  cfg, params, memory = save_with_memory(
+    folder, tmp_path, 'stack', conftest.random_memory
+  )
+  plain = {slot.name for slot in huggingface.tensor_slots(cfg).values()}
+  tensors = {f'memory.{k}': x for k, x in tree_paths.leaf_paths(memory).items()}
+  tensors |= {
+    f'params.{k}': x
+    for k, x in tree_paths.leaf_paths(params).items()
+    if k not in plain
+  }
+  meta = {'format': 'sleep_jax', 'model': json.dumps(dataclasses.asdict(cfg))}
+  huggingface.write(
+    folder / 'memory.safetensors',
+    {k: np.asarray(x, order='C') for k, x in tensors.items()},
+    meta,
+  )
+  convert.convert(folder, tmp_path / 'back')
+  back = folder_lib.load(tmp_path / 'back')
   assert equal(back.params, params) and equal(back.memory, memory)
 
 
@@ -251,7 +297,7 @@ def test_a_model_with_an_initial_memory_is_exported_unchanged(
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
 
 
-def test_a_model_trained_with_levels_is_exported_in_two_files(tmp_path):
+def test_a_model_trained_with_levels_is_exported_with_code(tmp_path):
   cfg = conftest.tiny()
   params = conftest.weights(cfg)
   npz.save(tmp_path / 'base.npz', params, cfg)
@@ -381,8 +427,9 @@ def test_a_memory_of_another_backbone_is_refused(tmp_path):
   folder, c, w = source(tmp_path)
   save_with_memory(folder, tmp_path, 'partition', conftest.random_memory)
   convert.convert(tmp_path / 'ours', tmp_path / 'exported')
-  other = checkpoints.settings('llama3_2', True, rope_theta=10_000.0)
-  (tmp_path / 'exported' / 'config.json').write_text(json.dumps(other))
+  file = tmp_path / 'exported' / 'config.json'
+  other = json.loads(file.read_text()) | {'rope_theta': 10_000.0}
+  file.write_text(json.dumps(other))
   with pytest.raises(config.ConfigError, match='another backbone'):
     convert.convert(tmp_path / 'exported', tmp_path / 'back')
 

@@ -13,6 +13,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import imitation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
@@ -276,11 +277,15 @@ def test_seed_steps_compile_once(life):
   assert seeding.seed_steps._cache_size() == 1
 
 
+def segment(*tokens, start=0):
+  return replay_lib.Segment(np.array(tokens), start)
+
+
 def test_splicing_keeps_whole_segments_and_reports_their_source():
-  current = [np.array([10, 11, 2]), np.array([12, 2])]
-  previous = [np.array([20, 21, 22, 2])]
+  current = [segment(10, 11, 2), segment(12, 2)]
+  previous = [segment(20, 21, 22, 2)]
   tokens, lengths, source, row_prob = replay_lib.splice(
-    current, previous, (50, 16), 0.5, 1, np.random.default_rng(0)
+    (previous, current), (50, 16), 0.5, [1], np.random.default_rng(0)
   )
   assert tokens.shape == (50, 16)
   assert (lengths == 16).all() and row_prob is None
@@ -295,12 +300,32 @@ def test_splicing_keeps_whole_segments_and_reports_their_source():
 
 
 def test_segments_are_cut_at_separators():
-  got = replay_lib.segments(
+  generated = generation.Documents(
     np.array([[1, 5, 2, 6, 7, 2, 9], [1, 3, 3, 3, 3, 3, 3]]),
     np.array([7, 7]),
-    separator=2,
+    np.array([1, 1]),
   )
-  assert [g.tolist() for g in got] == [[5, 2], [6, 7, 2]]
+  got = replay_lib.segments(generated, separator=2)
+  assert [g.tokens.tolist() for g in got] == [[5, 2], [6, 7, 2]]
+
+
+def test_documents_keep_their_beginning_and_an_end_that_was_cut():
+  """Where only the end of a document separates, none is dropped."""
+  generated = generation.Documents(
+    np.array([[1, 5, 2, 0], [8, 9, 3, 4]]), np.array([3, 4]), np.array([1, 2])
+  )
+  got = replay_lib.documents(generated)
+  assert [(g.tokens.tolist(), g.start) for g in got] == [
+    ([1, 5, 2], 1),
+    ([8, 9, 3, 4], 2),
+  ]
+  tokens, _, source, _ = replay_lib.splice(
+    (got[:1], got[1:]), (50, 8), 0.25, [], np.random.default_rng(0)
+  )
+  assert set(tokens[:, 0]) == {1, 8}
+  # A frame's tokens are one teacher's; the first of its own has two.
+  assert (source[tokens == 9] == 1).all() and (source[tokens == 8] == 1).all()
+  assert (source[(tokens == 3) | (tokens == 5)] == 0.75).all()
 
 
 def test_the_mixture_teacher_is_a_mixture():

@@ -125,6 +125,11 @@ def to_hf_config(cfg: config.ModelConfig, dtype: str) -> dict[str, Any]:
   Raises:
     ConfigError: if no supported family computes the same function.
   """
+  if cfg.mixers:
+    raise config.ConfigError(
+      f'model.mixers={cfg.mixers}: a hybrid has no counterpart among '
+      f'{", ".join(_FAMILIES.values())}; keep it as .npz or as our folder.'
+    )
   if cfg.qkv_bias and cfg.qk_norm:
     raise config.ConfigError(
       'a model with qkv_bias and qk_norm has no counterpart among '
@@ -160,7 +165,62 @@ def to_hf_config(cfg: config.ModelConfig, dtype: str) -> dict[str, Any]:
   }
 
 
-def describes(values: Mapping[str, Any], cfg: config.ModelConfig) -> bool:
-  """Whether a config.json describes the plain backbone of `cfg`."""
-  described = dataclasses.replace(model_config(values), dtype=cfg.dtype)
-  return to_hf_config(described, cfg.dtype) == to_hf_config(cfg, cfg.dtype)
+def describes(
+  values: Mapping[str, Any], cfg: config.ModelConfig, any_width: bool = False
+) -> bool:
+  """Whether a config.json describes the plain backbone of `cfg`.
+
+  Args:
+    values: content of the config.json of a plain checkpoint.
+    cfg: the model.
+    any_width: the width of the MLP may be another one.
+  """
+  try:
+    described = dataclasses.replace(model_config(values), dtype=cfg.dtype)
+  except config.ConfigError:
+    return False
+  mine, its = (to_hf_config(c, cfg.dtype) for c in (cfg, described))
+  if any_width:
+    its['intermediate_size'] = mine['intermediate_size']
+  return mine == its
+
+
+# A model that slept, with its own code: the family and class that it extends.
+_SLEEP = 'sleep_'
+
+
+def custom(values: Mapping[str, Any], levels: list[Any]) -> dict[str, Any]:
+  """The config.json of a model with code of its own.
+
+  Args:
+    values: of the plain checkpoint.
+    levels: see `assets/export/configuration_sleep.py`.
+  """
+  family = str(values['model_type'])
+  base = _FAMILIES[family].removesuffix('ForCausalLM')
+  return dict(values) | {
+    'architectures': [f'Sleep{base}ForCausalLM'],
+    'auto_map': {
+      'AutoConfig': f'configuration_sleep.Sleep{base}Config',
+      'AutoModelForCausalLM': f'modeling_sleep.Sleep{base}ForCausalLM',
+    },
+    'model_type': f'{_SLEEP}{family}',
+    'sleep_levels': levels,
+  }
+
+
+def is_custom(values: Mapping[str, Any]) -> bool:
+  """Whether a config.json was made by `custom`."""
+  return str(values.get('model_type')).removeprefix(_SLEEP) in _FAMILIES and (
+    'sleep_levels' in values
+  )
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json of the plain checkpoint that `custom` was made of."""
+  out = dict(values)
+  if is_custom(values):
+    family = str(values['model_type']).removeprefix(_SLEEP)
+    out |= {'model_type': family, 'architectures': [_FAMILIES[family]]}
+    del out['auto_map'], out['sleep_levels']
+  return out

@@ -10,56 +10,68 @@ The kind of IN determines the conversion:
   llama2.c checkpoint, .bin                    -> our folder, or OUT.npz
   our folder, or .npz                          -> Hugging Face folder
 
-A model with a memory is merged into a plain checkpoint where that is exact;
-otherwise the plain backbone is written with memory.safetensors beside it. The
-last line of output states which, and why.
+A model with a memory becomes a plain checkpoint where that computes the same,
+otherwise one with code of its own (`--form=custom`). `--form=merged` makes a
+plain checkpoint of any, and prints what that costs; it needs `--dreams` of the
+model if experts are in use. The last line of output states what was written.
 """
 
 import argparse
-import json
+import dataclasses
 import pathlib
-import shutil
 import sys
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data.tokenizers import gguf as gguf_tokenizer
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import architectures
 from sleep_jax.weights import expert_bank
+from sleep_jax.weights import export
 from sleep_jax.weights import folder as folder_lib
 from sleep_jax.weights import gguf
 from sleep_jax.weights import huggingface
 from sleep_jax.weights import llama2c
 from sleep_jax.weights import npz
+from sleep_jax.weights.export import companions
+from sleep_jax.weights.export import custom_form
 
-# Files that are copied with the weights, so that the output is complete.
-_COMPANIONS = (
-  'config.json',
-  'generation_config.json',
-  'tokenizer.json',
-  'tokenizer.model',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-  'LICENSE',
-  'LICENSE.txt',
-)
-_SOURCE = 'source'  # The subfolder for them in our format.
+FORMS = ('', 'custom', 'merged')
 
 
-def convert(source: pathlib.Path, out: pathlib.Path) -> str:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How our models are exported.
+
+  form: one of FORMS; '' is plain where that is exact, else custom.
+  source: a folder with the base's tokenizer and licence; default, those that
+    were converted with the model.
+  dreams: a .npy file of tokens that the model has sampled, `[N, T]`, -1 after
+    the end of a row; for `merged`, where experts are in use.
+  """
+
+  form: str = ''
+  source: pathlib.Path | None = None
+  dreams: pathlib.Path | None = None
+
+  def __post_init__(self):
+    config.lookup(self.form, dict.fromkeys(FORMS), '--form')
+
+
+def convert(
+  source: pathlib.Path, out: pathlib.Path, options: Options | None = None
+) -> str:
   """Converts `source` to `out`.
 
   Returns:
-    A line that describes the output.
+    What was written, in words.
 
   Raises:
     ConfigError: naming what cannot be read or does not match; `out` is then not
@@ -71,10 +83,11 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
     )
   if source.suffix == '.gguf' and source.is_file():
     return _import_gguf(source, out)
+  options = options or Options()
   if source.suffix == '.bin' and source.is_file():
     return _write(out, *llama2c.read(source))
   if source.suffix == '.npz' and source.is_file():
-    return _export(out, *npz.read(source), None, None)
+    return _export(model_lib.Model(*npz.read(source)), out, options)
   if not (source / 'config.json').is_file():
     raise config.ConfigError(
       f'{source} is neither a folder with a config.json nor a .gguf, .npz '
@@ -84,21 +97,16 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
   if values.get('format') != folder_lib.FORMAT:
     return _import(source, out)
   saved = folder_lib.load(source)
-  return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
+  model = model_lib.Model(saved.cfg, saved.params, saved.memory)
+  if options.source is None and (source / companions.FOLDER).is_dir():
+    options = dataclasses.replace(options, source=source / companions.FOLDER)
+  return _export(model, out, options)
 
 
 def _import(source: pathlib.Path, out: pathlib.Path) -> str:
   """Reads a Hugging Face folder tensor by tensor, into memory-mapped files."""
   values = huggingface.read_json(source / 'config.json')
-  cfg, bank = architectures.model_config(values), None
-  if (source / expert_bank.FILE).exists():
-    bank = expert_bank.load(source / expert_bank.FILE)
-    if not architectures.describes(values, bank.cfg):
-      raise config.ConfigError(
-        f'{source / expert_bank.FILE} belongs to another backbone than the '
-        'config.json beside it.'
-      )
-    cfg = bank.cfg
+  cfg, bank, layout = _described(source, values)
   memory = bank.memory if bank else None
   if out.suffix == '.npz':
     if bank:
@@ -112,12 +120,18 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
       source,
       cfg,
       lambda name, shape, dtype: allocate(f'params.{name}', shape, dtype),
+      layout,
     )
     if bank:
       flat = traverse_util.flatten_dict(params, sep='.') | dict(bank.params)
+      folder_lib.check_params(cfg, flat, str(source))
       params = traverse_util.unflatten_dict(flat, sep='.')
     folder_lib.fill(part, cfg, params, memory)
-    _copy_companions(source, part / _SOURCE)
+    companions.copy(source, part / companions.FOLDER)
+    if architectures.is_custom(values):
+      companions.write_config(
+        part / companions.FOLDER, architectures.plain(values)
+      )
   return _summary(out, cfg, params, memory)
 
 
@@ -144,45 +158,64 @@ def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
   return _summary(out, cfg, params, None)
 
 
-def _export(
-  out: pathlib.Path,
-  cfg: config.ModelConfig,
-  params: at.Params,
-  memory: memory_lib.Memory | None,
-  companions: pathlib.Path | None,
-) -> str:
-  """Writes a Hugging Face folder, merged where that is exact."""
-  why = expert_bank.why_not_mergeable(cfg, params, memory)
-  dtype = str(params['embed']['embedding'].dtype)
-  hf_config = architectures.to_hf_config(cfg, dtype)
-  with folder_lib.atomic_dir(out) as part:
-    if companions and companions.is_dir():
-      _copy_companions(companions, part)
-    if not (
-      (part / 'config.json').exists()
-      and architectures.describes(
-        huggingface.read_json(part / 'config.json'), cfg
-      )
-    ):
-      text = json.dumps(hf_config, indent=2) + '\n'
-      (part / 'config.json').write_text(text, encoding='utf-8')
-    if why is None:
-      params = expert_bank.merged(cfg, params, memory)
-    else:
-      expert_bank.save(part / expert_bank.FILE, cfg, params, memory)
-    huggingface.save(part, cfg, params)
-  if memory is None and why is None:
-    return f'{out}: plain checkpoint; there was no memory.'
-  if why is None:
-    return (
-      f'{out}: merged into a plain checkpoint, which computes the same logits; '
-      'clocks and pending updates are not included.'
+def _described(
+  source: pathlib.Path, values: dict[str, object]
+) -> tuple[
+  config.ModelConfig, expert_bank.SavedBank | None, huggingface.Layout | None
+]:
+  """The model in a Hugging Face folder, its memory file, its tensors' names."""
+  custom, file = architectures.is_custom(values), source / expert_bank.FILE
+  if not custom and not file.exists():
+    return architectures.model_config(values), None, None
+  if not file.exists():
+    raise config.ConfigError(
+      f'{file} is missing; without it transformers can run {source}, but '
+      'nothing can restore the memory. Copy it from the export.'
     )
-  return (
-    f'{out}: base + expert bank ({expert_bank.FILE}), because {why}. The plain '
-    'checkpoint alone is the backbone without the memory; convert the folder '
-    'back to load both.'
+  bank = expert_bank.load(file)
+  if not architectures.describes(architectures.plain(values), bank.cfg):
+    raise config.ConfigError(
+      f'{file} belongs to another backbone than the config.json beside it.'
+    )
+  layout = custom_form.read_layout(bank.cfg, bank) if custom else None
+  return bank.cfg, bank, layout
+
+
+def _export(model: model_lib.Model, out: pathlib.Path, options: Options) -> str:
+  """Writes a Hugging Face folder, plain where that is exact."""
+  exact = export.why_not_plain(model) is None
+  form = options.form or ('merged' if exact else 'custom')
+  if form == 'custom':
+    return export.custom(model, out, options.source)
+  dreams = lengths = None
+  if options.dreams and not exact:
+    dreams, lengths = _read_dreams(options.dreams, model.cfg)
+    model = model.replace(params=jax.tree.map(jnp.asarray, model.params))
+  report = export.merged(
+    model, out, options.source, dreams=dreams, lengths=lengths
   )
+  return str(report)
+
+
+def _read_dreams(
+  path: pathlib.Path, cfg: config.ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens `[N, T]`, and how many of each row are real."""
+  try:
+    tokens = np.load(path)
+  except (OSError, ValueError) as e:
+    raise config.ConfigError(f'--dreams={path} cannot be read: {e}.') from e
+  if (
+    tokens.ndim != 2
+    or tokens.dtype.kind not in 'iu'
+    or not (-1 <= tokens.min() and tokens.max() < cfg.vocab)
+  ):
+    raise config.ConfigError(
+      f'--dreams={path} is {tokens.dtype}{list(tokens.shape)}; it must be '
+      f'tokens [N, T] below {cfg.vocab}, and -1 after the end of a row.'
+    )
+  real = tokens >= 0
+  return np.where(real, tokens, 0), real.sum(axis=1)
 
 
 def _write(
@@ -193,14 +226,6 @@ def _write(
   else:
     folder_lib.save(out, cfg, params)
   return _summary(out, cfg, params, None)
-
-
-def _copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies the tokenizer, the licence and other `_COMPANIONS`."""
-  target.mkdir(exist_ok=True)
-  for name in _COMPANIONS:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, target / name)
 
 
 def _summary(
@@ -226,9 +251,15 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument('source', metavar='IN', type=pathlib.Path)
   parser.add_argument('out', metavar='OUT', type=pathlib.Path)
+  parser.add_argument('--form', default='', help='custom or merged')
+  parser.add_argument(
+    '--source', dest='companions', type=pathlib.Path, help="the base's folder"
+  )
+  parser.add_argument('--dreams', type=pathlib.Path, help='a .npy of tokens')
   args = parser.parse_args(argv)
   try:
-    print(convert(args.source, args.out))
+    options = Options(args.form, args.companions, args.dreams)
+    print(convert(args.source, args.out, options))
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
 

@@ -1,17 +1,16 @@
-"""Exports of a model with a memory: merged where exact, else in two files.
+"""What a life has made of a model's weights, and its memory in a file.
 
-Merged: the fast change is added to the weights, and a plain checkpoint computes
-the same logits. In two files: the plain checkpoint holds the backbone, and
-`memory.safetensors` beside it everything that the life has changed or added.
+The fast change can be added to the weights (`with_fast_change`); if no expert
+is in use that is all, and a plain checkpoint computes the same
+(`why_not_plain`).
+`memory.safetensors` beside an export holds what a life needs to go on.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
-from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,23 +28,34 @@ class LazySum:
   """A stack of weights plus a fast change, added layer by layer on demand.
 
   The sum is rounded as in `cms.Level`: added in float32, then cast.
+
+  base: `[L, ...]`.
+  changes: of each layer; None where there is none.
+  dtype: of the sum.
   """
 
-  def __init__(self, base: at.Array, changes: list[np.ndarray | None]):
+  def __init__(
+    self, base: at.Array, changes: list[np.ndarray | None], dtype: np.dtype
+  ):
     self._base, self._changes = base, changes
-    self.shape, self.dtype = base.shape, base.dtype
+    self.shape, self.dtype = base.shape, dtype
+
+  def changes_layer(self, layer: int) -> bool:
+    """Whether there is a change in `layer` that is not zero."""
+    change = self._changes[layer]
+    return change is not None and bool(change.any())
 
   def __getitem__(self, layer: int) -> np.ndarray:
-    base, change = np.asarray(self._base[layer]), self._changes[layer]
-    if change is None or not change.any():
-      return base  # Unchanged: adding zero would turn -0 into 0.
-    return (base + change).astype(self.dtype)
+    base = np.asarray(self._base[layer])
+    if not self.changes_layer(layer):
+      return base.astype(self.dtype)  # Adding zero would turn -0 into 0.
+    return (base + self._changes[layer]).astype(self.dtype)
 
 
-def why_not_mergeable(
+def why_not_plain(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> str | None:
-  """The reason why a model cannot be merged exactly, or None if it can."""
+  """Why no plain checkpoint computes the same function; None if one does."""
   for i in range(len(cfg.levels_per_block) - 1):
     down = params['blocks'][f'level_{i + 1}']['down']
     if not _output_is_zero(down, memory.levels[i].fast if memory else None):
@@ -54,27 +64,18 @@ def why_not_mergeable(
         'has one'
       )
   for i, level in enumerate(memory.levels if memory else (), 1):
-    unlocked = _count_unlocked(level.bank) if level.bank else 0
-    if unlocked:
+    used = len(used_slots(level.bank)) if level.bank else 0
+    if used:
       return (
-        f'level {i} uses {unlocked} of its experts, and the output of an '
-        'expert is gated by the token'
+        f'level {i} uses {used} of its experts, and the output of an expert is '
+        'gated by the token'
       )
-  dense = params['blocks'][f'level_{len(cfg.levels_per_block)}']
-  for delta in memory.deltas() if memory else ():
-    for key, change in (delta or {}).items():
-      stored = dense[key].dtype
-      exact = stored in (jnp.float32, jnp.dtype(cfg.dtype))
-      if not exact and np.asarray(change).any():
-        return (
-          f'the weights are {stored} but the computation is in {cfg.dtype}, so '
-          'the sum with the fast change would be rounded'
-        )
   return None
 
 
-def _count_unlocked(bank: memory_lib.Bank) -> int:
-  return int((np.asarray(bank.status) != memory_lib.LOCKED).sum())
+def used_slots(bank: memory_lib.Bank) -> list[int]:
+  """The slots of a bank that may change a logit."""
+  return np.flatnonzero(np.asarray(bank.status) != memory_lib.LOCKED).tolist()
 
 
 def _output_is_zero(down: at.Array, fast: memory_lib.Fast | None) -> bool:
@@ -86,43 +87,57 @@ def _output_is_zero(down: at.Array, fast: memory_lib.Fast | None) -> bool:
   )
 
 
-def merged(
+def with_fast_change(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> at.Params:
-  """Weights of the plain model that computes the same function.
+  """Weights with the fast change added; those that change are `LazySum`s.
 
-  Requires that `why_not_mergeable` gives None. The leaves that change are
-  `LazySum`s, which `huggingface.save` accepts.
+  If the computation is in a wider type than the weights, so is the sum, since
+  rounding it would be an error of its own.
   """
-  if memory is None:
-    return params
-  name = f'level_{len(cfg.levels_per_block)}'
-  # Without a partition the output of the faster levels is zero.
-  levels = range(len(cfg.levels)) if cfg.partition else [len(cfg.levels) - 1]
-  dense = {}
-  for key, base in params['blocks'][name].items():
-    changes: list[Any] = []
-    for i in levels:
-      fast = memory.levels[i].fast
-      none = [None] * cfg.num_layers(i)
-      changes.extend(np.asarray(fast.delta[key]) if fast else none)
-    dense[key] = LazySum(base, changes)
-  return params | {'blocks': params['blocks'] | {name: dense}}
+  blocks = dict(params['blocks'])
+  for name, changes in _changes(cfg, memory).items():
+    dense = dict(blocks[name])
+    for key, of_layers in changes.items():
+      base = dense[key]
+      change = LazySum(base, of_layers, base.dtype)
+      if any(change.changes_layer(i) for i in range(cfg.layers)):
+        dtype = np.dtype(jnp.promote_types(base.dtype, jnp.dtype(cfg.dtype)))
+        dense[key] = LazySum(base, of_layers, dtype)
+    blocks[name] = dense
+  return params | {'blocks': blocks}
+
+
+def _changes(
+  cfg: config.ModelConfig, memory: memory_lib.Memory | None
+) -> dict[str, dict[str, list[np.ndarray | None]]]:
+  """The fast changes by module of a block, matrix and layer."""
+  out: dict[str, dict[str, list[np.ndarray | None]]] = {}
+  for i, delta in enumerate(memory.deltas() if memory else ()):
+    name = f'level_{1 if cfg.partition else i + 1}'
+    for key, stack in (delta or {}).items():
+      of_layers = out.setdefault(name, {}).setdefault(key, [None] * cfg.layers)
+      for row, layer in enumerate(cfg.layers_of(i)):
+        of_layers[layer] = np.asarray(stack[row])
+  return out
 
 
 def save(
   path: pathlib.Path,
   cfg: config.ModelConfig,
-  params: at.Params,
   memory: memory_lib.Memory | None,
+  base: Mapping[str, np.ndarray],
 ) -> None:
-  """Writes what the plain checkpoint of `cfg` does not contain."""
-  plain = {slot.name for slot in huggingface.tensor_slots(cfg).values()}
-  tensors = {
-    f'params.{name}': np.asarray(x, order='C')
-    for name, x in traverse_util.flatten_dict(params, sep='.').items()
-    if name not in plain
-  }
+  """Writes a memory.
+
+  Args:
+    path: of the file.
+    cfg: the model with its levels.
+    memory: of the life, or None.
+    base: weights as they were before the fast change, by the names that the
+      changed ones have in the checkpoint beside the file.
+  """
+  tensors = {f'base.{name}': x for name, x in base.items()}
   if memory is not None:
     tensors |= {
       f'memory.{name}': np.asarray(x, order='C')
@@ -141,11 +156,14 @@ class SavedBank:
 
   Attributes:
     cfg: the model with its levels.
-    params: parameters that the plain checkpoint lacks, by dotted name.
+    base: weights before the fast change, by name in the checkpoint beside it.
+    params: parameters that the checkpoint lacks, by dotted name; files of
+      version 0.2 alone have any.
     memory: the memory of the life, or None.
   """
 
   cfg: config.ModelConfig
+  base: Mapping[str, np.ndarray]
   params: Mapping[str, np.ndarray]
   memory: memory_lib.Memory | None
 
@@ -161,15 +179,18 @@ def load(path: pathlib.Path) -> SavedBank:
     if meta.get('format') != folder_lib.FORMAT:
       raise config.ConfigError(f'{path} was not written by sleep_jax.')
     cfg = config.ModelConfig.from_mapping(json.loads(meta['model']))
-    leaves: dict[str, dict[str, np.ndarray]] = {'params': {}, 'memory': {}}
+    leaves: dict[str, dict[str, np.ndarray]] = {
+      'base': {},
+      'params': {},
+      'memory': {},
+    }
     for key in f.keys():
       root, _, name = key.partition('.')
       leaves[root][name] = f.get_tensor(key)
-  plain = {slot.name for slot in huggingface.tensor_slots(cfg).values()}
-  folder_lib.check_params(cfg, leaves['params'], str(path), without=plain)
   memory = leaves['memory']
   return SavedBank(
     cfg,
+    leaves['base'],
     leaves['params'],
     folder_lib.restore(cfg, memory, str(path)) if memory else None,
   )

@@ -42,21 +42,38 @@ class Saved:
 def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A temporary folder that is renamed to `path` when the block succeeds.
 
+  Everybody may read what is in it then, whatever the mode of the libraries'
+  temporary files was: folders are 0755 and files 0644.
+
   Raises:
-    ConfigError: if `path` exists; nothing is overwritten.
+    ConfigError: if `path` exists, since nothing is overwritten; or if it cannot
+      be written, since the disk is full, say. Nothing is left then.
   """
   if path.exists():
     raise config.ConfigError(
       f'{path} exists already; name another output, or delete it yourself.'
     )
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  part.mkdir(parents=True)
   try:
+    part.mkdir(parents=True)
     yield part
+    _make_readable(part)
+    part.replace(path)
+  except OSError as e:
+    shutil.rmtree(part, ignore_errors=True)
+    raise config.ConfigError(
+      f'{path} could not be written: {e}. Nothing is left of it; free space or '
+      'name another output.'
+    ) from e
   except BaseException:
-    shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)
     raise
-  part.replace(path)
+
+
+def _make_readable(folder: pathlib.Path) -> None:
+  folder.chmod(0o755)
+  for path in folder.rglob('*'):
+    path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def restore(
@@ -128,9 +145,12 @@ def allocator(folder: pathlib.Path) -> Allocate:
   def allocate(
     name: str, shape: tuple[int, ...], dtype: np.dtype
   ) -> np.ndarray:
-    mapped = np.lib.format.open_memmap(
-      _file(folder, name), 'w+', _file_dtype(dtype), shape
-    )
+    file = _file(folder, name)
+    mapped = np.lib.format.open_memmap(file, 'w+', _file_dtype(dtype), shape)
+    if hasattr(os, 'posix_fallocate'):
+      # A mapped page that the disk has no block for would kill the process.
+      with file.open('r+b') as f:
+        os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
     return mapped.view(dtype)
 
   return allocate

@@ -209,7 +209,9 @@ def _short(x: float) -> float:
 
 def _compute_dtype(file: File) -> str:
   """bfloat16 if all matrices are; float16 would overflow in some models."""
-  types = {t.tensor_type.name for t in file.tensors.values() if len(t.shape) > 1}
+  types = {
+    t.tensor_type.name for t in file.tensors.values() if len(t.shape) > 1
+  }
   return 'bfloat16' if types == {'BF16'} else 'float32'
 
 
@@ -245,9 +247,7 @@ def _rope_scaling(
   }
 
 
-def load(
-  file: File, allocate: folder_lib.Allocate | None = None
-) -> at.Params:
+def load(file: File, allocate: folder_lib.Allocate | None = None) -> at.Params:
   """The weights of a file.
 
   Args:

@@ -4,13 +4,13 @@ Reading holds one tensor of the source in RAM besides the arrays of `allocate`
 (memory-mapped files for a large model); writing holds one shard.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import traverse_util
 import ml_dtypes
@@ -49,6 +49,28 @@ class TensorSlot:
   transposed: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a folder's tensors are read as parameters.
+
+  Attributes:
+    slots: by name in the folder; see `tensor_slots`.
+    ignored: further names that the folder may have.
+    replaced: tensors to take in place of the folder's, by the same names.
+  """
+
+  slots: Mapping[str, TensorSlot]
+  ignored: Collection[str] = ()
+  replaced: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class LazyTensor(NamedTuple):
+  """A tensor to write, and what it will take; it is made when it is written."""
+
+  nbytes: int
+  make: Callable[[], np.ndarray]
+
+
 def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
   """Every tensor of a plain checkpoint of `cfg`, by its Hugging Face name.
 
@@ -74,30 +96,31 @@ def tensor_slots(cfg: config.ModelConfig) -> dict[str, TensorSlot]:
         (f'self_attn.{n}_norm', f'attention.{n}_norm.scale', (e,), False)
       )
   out = {
-    'model.embed_tokens.weight': _tensor_slot(
+    'model.embed_tokens.weight': tensor_slot(
       'embed.embedding', None, (v, d), False
     )
   }
   for i in range(cfg.layers):
     prefix = f'model.layers.{i}.'
     for hf_name, name, shape, transposed in rows:
-      out[f'{prefix}{hf_name}.weight'] = _tensor_slot(
+      out[f'{prefix}{hf_name}.weight'] = tensor_slot(
         f'blocks.{name}', i, shape, transposed
       )
     for n, shape in projections.items() if cfg.qkv_bias else ():
       name = f'blocks.attention.{n}.bias'
-      out[f'{prefix}self_attn.{n}_proj.bias'] = _tensor_slot(
+      out[f'{prefix}self_attn.{n}_proj.bias'] = tensor_slot(
         name, i, shape[1:], False
       )
-  out['model.norm.weight'] = _tensor_slot('norm.scale', None, (d,), False)
+  out['model.norm.weight'] = tensor_slot('norm.scale', None, (d,), False)
   if not cfg.tie_embeddings:
-    out['lm_head.weight'] = _tensor_slot('head.kernel', None, (d, v), True)
+    out['lm_head.weight'] = tensor_slot('head.kernel', None, (d, v), True)
   return out
 
 
-def _tensor_slot(
+def tensor_slot(
   name: str, layer: int | None, shape: tuple[int, ...], transposed: bool
 ) -> TensorSlot:
+  """The slot of our parameter `name`, of this shape without layer axis."""
   if not transposed:
     hf_shape = shape if name == 'embed.embedding' else (math.prod(shape),)
   elif '.o.' in name:  # The heads are input dimensions of this projection.
@@ -161,19 +184,19 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_headers(
-  files: list[pathlib.Path], cfg: config.ModelConfig
+  files: list[pathlib.Path], cfg: config.ModelConfig, layout: Layout
 ) -> dict[str, np.dtype]:
   """Checks the headers of all files before any tensor is read.
 
   Returns:
     The type of each of our parameters.
   """
-  expected, names = tensor_slots(cfg), set()
+  expected, names = layout.slots, set()
   dtypes: dict[str, np.dtype] = {}
   for file in files:
     with opened(file) as f:
       for name in f.keys():
-        if _is_redundant(name, cfg):
+        if _is_redundant(name, cfg) or name in layout.ignored:
           continue
         if name not in expected or name in names:
           what = 'unknown' if name not in expected else 'there twice'
@@ -188,6 +211,8 @@ def _check_headers(
         dtype = config.lookup(
           header.get_dtype(), _DTYPES, f'{file}: type of tensor {name}'
         )
+        if name in layout.replaced:
+          dtype = layout.replaced[name].dtype
         if dtypes.setdefault(slot.name, dtype) != dtype:
           raise config.ConfigError(
             f'{file}: tensor {name} is {dtype}, but that of another layer is '
@@ -222,22 +247,25 @@ def load(
   folder: pathlib.Path,
   cfg: config.ModelConfig,
   allocate: folder_lib.Allocate | None = None,
+  layout: Layout | None = None,
 ) -> at.Params:
-  """The weights of a plain checkpoint; types and bits are unchanged.
+  """The weights of a checkpoint; types and bits are unchanged.
 
   Args:
     folder: holds the safetensors file or files.
-    cfg: the model, from `architectures.model_config`; if blocks have several
-      levels, only the weights of the slowest are returned.
+    cfg: the model, from `architectures.model_config`.
     allocate: returns the arrays to fill; default: in RAM.
+    layout: what the tensors are called; default: as in a plain checkpoint, so
+      that of blocks of several levels only the slowest's weights are returned.
 
   Raises:
     ConfigError: naming the file or tensor that is missing, truncated, unknown,
       or of a wrong shape or type. Nothing has been allocated then, except if a
       tied checkpoint's `lm_head.weight` differs from its embedding.
   """
-  files, slots = shards(folder), tensor_slots(cfg)
-  dtypes = _check_headers(files, cfg)
+  layout = layout or Layout(tensor_slots(cfg))
+  files, slots = shards(folder), layout.slots
+  dtypes = _check_headers(files, cfg, layout)
   allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
   arrays: dict[str, np.ndarray] = {}
   for slot in slots.values():
@@ -249,8 +277,11 @@ def load(
   for file in files:
     with opened(file) as f:
       for name in f.keys():
-        if not _is_redundant(name, cfg):
-          copy_into(arrays, slots[name], f.get_tensor(name))
+        if _is_redundant(name, cfg) or name in layout.ignored:
+          continue
+        tensor = layout.replaced.get(name)
+        tensor = f.get_tensor(name) if tensor is None else tensor
+        copy_into(arrays, slots[name], tensor)
   _check_tie(files, cfg, arrays['embed.embedding'])
   return traverse_util.unflatten_dict(arrays, sep='.')
 
@@ -279,39 +310,55 @@ def _check_tie(
         )
 
 
+def lazy_tensors(
+  params: at.Params, slots: Mapping[str, TensorSlot]
+) -> dict[str, LazyTensor]:
+  """The tensors of a checkpoint, by name.
+
+  Args:
+    params: leaves need `shape`, `dtype` and, if stacked, indexing by layer.
+    slots: where each tensor is in them; see `tensor_slots`.
+  """
+  leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='.'))
+
+  def lazy(slot: TensorSlot) -> LazyTensor:
+    itemsize = np.dtype(leaves[slot.name].dtype).itemsize
+    return LazyTensor(
+      math.prod(slot.hf_shape) * itemsize, lambda: _extract(leaves, slot)
+    )
+
+  return {name: lazy(slot) for name, slot in slots.items()}
+
+
 def save(
   folder: pathlib.Path,
-  cfg: config.ModelConfig,
-  params: at.Params,
+  tensors: Mapping[str, LazyTensor],
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Writes the tensors of a plain checkpoint; config.json is not written.
+  """Writes the tensors of a checkpoint; config.json is not written.
 
   Args:
     folder: an existing folder. Files are not written atomically, so it should
       be a temporary folder that is renamed afterwards (`folder.atomic_dir`).
-    cfg: the model; of several levels in a block, the slowest is written.
-    params: leaves need `shape`, `dtype` and, if stacked, indexing by layer.
+    tensors: by name, see `lazy_tensors`.
     shard_bytes: maximum size of a file that holds several tensors, and of the
       tensors in RAM.
   """
-  leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep='.'))
-  groups: list[dict[str, TensorSlot]] = [{}]
+  groups: list[dict[str, LazyTensor]] = [{}]
   group_bytes = total = 0
-  for name, slot in tensor_slots(cfg).items():
-    size = math.prod(slot.hf_shape) * np.dtype(leaves[slot.name].dtype).itemsize
-    if group_bytes and group_bytes + size > shard_bytes:
+  for name, tensor in tensors.items():
+    if group_bytes and group_bytes + tensor.nbytes > shard_bytes:
       groups.append({})
       group_bytes = 0
-    groups[-1][name] = slot
-    group_bytes, total = group_bytes + size, total + size
+    groups[-1][name] = tensor
+    group_bytes, total = group_bytes + tensor.nbytes, total + tensor.nbytes
   weight_map = {}
   for i, group in enumerate(groups, 1):
     file = f'model-{i:05d}-of-{len(groups):05d}.safetensors'
     file = file if len(groups) > 1 else SINGLE
     write(
       folder / file,
-      {name: _extract(leaves, slot) for name, slot in group.items()},
+      {name: tensor.make() for name, tensor in group.items()},
       {'format': 'pt'},
     )
     weight_map |= dict.fromkeys(group, file)
@@ -332,5 +379,13 @@ def _extract(leaves: dict[str, Any], slot: TensorSlot) -> np.ndarray:
 def write(
   path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
-  """Writes one safetensors file."""
-  _library().numpy.save_file(tensors, path, metadata)
+  """Writes one safetensors file.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  library = _library()
+  try:
+    library.numpy.save_file(tensors, path, metadata)
+  except library.SafetensorError as e:
+    raise OSError(f'{path.name}: {e}') from e

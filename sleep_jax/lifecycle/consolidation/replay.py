@@ -152,8 +152,8 @@ def splice(
     chose has the share of both, since either could have been next.
   """
   rows, length = shape
-  pools = tuple(list(pool) for pool in pools)
-  for pool in pools:
+  shuffled = [list(pool) for pool in pools]
+  for pool in shuffled:
     rng.shuffle(pool)
   num_used = [0, 0]
   tokens = np.zeros((rows, length), np.int32)
@@ -163,7 +163,7 @@ def splice(
     end = len(begin)
     while end < length:
       teacher = int(rng.random() >= previous_fraction)
-      pool = pools[teacher]
+      pool = shuffled[teacher]
       segment, start = pool[num_used[teacher] % len(pool)]
       segment = segment[: length - end]
       num_used[teacher] += 1
