@@ -52,7 +52,7 @@ _COMPANIONS = (
   'LICENSE',
   'LICENSE.txt',
 )
-_SOURCE = 'source'  # The subfolder for them in our format.
+SOURCE = 'source'  # The subfolder for them in our format.
 
 
 def convert(source: pathlib.Path, out: pathlib.Path) -> str:
@@ -84,7 +84,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> str:
   if values.get('format') != folder_lib.FORMAT:
     return _import(source, out)
   saved = folder_lib.load(source)
-  return _export(out, saved.cfg, saved.params, saved.memory, source / _SOURCE)
+  return _export(out, saved.cfg, saved.params, saved.memory, source / SOURCE)
 
 
 def _import(source: pathlib.Path, out: pathlib.Path) -> str:
@@ -117,20 +117,20 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
       flat = traverse_util.flatten_dict(params, sep='.') | dict(bank.params)
       params = traverse_util.unflatten_dict(flat, sep='.')
     folder_lib.fill(part, cfg, params, memory)
-    _copy_companions(source, part / _SOURCE)
+    _copy_companions(source, part / SOURCE)
   return _summary(out, cfg, params, memory)
 
 
 def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
   """Reads a GGUF file tensor by tensor, into memory-mapped files."""
   file = gguf.opened(source)
-  cfg = file.config
+  cfg = file.model
   if out.suffix == '.npz':
     return _write(out, cfg, gguf.load(file))
   with folder_lib.atomic_dir(out) as part:
-    (part / _SOURCE).mkdir()
+    (part / SOURCE).mkdir()
     ids = gguf_tokenizer.write(
-      file.get, part / _SOURCE, str(source), cfg.vocab, cfg.max_len
+      file.get, part / SOURCE, str(source), cfg.vocab, cfg.max_len
     )
     allocate = folder_lib.allocator(part)
     params = gguf.load(
@@ -140,7 +140,7 @@ def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
     dtype = str(params['embed']['embedding'].dtype)
     values = architectures.to_hf_config(cfg, dtype) | ids
     text = json.dumps(values, indent=2) + '\n'
-    (part / _SOURCE / 'config.json').write_text(text, encoding='utf-8')
+    (part / SOURCE / 'config.json').write_text(text, encoding='utf-8')
   return _summary(out, cfg, params, None)
 
 

@@ -83,7 +83,8 @@ def write(
   """
   tokens = _checked_tokens(get, where, vocab)
   ids = {
-    role: get(f'tokenizer.ggml.{name}_token_id') for role, name in _ROLES.items()
+    role: get(f'tokenizer.ggml.{name}_token_id')
+    for role, name in _ROLES.items()
   }
   ids = {role: i for role, i in ids.items() if i is not None}
   for role, i in ids.items():
@@ -111,8 +112,8 @@ def write(
 def _checked_tokens(get: Get, where: str, vocab: int) -> list[str]:
   if (kind := get('tokenizer.ggml.model')) != 'gpt2':
     raise config.ConfigError(
-      f'{where}: tokenizer.ggml.model={kind!r} is unknown; only gpt2 (byte-level '
-      "BPE) is read. Convert the model's Hugging Face folder instead."
+      f'{where}: tokenizer.ggml.model={kind!r} is unknown; only gpt2 '
+      "(byte-level BPE) is read. Convert the model's Hugging Face folder instead."
     )
   tokens, merges = get('tokenizer.ggml.tokens'), get('tokenizer.ggml.merges')
   if not tokens or not merges:
@@ -155,7 +156,9 @@ def _build(get: Get, where: str, tokens: list[str], bos: int | None) -> Any:
     if kinds[i] in (_CONTROL, _USER_DEFINED):
       special = kinds[i] == _CONTROL
       added = library.AddedToken(token, special=special, normalized=False)
-      (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
+      (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(
+        [added]
+      )
   if bos is not None:
     tokenizer.post_processor = library.processors.TemplateProcessing(
       single=f'{tokens[bos]} $A',

@@ -9,6 +9,9 @@ from sleep_jax.data.datasets import catalog
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 
+# Where a folder in our format keeps the files of the model's origin.
+_SOURCE = 'source'
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -40,8 +43,9 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
 
   Args:
     path: a sentencepiece `.model`, a llama2.c `.bin` (a file, or a name that
-      `catalog` lists), or the folder of a Hugging Face checkpoint (or the
-      `tokenizer.json` in it).
+      `catalog` lists), the folder of a Hugging Face checkpoint (or the
+      `tokenizer.json` in it), or one that `sleep_jax.weights.convert` made of
+      such a checkpoint.
     folder: the data folder, see `download.data_dir`.
 
   Raises:
@@ -49,6 +53,9 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
   """
   path = pathlib.Path(path)
   if path.is_dir():
+    converted = path / _SOURCE
+    if not (path / 'tokenizer.json').exists() and converted.is_dir():
+      path = converted
     return huggingface_tokenizer.HuggingFaceTokenizer(path)
   if path.name == 'tokenizer.json':
     return huggingface_tokenizer.HuggingFaceTokenizer(path.parent)
