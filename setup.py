@@ -41,10 +41,17 @@ setuptools.setup(
   extras_require={
     'gpu': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'hf': ['jinja2', 'safetensors>=0.8', 'tokenizers'],
+    'hf': [
+      'gguf',
+      'huggingface_hub',
+      'jinja2',
+      'safetensors>=0.8',
+      'tokenizers',
+    ],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
+      'gguf',
       'import-linter',
       'ipykernel',
       'jinja2',

@@ -34,7 +34,7 @@ def test_a_text_without_the_marks_is_refused():
 
 
 def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
-  monkeypatch.setattr(download, '_CACHE', tmp_path / 'cache')
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.delenv('SLEEP_JAX_DATA', raising=False)
   origin = tmp_path / 'raw.txt'
   origin.write_bytes(RAW.encode())

@@ -24,6 +24,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import add_levels
 from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights import load as load_lib
 from sleep_jax.weights import npz
 from tests import conftest
 
@@ -318,7 +319,7 @@ def test_a_plain_base_on_disk_gains_levels(plain, tmp_path, name, reading):
     npz.save(path, plain, PLAIN)
   else:
     folder_lib.save(path, PLAIN, plain)
-  got = npz.load(path, READINGS[reading])
+  got = load_lib.load(str(path), READINGS[reading])
   chex.assert_trees_all_equal(got, adopted(READINGS[reading], plain))
 
 

@@ -196,7 +196,7 @@ def test_a_torn_file_is_refused(tmp_path):
 
 
 def test_an_unreachable_origin_names_the_way_out(tmp_path, monkeypatch):
-  monkeypatch.setattr(download, '_CACHE', tmp_path / 'cache')
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
   file = download.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', '0' * 64)
   with pytest.raises(download.DataError, match='SLEEP_JAX_DATA to a folder'):
     download.read(file, str(tmp_path))

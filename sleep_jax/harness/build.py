@@ -22,6 +22,7 @@ from sleep_jax.runtime import sharding
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.weights import dimensions
 from sleep_jax.weights import load as load_lib
+from sleep_jax.weights import pretrained
 
 Settings = dict[str, Any]
 
@@ -129,7 +130,7 @@ def model_config(c: Settings, *, absent: bool = False) -> config.ModelConfig:
   if absent and c.get('base_model'):
     base = config.ModelConfig.from_mapping(c['base_model'])
   elif c['base']:
-    base = dimensions.of_base(c['base'], c['task'].get('data_dir'))
+    base = load_lib.model_config(c['base'], c['task'].get('data_dir'))
   else:
     raise config.ConfigError(
       "the section 'model' lacks dimensions (one of vocab, dim, layers, heads "
@@ -140,7 +141,9 @@ def model_config(c: Settings, *, absent: bool = False) -> config.ModelConfig:
 
 def _own_tokenizer(base: str) -> str:
   """The tokenizer that came with a base; '' if it has none."""
-  return base if base and pathlib.Path(base).is_dir() else ''
+  if not base or pathlib.Path(base).suffix in ('.npz', '.bin'):
+    return ''
+  return str(pretrained.locate(base))
 
 
 def _weights(

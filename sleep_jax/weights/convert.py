@@ -18,6 +18,7 @@ model if experts are in use. The last line of output states what was written.
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import sys
 
@@ -138,13 +139,13 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
 def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
   """Reads a GGUF file tensor by tensor, into memory-mapped files."""
   file = gguf.opened(source)
-  cfg = file.config
+  cfg = file.model
   if out.suffix == '.npz':
     return _write(out, cfg, gguf.load(file))
   with folder_lib.atomic_dir(out) as part:
-    (part / _SOURCE).mkdir()
+    (part / companions.FOLDER).mkdir()
     ids = gguf_tokenizer.write(
-      file.get, part / _SOURCE, str(source), cfg.vocab, cfg.max_len
+      file.get, part / companions.FOLDER, str(source), cfg.vocab, cfg.max_len
     )
     allocate = folder_lib.allocator(part)
     params = gguf.load(
@@ -154,7 +155,9 @@ def _import_gguf(source: pathlib.Path, out: pathlib.Path) -> str:
     dtype = str(params['embed']['embedding'].dtype)
     values = architectures.to_hf_config(cfg, dtype) | ids
     text = json.dumps(values, indent=2) + '\n'
-    (part / _SOURCE / 'config.json').write_text(text, encoding='utf-8')
+    (part / companions.FOLDER / 'config.json').write_text(
+      text, encoding='utf-8'
+    )
   return _summary(out, cfg, params, None)
 
 

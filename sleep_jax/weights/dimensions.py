@@ -8,37 +8,14 @@ the model is run. What it does give must agree with the base
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-import pathlib
 from typing import Any, cast
 
 from sleep_jax import config
-from sleep_jax.data.datasets import catalog
-from sleep_jax.weights import folder as folder_lib
-from sleep_jax.weights import llama2c
-from sleep_jax.weights import npz
 
 # A section with all of these describes a model by itself.
 _DIMENSIONS = ('vocab', 'dim', 'layers', 'heads')
 # Of a config, never of its base.
 _OWN = ('levels', 'partition', 'partition_from')
-
-
-def of_base(base: str, folder: str | None = None) -> config.ModelConfig:
-  """The model that the weights `base` are of; weights are not read.
-
-  Args:
-    base: see `load.load`.
-    folder: the data folder, see `data.datasets.download.data_dir`.
-
-  Raises:
-    ConfigError: if there are no such weights.
-  """
-  path = pathlib.Path(base)
-  if path.suffix == '.bin':
-    return llama2c.parse(catalog.read(base, folder), path.name)[0]
-  if not path.exists():
-    raise config.ConfigError(npz.absent(path))
-  return folder_lib.load(path).cfg if path.is_dir() else npz.read(path)[0]
 
 
 def are_complete(model: config.Settings) -> bool:

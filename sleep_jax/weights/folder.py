@@ -7,6 +7,7 @@ Names begin with `params.`, or with `memory.` for the memory of a life.
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from sleep_jax.models import transformer
 from sleep_jax.runtime import tree_paths
 
 FORMAT = 'sleep_jax'
+_DIGEST = 'digest.json'  # The digest, and of which files.
 # (name, shape, dtype) -> an array to fill.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
@@ -206,14 +208,9 @@ def load(path: pathlib.Path) -> Saved:
     ConfigError: naming the tensor file that is missing, truncated, or not of
       the type and shape in config.json.
   """
-  try:
-    meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
-    cfg = config.ModelConfig.from_mapping(meta['model'])
-    tensors = meta['tensors'].items()
-  except (OSError, ValueError, KeyError) as e:
-    raise config.ConfigError(f'{path}/config.json cannot be read: {e}.') from e
+  cfg, tensors = _read_config(path)
   tree: dict[str, Any] = {'params': {}, 'memory': {}}
-  for name, (dtype, shape) in tensors:
+  for name, (dtype, shape) in tensors.items():
     file = _file(path, name)
     try:
       array = np.load(file, mmap_mode='r')
@@ -232,3 +229,45 @@ def load(path: pathlib.Path) -> Saved:
     traverse_util.unflatten_dict(tree['params'], sep='.'),
     restore(cfg, memory, str(path)) if memory else None,
   )
+
+
+def _read_config(
+  path: pathlib.Path,
+) -> tuple[config.ModelConfig, dict[str, Any]]:
+  """The model, and the type and shape of each tensor by name."""
+  try:
+    meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+    return config.ModelConfig.from_mapping(meta['model']), dict(meta['tensors'])
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise config.ConfigError(f'{path}/config.json cannot be read: {e}.') from e
+
+
+def digest(path: pathlib.Path) -> str:
+  """SHA-256 of names, types, shapes and content of a folder's tensors.
+
+  It is kept in the folder, for as long as size and time of the files stay the
+  same; otherwise every file is read once.
+  """
+  _, tensors = _read_config(path)
+  state = {}
+  for name in tensors:
+    stat = _file(path, name).stat()
+    state[name] = [stat.st_size, stat.st_mtime_ns]
+  try:
+    kept = json.loads((path / _DIGEST).read_text(encoding='utf-8'))
+    if kept['files'] == state:
+      return kept['sha256']
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # None yet, or a damaged one: computed anew.
+  sha256 = hashlib.sha256()
+  for name in sorted(tensors):
+    sha256.update(json.dumps([name, *tensors[name]]).encode())
+    content = np.load(_file(path, name), mmap_mode='r')
+    sha256.update(content.reshape(-1).view(np.uint8))
+  kept = {'sha256': sha256.hexdigest(), 'files': state}
+  part = path / f'{_DIGEST}.{os.getpid()}.part'
+  # In a folder that is read-only it is computed every time.
+  with contextlib.suppress(OSError):
+    part.write_text(json.dumps(kept), encoding='utf-8')
+    part.replace(path / _DIGEST)
+  return kept['sha256']

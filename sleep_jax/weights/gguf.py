@@ -39,9 +39,10 @@ _DTYPES = {
   'F16': np.dtype('float16'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 } | dict.fromkeys(_QUANTISED, np.dtype('float32'))
-# Their name of a tensor -> Hugging Face's; {} is the layer.
+# Their name of a tensor -> Hugging Face's.
+_EMBEDDING = 'token_embd.weight'
 _GLOBAL = {
-  'token_embd.weight': 'model.embed_tokens.weight',
+  _EMBEDDING: 'model.embed_tokens.weight',
   'output_norm.weight': 'model.norm.weight',
   'output.weight': 'lm_head.weight',
 }
@@ -59,12 +60,14 @@ _OF_LAYER = {
   'ffn_down': 'mlp.down_proj',
 }
 _ROPE_FACTORS = 'rope_freqs.weight'  # Llama 3's scaling, as a table.
+_REQUIRED = (
+  'context_length', 'embedding_length', 'block_count', 'feed_forward_length',
+  'attention.head_count', 'attention.layer_norm_rms_epsilon',
+)  # fmt: skip
 # Settings of an architecture that are read, or change nothing.
 _SETTINGS = (
-  'vocab_size', 'context_length', 'embedding_length', 'block_count',
-  'feed_forward_length', 'attention.head_count', 'attention.head_count_kv',
-  'attention.key_length', 'attention.value_length',
-  'attention.layer_norm_rms_epsilon', 'rope.freq_base', 'rope.dimension_count',
+  *_REQUIRED, 'vocab_size', 'attention.head_count_kv', 'attention.key_length',
+  'attention.value_length', 'rope.freq_base', 'rope.dimension_count',
   'rope.scaling.finetuned', 'rope.scaling.original_context_length',
 )  # fmt: skip
 # Settings that must have these values, or be absent.
@@ -93,7 +96,7 @@ class File:
     return default if field is None else field.contents()
 
   @functools.cached_property
-  def config(self) -> config.ModelConfig:
+  def model(self) -> config.ModelConfig:
     """The model, see `model_config`."""
     return model_config(self)
 
@@ -158,16 +161,21 @@ def model_config(file: File) -> config.ModelConfig:
     if name.startswith(prefix)
   }
   for name, value in settings.items():
-    if name not in _SETTINGS and value != _FIXED.get(name, object()):
+    if isinstance(value, list) or (
+      name not in _SETTINGS and value != _FIXED.get(name, object())
+    ):
       raise config.ConfigError(
         f'{file.path}: {prefix}{name}={value!r} is not supported.'
       )
+  for name in (n for n in _REQUIRED if not settings.get(n)):
+    raise config.ConfigError(f'{file.path}: {prefix}{name} is missing.')
+  if (
+    len(file.tensors[_EMBEDDING].shape if _EMBEDDING in file.tensors else ())
+    != 2
+  ):
+    raise config.ConfigError(f'{file.path} has no matrix {_EMBEDDING}.')
   try:
     return architectures.model_config(_hf_values(file, family, settings))
-  except KeyError as e:
-    raise config.ConfigError(
-      f'{file.path}: {prefix}{e.args[0]} is missing.'
-    ) from None
   except config.ConfigError as e:
     raise config.ConfigError(f'{file.path}: {e}') from None
 
@@ -186,7 +194,7 @@ def _hf_values(
       )
   return {
     'model_type': family,
-    'vocab_size': file.tensors['token_embd.weight'].shape.tolist()[1],
+    'vocab_size': int(file.tensors[_EMBEDDING].shape[1]),
     'hidden_size': dim,
     'num_hidden_layers': settings['block_count'],
     'intermediate_size': settings['feed_forward_length'],
@@ -258,7 +266,7 @@ def load(file: File, allocate: folder_lib.Allocate | None = None) -> at.Params:
     ConfigError: naming the tensor that is missing, unknown, or of a wrong shape
       or type; nothing has been allocated then.
   """
-  cfg = file.config
+  cfg = file.model
   slots = huggingface.tensor_slots(cfg)
   names = _hf_names(file)
   dtypes = _check_tensors(file, names, slots)

@@ -1,9 +1,9 @@
 """Raw files from a local folder or from their origin, with checksums.
 
 The project contains no data. A file is looked for, as it is or gzipped, under
-`data_dir` or `$SLEEP_JAX_DATA`; otherwise it is downloaded once into
-`~/.cache/sleep_jax`. In each case its content must have the listed SHA-256, so
-that results are over the same data.
+`data_dir` or `$SLEEP_JAX_DATA`; otherwise it is downloaded once into the cache,
+`$SLEEP_JAX_CACHE` or `~/.cache/sleep_jax`. In each case its content must have
+the listed SHA-256, so that results are over the same data.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from absl import logging
 
 from sleep_jax import config
 
-_CACHE = pathlib.Path('~/.cache/sleep_jax').expanduser()
+_DEFAULT_CACHE = '~/.cache/sleep_jax'
 _TIMEOUT = 60  # Seconds.
 
 
@@ -55,6 +55,12 @@ def data_dir(given: str | None) -> pathlib.Path | None:
   return path
 
 
+def cache_dir() -> pathlib.Path:
+  """The folder of what has been fetched; it may not exist yet."""
+  name = os.environ.get('SLEEP_JAX_CACHE') or _DEFAULT_CACHE
+  return pathlib.Path(name).expanduser()
+
+
 def read(file: RawFile, folder: str | None = None) -> bytes:
   """The content of a raw file.
 
@@ -63,7 +69,7 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
       wrong.
   """
   local = data_dir(folder)
-  for root in filter(None, (local, _CACHE)):
+  for root in filter(None, (local, cache_dir())):
     for path in (root / file.path, root / f'{file.path}.gz'):
       if path.exists():
         return _checked(file, _content(path), str(path))
@@ -71,7 +77,7 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
   if file.prepare:
     content = file.prepare(content)
   content = _checked(file, content, file.url)
-  target = _CACHE / file.path
+  target = cache_dir() / file.path
   target.parent.mkdir(parents=True, exist_ok=True)
   part = target.with_name(f'{target.name}.{os.getpid()}.part')
   part.write_bytes(content)
