@@ -194,6 +194,31 @@ def test_the_gradient_of_a_top_level_stops_where_it_begins():
   assert saved == below > 0
 
 
+def test_a_frozen_prefix_is_computed_once_and_changes_nothing(plain, tokens):
+  levels = (
+    FAST,
+    dataclasses.replace(SLOW, chunk=0),
+    config.LevelConfig(HIDDEN),
+  )
+  cfg = dataclasses.replace(TOP, levels=levels, partition=(1, 1, 1))
+  assert (cfg.frozen_layers, TOP.frozen_layers, PLAIN.frozen_layers) == (
+    1,
+    0,
+    0,
+  )
+  model = model_lib.Model(cfg, plain, conftest.random_memory(cfg))
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  fresh = model.with_memory(memory_lib.init_memory(cfg))
+  prefix = fresh.frozen_prefix(tokens, positions)
+  np.testing.assert_allclose(
+    model.forward(tokens, prefix=prefix).logits,
+    model.forward(tokens).logits,
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  assert model.with_memory(None).frozen_prefix(tokens, positions) is None
+
+
 def test_each_level_holds_its_own_layers_only():
   fast, slow = memory_lib.init_memory(PARTITION).levels
   for level, depth in ((fast, 1), (slow, 2)):

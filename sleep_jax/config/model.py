@@ -167,6 +167,18 @@ class ModelConfig:
       first = self.layers - first - self.partition[level]
     return range(first, first + self.partition[level])
 
+  @property
+  def frozen_layers(self) -> int:
+    """How many layers next to the embedding no level ever changes."""
+    if not self.partition:
+      return 0
+    changing = [
+      self.layers_of(i).start
+      for i, level in enumerate(self.levels)
+      if level.chunk or level.slots
+    ]
+    return min(changing, default=self.layers)
+
   def num_layers(self, level: int) -> int:
     """How many layers have a part in `level` (0 = fastest)."""
     return len(self.layers_of(level))

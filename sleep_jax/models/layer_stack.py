@@ -57,7 +57,8 @@ class LayerStack(nn.Module):
       layers: memory (`cms.per_layer_memory`), caches
         (`cache.init_layer_caches`) and adapter of all layers.
       inputs: what the layers share.
-      layer_range: the layers to apply, if they are unrolled; default all.
+      layer_range: the layers to apply, of a partition a whole number of levels;
+        default all.
 
     Returns:
       `[B, T, D]`; the new caches, where layers outside `layer_range` keep
@@ -74,6 +75,8 @@ class LayerStack(nn.Module):
       return self._unrolled(x, layers, inputs, layer_range)
     runs = self._runs(layers.memory is not None)
     step = self._scan_run if len(runs) == 1 else self._scan_indexed
+    if layer_range is not None:
+      runs = [run for run in runs if run.layers.start in layer_range]
     caches, routes = [], [[] for _ in c.levels]
     for run in runs:
       x, (cache, logits) = step(run, x, layers, inputs)

@@ -37,6 +37,7 @@ class Model(at.Pytree):
     *,
     positions: at.Array | None = None,
     cache: cache_lib.Cache | None = None,
+    prefix: at.Array | None = None,
   ) -> transformer.Output:
     """One forward pass over tokens `[B, T]`; see `transformer.forward`."""
     return transformer.forward(
@@ -47,6 +48,17 @@ class Model(at.Pytree):
       positions=positions,
       cache=cache,
       adapter=self.adapter,
+      prefix=prefix,
+    )
+
+  def frozen_prefix(
+    self, tokens: at.Array, positions: at.Array
+  ) -> jax.Array | None:
+    """`transformer.frozen_prefix`; None where the first layers may change."""
+    if not self.cfg.frozen_layers or self.memory is None or self.adapter:
+      return None
+    return transformer.frozen_prefix(
+      self.cfg, self.params, tokens, self.memory, positions
     )
 
   def unembedding(self) -> at.Float[jax.Array, 'V D']:

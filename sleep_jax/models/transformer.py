@@ -68,9 +68,10 @@ class Decoder(nn.Module):
     cache: cache_lib.Cache | None,
     adapter: lora.Adapter | None = None,
     states: tuple[jax.Array, ...] = (),
+    prefix: jax.Array | None = None,
   ) -> Output:
     """`memory` is `cms.per_layer_memory` of one; the rest as in `forward`."""
-    c = self.cfg
+    c, layer_range = self.cfg, None
     embed = nn.Embed(
       c.vocab,
       c.dim,
@@ -78,7 +79,10 @@ class Decoder(nn.Module):
       name='embed',
       embedding_init=nn.initializers.normal(0.02),
     )
-    x = embed(tokens)
+    if prefix is None:
+      x = embed(tokens)
+    else:
+      x, layer_range = prefix, range(c.frozen_layers, c.layers)
     inputs, key_positions = _mixer_inputs(c, positions, cache)
     if cache is None:
       caches = cache_lib.init_layer_caches(c, len(tokens), states)
@@ -88,7 +92,7 @@ class Decoder(nn.Module):
     if self.per_layer and not c.mixers:
       nn.share_scope(self, stack)  # Its blocks are not in a tree of theirs.
     x, caches, routes = stack(
-      x, block_lib.LayerInputs(memory, caches, adapter), inputs
+      x, block_lib.LayerInputs(memory, caches, adapter), inputs, layer_range
     )
     if self.per_layer:  # A sampler asks for the last column alone.
       x = x[:, -1:]
@@ -139,6 +143,7 @@ def forward(
   positions: at.Array | None = None,
   cache: cache_lib.Cache | None = None,
   adapter: lora.Adapter | None = None,
+  prefix: at.Array | None = None,
 ) -> Output:
   """One forward pass.
 
@@ -153,6 +158,7 @@ def forward(
       0..T-1, or continuing after the cache's columns.
     cache: keys and values of earlier columns; its space must suffice.
     adapter: low-rank changes of the backbone's matrices.
+    prefix: `frozen_prefix` of the same tokens, which is then not computed.
 
   Returns:
     The `Output`; `cache` holds the new columns if one was given.
@@ -167,8 +173,39 @@ def forward(
   return layers_lib.apply(
     Decoder(cfg),
     params,
-    *(tokens, layer_memory, positions, cache, adapter, states),
+    *(tokens, layer_memory, positions, cache, adapter, states, prefix),
   )
+
+
+def frozen_prefix(
+  cfg: config.ModelConfig,
+  params: at.Params,
+  tokens: at.Array,
+  memory: memory_lib.Memory,
+  positions: at.Array,
+) -> at.Float[jax.Array, 'B T D']:
+  """What the layers that no level ever changes make of `tokens`.
+
+  It is the same for a model before and after any change of its memory, and all
+  of its backward pass lies above it.
+
+  Args:
+    cfg: a model of which `cfg.frozen_layers` is not 0.
+    params: backbone weights.
+    tokens: `[B, T]`.
+    memory: any of this model.
+    positions: `[B, T]`.
+  """
+  tokens = jnp.asarray(tokens)
+  x = params['embed']['embedding'][tokens].astype(cfg.dtype)
+  inputs, _ = _mixer_inputs(cfg, jnp.asarray(positions), None)
+  layers = block_lib.LayerInputs(cms.per_layer_memory(memory), None, None)
+  x, *_ = layers_lib.apply(
+    layer_stack.LayerStack(cfg),
+    params['blocks'],
+    *(x, layers, inputs, range(cfg.frozen_layers)),
+  )
+  return x
 
 
 def unembedding(

@@ -38,6 +38,9 @@ class SeedingConfig:
   # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
   teacher_top_k: int = 0
   tokens_in_flight: int = 512
+  # Distil over the tokens alone that occur in the dreams, renormalised. With a
+  # large vocabulary most of a step is logits of tokens that never occur.
+  dream_vocab: bool = False
   # Extra weight of a token per nat that the teachers disagree on it: of tokens
   # from the current model, and of those from the previous one.
   disagreement_weight: tuple[float, float] = (0.0, 0.0)

@@ -26,10 +26,12 @@ class Teachers(at.Pytree):
   """The teachers S_1..S_k of Knowledge Seeding; they share their weights.
 
   previous_memory: None where the current model alone teaches.
+  head: the rows of the unembedding that are distilled over; None = all.
   """
 
   current: model_lib.Model
   previous_memory: memory_lib.Memory | None
+  head: at.Float[jax.Array, 'M D'] | None = None
 
   @property
   def previous(self) -> model_lib.Model | None:

@@ -40,6 +40,7 @@ from sleep_jax.runtime import finite
 from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 
+_HEAD_MULTIPLE = 1024
 _PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
 
 
@@ -107,6 +108,9 @@ def seed(
   """
   replay_key, order_key, roll_key = jax.random.split(rng, 3)
   replay, labels = _replay(job, replay_key)
+  job = dataclasses.replace(
+    job, teachers=job.teachers.replace(head=labels.head)
+  )
   cfg, target = job.cfg, job.target
   student = _activate(student, target)
   bank = student.bank(target.level)
@@ -195,9 +199,11 @@ def objective(
   """-J_KS of one batch, with the router's provenance loss beside it."""
   student = target.put(student, expert)
   parts = [labels] if rollouts is None else [labels, rollouts.labels]
-  batch = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+  batch = teacher_labels.concatenate(*parts).replace(head=None)
   batch = sharding.shard_batch(batch, 'batch')
-  out = student.forward(batch.tokens, positions=batch.positions)
+  out = student.forward(
+    batch.tokens, positions=batch.positions, prefix=batch.prefix
+  )
   size = labels.tokens.shape[0]
   measure = divergences.divergence(cfg.divergence, cfg.beta)
   divergence_of = functools.partial(_masked_divergence, cfg, student, out)
@@ -277,11 +283,16 @@ def _masked_divergence(
   rows: slice,
 ) -> jax.Array:
   """Mean divergence, in nats per token, of `rows` of the student's output."""
+  head = labels.head
   if isinstance(labels.teacher, divergences.TopK):
-    hidden = (out.hidden[rows], student.unembedding())
+    hidden = (
+      out.hidden[rows], student.unembedding() if head is None else head
+    )  # fmt: skip
     per_token = divergences.from_hidden(
       measure, labels.teacher, hidden, chunk=cfg.tokens_in_flight
     )
+  elif head is not None:
+    per_token = measure(labels.teacher, out.hidden[rows] @ head.T)
   else:
     per_token = measure(labels.teacher, out.logits[rows])
   return masked_mean(per_token, labels.weight)
@@ -342,13 +353,28 @@ def _replay(
       job.cfg, job.teachers, job.tokenizer, job.nights, rng, job.frames
     )
     cost.add_forward(replay.tokens.size)
+  teachers = job.teachers
+  if job.cfg.dream_vocab:
+    teachers = teachers.replace(head=_head(teachers.current, replay))
   with job.costs.phase('teacher') as cost:
-    labels = teacher_labels.label_all(job.cfg, job.teachers, replay)
+    labels = teacher_labels.label_all(job.cfg, teachers, replay)
     # Every device has all rows, and takes its own rows of a batch.
     labels = jax.block_until_ready(sharding.replicate(labels))
     times = 1 if job.teachers.previous is None else 2
     cost.add_forward(replay.tokens.size, times=times)
   return replay, labels
+
+
+def _head(model: model_lib.Model, replay: replay_lib.Replay) -> jax.Array:
+  """The unembedding's rows of the tokens in D, and a few more.
+
+  A multiple of `_HEAD_MULTIPLE`, so that few shapes are compiled.
+  """
+  used = np.zeros(model.cfg.vocab, bool)
+  used[replay.tokens] = True
+  size = min(-(-used.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, len(used))
+  used[np.flatnonzero(~used)[: size - used.sum()]] = True
+  return model.unembedding()[np.flatnonzero(used)]
 
 
 def _imitate(

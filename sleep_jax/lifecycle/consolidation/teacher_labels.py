@@ -32,10 +32,22 @@ class LabeledBatch(at.Pytree):
   # Where the new expert should be on, 1 or 0, and the weight of that target.
   gate: at.Float[jax.Array, 'N T']
   gate_weight: at.Float[jax.Array, 'N T']
+  # `Model.frozen_prefix` of the rows, if the model has one.
+  prefix: at.Float[jax.Array, 'N T D'] | None = None
+  # Of `Teachers`: what the teachers' logits are of. It belongs to no row.
+  head: at.Float[jax.Array, 'M D'] | None = None
 
   def rows(self, index: jax.Array | np.ndarray) -> 'LabeledBatch':
     """The rows at `index`."""
-    return jax.tree.map(lambda x: x[index], self)
+    rows = jax.tree.map(lambda x: x[index], self.replace(head=None))
+    return rows.replace(head=self.head)
+
+
+def concatenate(*parts: LabeledBatch) -> LabeledBatch:
+  """The rows of all parts, which have one head."""
+  bare = [part.replace(head=None) for part in parts]
+  rows = jax.tree.map(lambda *x: jnp.concatenate(x), *bare)
+  return rows.replace(head=parts[0].head)
 
 
 def mixture(
@@ -90,16 +102,20 @@ def label(
     The labels, and the current model's hidden states `[B, T, D]`.
   """
 
+  prefix = teachers.current.frozen_prefix(tokens, positions)
+
   def run(model: model_lib.Model) -> transformer.Output:
-    return model.forward(tokens, positions=positions)
+    return model.forward(tokens, positions=positions, prefix=prefix)
 
   out = run(teachers.current)
   previous = None if teachers.previous is None else run(teachers.previous)
   outputs = [x for x in (out, previous) if x is not None]
   next_source = jnp.pad(source[:, 1:], ((0, 0), (0, 1)))
   rule = functools.partial(_teacher_logits, cfg)
-  if cfg.teacher_top_k:
-    matrix = teachers.current.unembedding()
+  if cfg.teacher_top_k or teachers.head is not None:
+    matrix = teachers.head
+    if matrix is None:
+      matrix = teachers.current.unembedding()
 
     def per_token(rows):
       hidden, share = rows
@@ -122,7 +138,8 @@ def label(
     per_nat = jnp.where(next_source > 0.5, *cfg.disagreement_weight)
     next_weight *= 1.0 + per_nat * jnp.minimum(teacher_kl, _MAX_TEACHER_KL)
   labels = LabeledBatch(
-    tokens, positions, next_weight, teacher, gate, gate_weight * next_weight
+    *(tokens, positions, next_weight, teacher),
+    *(gate, gate_weight * next_weight, prefix, teachers.head),
   )
   return labels, out.hidden
 
@@ -142,4 +159,4 @@ def label_all(
     batch = tuple(x[i : i + _LABEL_BATCH] for x in rows)
     labels, _ = label(cfg, teachers, *sharding.shard_batch(batch, 'batch'))
     batches.append(labels)
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
+  return concatenate(*batches)
