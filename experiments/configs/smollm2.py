@@ -67,9 +67,11 @@ def get_config(variant: str = '') -> common.Config:
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=256,
-    dream_length=64,
+    dream_length=80,
+    min_p=0.1,
     day_dreams=1.0,
     teacher_top_k=64,
+    dream_vocab=True,
     steps=200,
     batch=8,
     learning_rate=2e-3,
