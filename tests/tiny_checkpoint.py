@@ -71,6 +71,8 @@ def write(folder: pathlib.Path, template: str | None = CHATML) -> pathlib.Path:
     max_len=512,
   )
   params = transformer.init(cfg, jax.random.key(0))
+  # A large embedding, so that logits differ clearly.
+  params['embed'] = jax.tree.map(lambda x: 10 * x, params['embed'])
   folder_lib.save(folder, cfg, params)
   shutil.move(source, folder / 'source')
   return folder

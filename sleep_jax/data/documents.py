@@ -105,7 +105,7 @@ def read_questions(path: pathlib.Path | str) -> list[Question]:
   ]
 
 
-def question(value: Mapping[str, Any], where: str) -> Question:
+def question(value: Any, where: str) -> Question:
   """A question from a mapping.
 
   Raises:
