@@ -2,6 +2,9 @@
 
 Importing `sleep_jax` is cheap: a public name is imported on its first use.
 
+  load              a model by its name, as a Sleeper: wake, sleep, ask, dream,
+                    save, export (docs/api.md)
+  Plan, NightReport, NotTransferred   what a Sleeper is set to, and tells
   Model, Life       the pytrees of a model and of its life
   ModelConfig       the architecture, with its levels (LevelConfig)
   ConfigError       an invalid setting; its message names it and what to do
@@ -16,7 +19,14 @@ Everything else may change without notice.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sleep_jax.api import Sleeper as Sleeper
+  from sleep_jax.api import load as load
+  from sleep_jax.plan import Plan as Plan
+  from sleep_jax.reports import NightReport as NightReport
+  from sleep_jax.reports import NotTransferred as NotTransferred
 
 __version__ = '0.2.0'
 
@@ -25,6 +35,11 @@ _PUBLIC = {
   'ConfigError': ('sleep_jax.config', 'ConfigError'),
   'LevelConfig': ('sleep_jax.config', 'LevelConfig'),
   'Life': ('sleep_jax.lifecycle.life', 'Life'),
+  'NightReport': ('sleep_jax.reports', 'NightReport'),
+  'NotTransferred': ('sleep_jax.reports', 'NotTransferred'),
+  'Plan': ('sleep_jax.plan', 'Plan'),
+  'Sleeper': ('sleep_jax.api', 'Sleeper'),
+  'load': ('sleep_jax.api', 'load'),
   'Model': ('sleep_jax.models.model', 'Model'),
   'ModelConfig': ('sleep_jax.config', 'ModelConfig'),
   'checkpoint': ('sleep_jax.runtime.checkpoint', ''),

@@ -1,0 +1,202 @@
+"""A life on disk, whole: weights, memory, clock, key, tokenizer, settings.
+
+It is a folder of `weights.folder`, so that all that reads a model reads this
+too, with what makes the model's life beside it: `life.npz`, `life.json`, and
+`source/`, the tokenizer's and the licence's files. The weights do not change in
+a life. Where they came from such a folder they are linked, not copied, if the
+file system allows it.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax import array_typing as at
+from sleep_jax import config
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import tree_paths
+from sleep_jax.weights import folder as folder_lib
+
+FORMAT = 1
+NOTES, ARRAYS, SOURCE = 'life.json', 'life.npz', 'source'
+_SPARE = 1 << 20  # Bytes beside the arrays.
+
+
+def is_life(path: pathlib.Path) -> bool:
+  """Whether a life was saved at `path`."""
+  return (path / NOTES).is_file()
+
+
+def save(
+  path: pathlib.Path,
+  life: life_lib.Life,
+  notes: Mapping[str, Any],
+  *,
+  weights: pathlib.Path | None = None,
+  source: pathlib.Path | None = None,
+) -> None:
+  """Writes a life as a new folder.
+
+  Args:
+    path: where; nothing is overwritten, or left half-written.
+    life: one whose weights are those of its base.
+    notes: JSON values to give back by `load`.
+    weights: a folder of this package with the same weights, to link.
+    source: the folder of the tokenizer's files.
+
+  Raises:
+    ConfigError: if `path` exists, or the disk has no room for it.
+  """
+  model = life.model
+  linked = {}
+  if weights is not None:
+    names = tree_paths.leaf_paths({'params': model.params})
+    files = {name: weights / f'{name}.npy' for name in names}
+    linked = {name: file for name, file in files.items() if file.is_file()}
+  with folder_lib.atomic_dir(path) as part:
+    _check_space(part, life, linked)
+    for name, file in linked.items():
+      _link(file, part / f'{name}.npy')
+    folder_lib.fill(part, model.cfg, model.params, model.required_memory())
+    arrays: dict[str, Any] = _arrays(life)
+    np.savez(part / ARRAYS, **arrays)
+    if source is not None and source.is_dir():
+      shutil.copytree(source, part / SOURCE, copy_function=shutil.copyfile)
+    notes = {'format': FORMAT, 'frames': life.frames, **notes}
+    text = json.dumps(notes, indent=1)
+    (part / NOTES).write_text(text, encoding='utf-8')
+
+
+def load(path: pathlib.Path) -> tuple[life_lib.Life, dict[str, Any]]:
+  """A life and its notes.
+
+  Raises:
+    ConfigError: naming the file that is missing or broken.
+  """
+  saved = folder_lib.load(path)
+  try:
+    notes = json.loads((path / NOTES).read_text(encoding='utf-8'))
+    with np.load(path / ARRAYS) as file:
+      arrays = dict(file)
+    if notes['format'] != FORMAT:
+      raise config.ConfigError(
+        f'{path} has format {notes["format"]}, and this version reads format '
+        f'{FORMAT}; use the version that wrote it.'
+      )
+    if saved.memory is None:
+      raise config.ConfigError(f'{path} holds no memory; save the life again.')
+    model = model_lib.Model(
+      saved.cfg, jax.tree.map(jnp.asarray, saved.params), saved.memory
+    )
+    life = life_lib.init_life(
+      model, jax.random.wrap_key_data(jnp.asarray(arrays['rng']))
+    ).with_memory(saved.memory)
+    clock = life_lib.Clock(*map(jnp.asarray, arrays['clock']))
+    life = life.replace(
+      clock=clock,
+      fast_at_wake=_fast_at_wake(life, arrays),
+      frames=tuple(tuple(map(tuple, frame)) for frame in notes['frames']),
+    )
+  except (OSError, ValueError, KeyError) as e:
+    if isinstance(e, config.ConfigError):
+      raise
+    raise config.ConfigError(
+      f'{path} is not a whole saved life ({e!r}); save it again.'
+    ) from None
+  return life, notes
+
+
+def with_slots(life: life_lib.Life, level: int, slots: int) -> life_lib.Life:
+  """The same life with room for more experts in one level (0 = fastest).
+
+  Raises:
+    ConfigError: if it has more slots already.
+  """
+  bank, cfg = life.memory.bank(level), life.model.cfg
+  more = slots - len(bank.status)
+  if more < 0:
+    raise config.ConfigError(
+      f'slots={slots}: this life has {len(bank.status)} slots; it can have '
+      'more, not fewer.'
+    )
+  axis = {'experts': 1, 'status': 0, 'created_night': 0}
+
+  def grow(name: str, x: jax.Array) -> jax.Array:
+    fill = -1 if name == 'created_night' else 0
+    pad = [(0, more if i == axis[name] else 0) for i in range(x.ndim)]
+    return jnp.pad(x, pad, constant_values=fill)
+
+  bank = memory_lib.Bank(
+    **{
+      name: jax.tree.map(lambda x, n=name: grow(n, x), getattr(bank, name))
+      for name in axis
+    }
+  )
+  levels = list(cfg.levels)
+  levels[level] = dataclasses.replace(levels[level], slots=slots, top_k=slots)
+  cfg = dataclasses.replace(cfg, levels=tuple(levels))
+  model = life.model.replace(cfg=cfg)
+  return life.replace(model=model.with_level(level, bank=bank))
+
+
+def _arrays(life: life_lib.Life) -> dict[str, np.ndarray]:
+  """What a life is beside its model, by name."""
+  clock = life.clock
+  arrays = {
+    'rng': np.asarray(jax.random.key_data(life.rng)),
+    'clock': np.array(
+      [clock.tokens, clock.tokens_at_last_sleep, clock.nights], np.int32
+    ),
+  }
+  # Between a night and the next day the two are the same.
+  if int(clock.tokens) != int(clock.tokens_at_last_sleep):
+    for name, leaf in tree_paths.leaf_paths(life.fast_at_wake).items():
+      arrays[f'fast_at_wake.{name}'] = np.asarray(leaf)
+  return arrays
+
+
+def _fast_at_wake(
+  life: life_lib.Life, arrays: Mapping[str, np.ndarray]
+) -> at.Tree:
+  fast = life.memory.fast_state()
+  if not any(name.startswith('fast_at_wake.') for name in arrays):
+    return jax.tree.map(jnp.copy, fast)
+  values = [
+    jnp.asarray(arrays[f'fast_at_wake.{name}'])
+    for name in tree_paths.leaf_paths(fast)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(fast), values)
+
+
+def _check_space(
+  part: pathlib.Path, life: life_lib.Life, linked: Mapping[str, pathlib.Path]
+) -> None:
+  """Refuses to begin what the disk cannot hold: a mapped file would crash."""
+  leaves = tree_paths.leaf_paths(
+    {'params': life.model.params, 'memory': life.memory}
+  )
+  needed = _SPARE + sum(
+    x.nbytes for name, x in leaves.items() if name not in linked
+  )
+  if (free := shutil.disk_usage(part).free) < needed:
+    raise config.ConfigError(
+      f'{part.parent} has {free / 1e6:.0f} MB free, and the model needs '
+      f'{needed / 1e6:.0f} MB; free some, or name another output.'
+    )
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  try:
+    os.link(source, target)
+  except OSError:  # Another file system, or one without links.
+    shutil.copyfile(source, target)

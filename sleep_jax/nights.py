@@ -1,0 +1,101 @@
+"""A night that comes when it is called for, whatever the clock says."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import time
+
+from sleep_jax import config
+from sleep_jax import reports
+from sleep_jax.data import tokenizers
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle import schedule
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import night as consolidation_night
+from sleep_jax.metrics import costs as costs_lib
+
+_PHASES = ('rollout', 'teacher', 'update')  # Of a night, in `CostTracker`.
+
+
+def night(
+  cfg: consolidation_config.SeedingConfig,
+  life: life_lib.Life,
+  tokenizer: tokenizers.Tokenizer,
+  costs: costs_lib.CostTracker,
+) -> tuple[life_lib.Life, reports.NightReport]:
+  """The life in the morning, and what the night did.
+
+  Raises:
+    ConfigError: if nothing was read since the last night, or no slot is free.
+  """
+  clock, start = life.clock, time.perf_counter()
+  if int(clock.tokens) == int(clock.tokens_at_last_sleep):
+    raise config.ConfigError(
+      'nothing was read since the last night, so there is nothing to move; '
+      'wake first.'
+    )
+  check_slot(cfg, life)
+  life, metrics = consolidation_night.night(
+    cfg, life, _due(life), tokenizer, costs
+  )
+  seconds = time.perf_counter() - start
+  report = reports.night_report(int(clock.nights) + 1, metrics, seconds)
+  return life_lib.end_night(life), report
+
+
+def check_slot(
+  cfg: consolidation_config.SeedingConfig, life: life_lib.Life
+) -> None:
+  """Refuses a day or a night for which no slot is free.
+
+  Raises:
+    ConfigError: with the number of slots to load the life with.
+  """
+  bank = life.memory.bank(_sender(life.model.cfg) + 1)
+  if bank.free_slot() is None and cfg.slot_policy == 'error':
+    slots = len(bank.status)
+    raise config.ConfigError(
+      f'all {slots} slots hold an expert after {int(life.clock.nights)} '
+      'nights, and none is free for the next; save, and load with slots='
+      f'{2 * slots}, or with a seeding whose slot_policy is merge or recycle.'
+    )
+
+
+@contextlib.contextmanager
+def watched(
+  costs: costs_lib.CostTracker, flops: float, tell: Callable[[float], None]
+) -> Iterator[None]:
+  """Tells which share of a night's arithmetic, `flops`, is done."""
+
+  def done() -> float:
+    totals = costs.totals()
+    return sum(totals[phase]['flops'] for phase in _PHASES)
+
+  before = done()
+  costs.on_phase = lambda steps: tell(min(1.0, (done() - before) / flops))
+  try:
+    yield
+  finally:
+    costs.on_phase = None
+
+
+def _due(life: life_lib.Life) -> list[schedule.Transfer]:
+  """What a night consolidates: what is due, or else the fastest sender."""
+  cfg, clock = life.model.cfg, life.clock
+  due = schedule.transfers(
+    cfg, int(clock.tokens_at_last_sleep), int(clock.tokens)
+  )
+  return due or [schedule.Transfer(_sender(cfg), _sender(cfg) + 1)]
+
+
+def _sender(cfg: config.ModelConfig) -> int:
+  """The fastest level that is ever consolidated.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  for i, level in enumerate(cfg.levels):
+    if level.sleep_every:
+      return i
+  raise config.ConfigError(
+    'no level of this model is ever consolidated; set levels[].sleep_every.'
+  )
