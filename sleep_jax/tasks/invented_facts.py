@@ -367,7 +367,7 @@ class InventedFacts(task_lib.Task):
     questions = [
       (question, [fact.value]) for fact in facts for question in fact.asked()
     ]
-    right = self._ask(student, questions + self._general)
+    right = self.ask(student, questions + self._general)
     by_episode = right[: len(questions)].reshape(episode + 1, -1).mean(1)
     metrics = {
       'accuracy': by_episode.mean(),
@@ -386,7 +386,7 @@ class InventedFacts(task_lib.Task):
       metrics={k: float(v) for k, v in metrics.items()},
     )
 
-  def _ask(
+  def ask(
     self, student: task_lib.Student, questions: list[tuple[str, list[str]]]
   ) -> np.ndarray:
     """Whether each answer contains one of the accepted ones, `[N]`."""
