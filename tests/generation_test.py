@@ -61,8 +61,9 @@ def test_both_turns_of_a_chat_are_made_up_within_their_frame(pair):
   model, tok = pair
   tok = copy.copy(tok)
   # A random model hardly ever ends a turn: let its favourite token do so.
-  generated = sample(pair, 16)
-  counts = np.bincount(generated.tokens[:, 1:].reshape(-1))
+  generated = sample(pair, 16, chat_dreams=1.0)
+  columns = slice(generated.starts[0], generated.starts[0] + 10)
+  counts = np.bincount(generated.tokens[:, columns].reshape(-1))
   tok.stop = int(counts.argmax())
   first, second = tokenizers.chat_of(tok).frame(tok.stop)
   got = sample((model, tok), 16, chat_dreams=1.0)
@@ -78,6 +79,17 @@ def test_both_turns_of_a_chat_are_made_up_within_their_frame(pair):
 def test_documents_of_one_seed_are_the_same_documents(pair):
   a, b = (sample(pair, 8, chat_dreams=0.5) for _ in range(2))
   np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_equal_documents_count_once():
+  documents = generation.Documents(
+    np.array([[1, 5, 0], [1, 5, 9], [1, 6, 7]]),
+    np.array([2, 2, 3]),
+    np.array([1, 1, 1]),
+  )
+  got = generation.distinct(documents, 4)
+  rows = [row[:n].tolist() for row, n in zip(got.tokens, got.lengths)]
+  assert rows == [[1, 5], [1, 6, 7]] * 2
 
 
 def test_a_frame_that_leaves_no_room_is_refused(pair):

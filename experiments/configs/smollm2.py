@@ -25,8 +25,8 @@ from sleep_jax.models import lora
 from sleep_jax.tasks import invented_facts
 
 NIGHTS, LENGTH, BATCH = 3, 128, 2
-# Numbers of general questions that the base answers, the first fifty:
-#   python -m experiments.known_questions --config=experiments/configs/smollm2.py
+# Numbers of general questions that the base answers, the first fifty of what
+# `python -m experiments.known_questions --config=THIS_FILE` prints.
 KNOWN = (
   0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 17, 18, 21, 25, 29, 30, 31, 32,
   33, 34, 36, 40, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 57, 61, 62,
@@ -78,6 +78,7 @@ def get_config(variant: str = '') -> common.Config:
     day_dreams=1.0,
     teacher_top_k=64,
     dream_vocab=True,
+    oversample=2,
     steps=200,
     batch=8,
     learning_rate=2e-3,

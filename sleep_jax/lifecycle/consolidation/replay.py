@@ -6,7 +6,6 @@ interleaves segments of both in one row, so that new and old are rehearsed in
 one context; every token is labelled by the teacher that generated it.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -73,17 +72,22 @@ def sample_replay(
   fraction: coverage needs them. `day` are frames of what the life has read.
   """
   current_key, previous_key, splice_key = jax.random.split(rng, 3)
-  draw = functools.partial(generation.sample, cfg, tokenizer=tokenizer, day=day)
+
+  def draw(
+    model: model_lib.Model, rows: int, key: at.Key
+  ) -> generation.Documents:
+    size = rows * cfg.oversample
+    drawn = generation.sample(cfg, model, tokenizer, size, key, day)
+    return generation.distinct(drawn, rows) if cfg.oversample > 1 else drawn
+
   if teachers.previous is None:
-    tokens, lengths, _ = draw(
-      teachers.current, rows=cfg.dreams, rng=current_key
-    )
+    tokens, lengths, _ = draw(teachers.current, cfg.dreams, current_key)
     return Replay(tokens, lengths, np.ones(tokens.shape, np.float32), None)
   least, most = cfg.previous_fraction
   previous_fraction = min(max(least, nights / (nights + 1)), most)
   half = cfg.dreams // 2
-  current = draw(teachers.current, rows=half, rng=current_key)
-  previous = draw(teachers.previous, rows=half, rng=previous_key)
+  current = draw(teachers.current, half, current_key)
+  previous = draw(teachers.previous, half, previous_key)
   if cfg.splice:
     # Where nothing but the end of a document separates, whole documents with
     # their own beginnings are what is interleaved.
