@@ -22,6 +22,7 @@ _PASSES = 3
 _LEAST_UPDATES = 12  # Of the fast level in a day; fewer teach it nothing.
 _MOST_PASSES = 12
 _TOKENS_A_DAY = 16_384  # Of documents; more are spread over several days.
+_MOST_NIGHTS = 8
 _DREAMS = (64, 256)  # Least and most.
 # Shares of the dreams that begin as the day's documents did, and as a chat.
 _DAY_DREAMS, _CHAT_DREAMS = 0.75, 0.25
@@ -200,13 +201,12 @@ def plan(
     values[name] = overrides.get(name, value)
     return values[name]
 
-  total = sum(lengths)
   choose('fast_layers', quarter)
   choose('expert_layers', quarter)
-  nights = choose('nights', min(8, max(1, -(-total // _TOKENS_A_DAY))))
+  days = choose('nights', nights(lengths))
   window = choose('window', _window(cfg, lengths, chat_tokens))
   chunk = choose('chunk', window)
-  rows = max(1, math.ceil(_rows(lengths, window, chat_tokens) / max(1, nights)))
+  rows = max(1, math.ceil(_rows(lengths, window, chat_tokens) / max(1, days)))
   batch = choose('batch', _batch(rows))
   groups = -(-rows // max(1, batch)) * max(1, window // max(1, chunk))
   passes = min(_MOST_PASSES, max(_PASSES, -(-_LEAST_UPDATES // groups)))
@@ -218,11 +218,16 @@ def plan(
   choose('steps', 150)
   choose('dream_batch', 8)
   choose('expert_learning_rate', 2e-3)
-  choose('slots', max(8, nights + 1))
+  choose('slots', max(_MOST_NIGHTS, days + 1))
   choose('rank', min(64, cfg.dim // 2))
   out = Plan(**values)
   out.model_config(cfg)  # Refuses levels that the model cannot have.
   return out
+
+
+def nights(lengths: Sequence[int]) -> int:
+  """How many days documents of so many tokens each are spread over."""
+  return min(_MOST_NIGHTS, max(1, -(-sum(lengths) // _TOKENS_A_DAY)))
 
 
 def plain(cfg: config.ModelConfig) -> config.ModelConfig:
