@@ -18,6 +18,7 @@ setuptools.setup(
     include=['sleep_jax*', 'experiments*', 'launch*']
   ),
   package_data={'sleep_jax': ['assets/*']},
+  entry_points={'console_scripts': ['sleep-jax = sleep_jax.cli:run']},
   install_requires=[
     'absl-py',
     'chex',

@@ -16,22 +16,19 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sleep_jax import config
-from sleep_jax import nights
+from sleep_jax import phases
 from sleep_jax import plan as plan_lib
 from sleep_jax import reports
 from sleep_jax import settings as settings_lib
 from sleep_jax import speech
 from sleep_jax.data import chat as chat_lib
 from sleep_jax.data import documents as documents_lib
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.harness import life_folder
 from sleep_jax.learners import base as learner_lib
@@ -120,13 +117,19 @@ def _load_life(
   plan: dict[str, Any],
 ) -> 'Sleeper':
   life, notes = life_folder.load(path)
-  settings = settings_lib.Settings.from_json(notes).changed(**plan)
-  if 'slots' in plan and not settings.own_levels:
-    life = life_folder.with_slots(life, 1, plan['slots'])
+  settings = settings_lib.Settings.from_json(notes)
   given = {'wake': wake, 'seeding': seeding}
   given = {k: v for k, v in given.items() if v is not None}
-  tokenizer = tokenizers.load(path / life_folder.SOURCE)
-  return Sleeper(life, tokenizer, dataclasses.replace(settings, **given), path)
+  source = path / life_folder.SOURCE
+  m = Sleeper(
+    life,
+    tokenizers.load(source),
+    dataclasses.replace(settings, **given),
+    source,
+    path,
+  )
+  m.change(**plan)
+  return m
 
 
 class Sleeper:
@@ -218,33 +221,14 @@ class Sleeper:
       ConfigError: if there is nothing to read, or no slot for the night.
     """
     encoded = self.encode(texts)
-    nights.check_slot(self.learner.cfg.sleep, self.life)
+    phases.check_slot(self.learner.cfg.sleep, self.life)
     if not self.settings.planned:
       self.replan([len(x) for x in encoded])
-    start, plan = time.perf_counter(), self.plan
-    rows = documents_lib.pack(encoded, plan.window, self.tokenizer.pad)
-    blocks = documents_lib.blocks(
-      rows,
-      passes=plan.passes,
-      batch=self.learner.cfg.wake.batch,
-      seed=(int(self.life.clock.tokens), self.nights),
+    tell = functools.partial(self._tell, 'wake')
+    self.life, report = phases.day(
+      self.learner, self.life, encoded, self.plan, tell
     )
-    frames = tuple(dict.fromkeys(document.frame for document in encoded))
-    losses = []
-    for i, (tokens, weight) in enumerate(blocks):
-      day = experience_lib.Experience(tokens, weight, frames=frames)
-      self.life, metrics = self.learner.wake(self.life, day)
-      losses.append(metrics['loss'])
-      self._tell('wake', (i + 1) / len(blocks))
-    one_pass = len(blocks) // plan.passes
-    return reports.DayReport(
-      tokens=sum(map(len, encoded)),
-      rows=len(rows.tokens),
-      split=rows.split,
-      loss_first=float(np.mean(losses[:one_pass])),
-      loss_last=float(np.mean(losses[-one_pass:])),
-      seconds=time.perf_counter() - start,
-    )
+    return report
 
   def replan(self, lengths: list[int]) -> None:
     """Makes the plan for documents of so many tokens each, before day 1.
@@ -255,6 +239,17 @@ class Sleeper:
     if int(self.life.clock.tokens):
       raise config.ConfigError('this life has begun, and keeps its plan.')
     self._configure(self.settings.replanned(self.life.model.cfg, lengths))
+
+  def change(self, **plan: Any) -> None:
+    """Changes fields of the plan in a life that has begun, such as `steps`.
+
+    Raises:
+      ConfigError: for a field that the life cannot change any more.
+    """
+    settings = self.settings.changed(**plan)
+    if 'slots' in plan and not settings.own_levels:
+      self.life = life_folder.with_slots(self.life, 1, plan['slots'])
+    self._configure(settings)
 
   def sleep(self, *, allow_failure: bool = False) -> reports.NightReport:
     """A night: what the fast weights hold moves into a new expert.
@@ -272,8 +267,8 @@ class Sleeper:
     """
     tell = functools.partial(self._tell, 'sleep')
     flops = self.plan.night_flops(self.life.model.cfg)
-    with nights.watched(self.costs, flops, tell):
-      life, report = nights.night(
+    with phases.watched(self.costs, flops, tell):
+      life, report = phases.night(
         self.learner.cfg.sleep, self.life, self.tokenizer, self.costs
       )
     if not (report.transferred or allow_failure):

@@ -20,6 +20,9 @@ import tqdm
 from sleep_jax import api
 from sleep_jax import config
 from sleep_jax import overnight_report
+from sleep_jax import phases as phases_lib
+from sleep_jax import plan as plan_lib
+from sleep_jax import reports
 from sleep_jax.data import documents as documents_lib
 from sleep_jax.runtime import files
 
@@ -27,6 +30,8 @@ FORMS = ('custom', 'merged')
 _NEUTRAL = 'neutral.txt'  # From George Eliot's Middlemarch (1871), chapter 15.
 _MOST_ROWS = 32  # Of 128 tokens, whose perplexity is measured.
 _BEFORE = 'before'
+# Fields of the plan that may change between two runs of one command.
+_OF_NIGHTS = ('dreams', 'steps', 'dream_batch', 'expert_learning_rate', 'slots')
 _BAR = '{desc:<9}{percentage:3.0f}% |{bar:30}| {elapsed} < {remaining}'
 
 
@@ -75,11 +80,15 @@ def run(request: Request) -> None:
   with state.claimed(_identity(request, documents, questions)):
     m = _load(request, state)
     exam = Exam(m.encode(documents), m.encode(_neutral()), questions)
-    if not m.settings.planned:
-      m.replan([len(x) for x in exam.documents])
-    days = documents_lib.days(exam.documents, m.plan.nights)
+    days = _plan(request, state, m, exam)
     _print_plan(m, exam, state)
-    _live(request, state, m, days, exam)
+    try:
+      _live(request, state, m, days, exam)
+    except reports.NotTransferred as e:
+      raise config.ConfigError(
+        f'{e} The day is kept: give the command again with --set steps='
+        f'{2 * m.plan.steps}, say, or with --allow-failure.'
+      ) from e
     _finish(request, state, m)
   shutil.rmtree(state.folder, ignore_errors=True)
 
@@ -183,7 +192,7 @@ def _identity(
     'model': request.model,
     'documents': digest(documents),
     'quiz': digest(questions),
-    'plan': request.plan,
+    'plan': {k: v for k, v in request.plan.items() if k not in _OF_NIGHTS},
     'seed': request.seed,
   }
 
@@ -195,9 +204,34 @@ def _neutral() -> str:
 
 def _load(request: Request, state: _State) -> api.Sleeper:
   """The model, or the life that an interrupted run has saved."""
-  if (life := state.life()) is not None:
-    return api.load(life)
-  return api.load(request.model, seed=request.seed, **request.plan)
+  if (life := state.life()) is None:
+    return api.load(request.model, seed=request.seed, **request.plan)
+  changes = {k: v for k, v in request.plan.items() if k in _OF_NIGHTS}
+  return api.load(life, **changes)
+
+
+def _plan(
+  request: Request, state: _State, m: api.Sleeper, exam: Exam
+) -> list[list[documents_lib.Encoded]]:
+  """Makes the plan; what is read on each day.
+
+  Raises:
+    ConfigError: if there is too little text for the days, or no slot for each
+      of the nights.
+  """
+  lengths = [len(x) for x in exam.documents]
+  if m.settings.planned:  # A life that began before, or was interrupted.
+    asked = {'nights': plan_lib.nights(lengths)} | request.plan
+    m.change(nights=asked['nights'])
+  else:
+    m.replan(lengths)
+  nights, free = m.plan.nights, phases_lib.free_slots(m.life)
+  if not state.records and nights > free:
+    raise config.ConfigError(
+      f'nights={nights} need a free slot each, and {free} are left; give '
+      f'--set slots={m.plan.slots + nights - free}.'
+    )
+  return documents_lib.days(exam.documents, nights)
 
 
 def _print_plan(m: api.Sleeper, exam: Exam, state: _State) -> None:
@@ -227,8 +261,8 @@ def _live(
     phases += [f'day {night}', f'night {night}']
   newest = state.life()
   done = int(newest.name.removeprefix('life-')) if newest else 0
-  for number, phase in enumerate(phases[len(state.records) :]):
-    number += len(state.records) - number
+  for number in range(len(state.records), len(phases)):
+    phase = phases[number]
     facts: dict[str, Any] = {'phase': phase}
     if number > done:
       with _bar(m, phase):

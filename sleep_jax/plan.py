@@ -6,6 +6,7 @@ lengths; every field of the `Plan` may be given instead.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ _PASSES = 3
 _LEAST_UPDATES = 12  # Of the fast level in a day; fewer teach it nothing.
 _MOST_PASSES = 12
 _TOKENS_A_DAY = 16_384  # Of documents; more are spread over several days.
+_MOST_NIGHTS = 8
 _DREAMS = (64, 256)  # Least and most.
 # Shares of the dreams that begin as the day's documents did, and as a chat.
 _DAY_DREAMS, _CHAT_DREAMS = 0.75, 0.25
 _LEAST_TURNS = 24  # Tokens of a question and its answer that a row must hold.
-_LARGE_VOCABULARY = 4096  # From here on, a teacher's logits are cut to 64.
+_MIN_P = 0.1  # Of `SeedingConfig`: on real text, noise is most of the tail.
+_LARGE_VOCABULARY = 4096  # From here on, logits of likely tokens alone count.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +125,12 @@ class Plan:
       vocab: pieces of the model.
       chat_tokens: of the frame of its chat template; 0 = it has none.
     """
+    large = vocab >= _LARGE_VOCABULARY
     has_chat = 0 < chat_tokens <= self.window - _LEAST_TURNS
     return consolidation_config.SeedingConfig(
       dreams=self.dreams,
       dream_length=self.window,
-      min_p=0.02,
+      min_p=_MIN_P,
       splice=False,  # Prose has no segments that could be shuffled.
       day_dreams=_DAY_DREAMS,
       chat_dreams=_CHAT_DREAMS if has_chat else 0.0,
@@ -135,7 +139,8 @@ class Plan:
       learning_rate=self.expert_learning_rate,
       alpha=1.0,
       lam=0.0,
-      teacher_top_k=64 if vocab >= _LARGE_VOCABULARY else 0,
+      teacher_top_k=64 if large else 0,
+      dream_vocab=large,
     )
 
   def night_flops(self, cfg: config.ModelConfig) -> float:
@@ -196,13 +201,12 @@ def plan(
     values[name] = overrides.get(name, value)
     return values[name]
 
-  total = sum(lengths) + len(lengths)
   choose('fast_layers', quarter)
   choose('expert_layers', quarter)
-  nights = choose('nights', min(8, max(1, -(-total // _TOKENS_A_DAY))))
+  days = choose('nights', nights(lengths))
   window = choose('window', _window(cfg, lengths, chat_tokens))
   chunk = choose('chunk', window)
-  rows = max(1, -(-total // max(1, (window - 1) * nights)))
+  rows = max(1, math.ceil(_rows(lengths, window, chat_tokens) / max(1, days)))
   batch = choose('batch', _batch(rows))
   groups = -(-rows // max(1, batch)) * max(1, window // max(1, chunk))
   passes = min(_MOST_PASSES, max(_PASSES, -(-_LEAST_UPDATES // groups)))
@@ -213,12 +217,17 @@ def plan(
   choose('dreams', dreams)
   choose('steps', 150)
   choose('dream_batch', 8)
-  choose('expert_learning_rate', 1e-3)
-  choose('slots', max(8, nights + 1))
+  choose('expert_learning_rate', 2e-3)
+  choose('slots', max(_MOST_NIGHTS, days + 1))
   choose('rank', min(64, cfg.dim // 2))
   out = Plan(**values)
   out.model_config(cfg)  # Refuses levels that the model cannot have.
   return out
+
+
+def nights(lengths: Sequence[int]) -> int:
+  """How many days documents of so many tokens each are spread over."""
+  return min(_MOST_NIGHTS, max(1, -(-sum(lengths) // _TOKENS_A_DAY)))
 
 
 def plain(cfg: config.ModelConfig) -> config.ModelConfig:
@@ -267,10 +276,19 @@ def _window(
   """The shortest row that holds nine documents of ten, and a short chat."""
   longest = float(np.percentile(lengths, 90)) if len(lengths) else 64
   if chat_tokens:
-    longest = max(longest, chat_tokens + _LEAST_TURNS)
+    # So that what repeats in every row is no more than half of it.
+    longest = max(longest, 2 * chat_tokens + _LEAST_TURNS)
   most = cfg.max_len // 2
   allowed = [w for w in _WINDOWS if w <= most] or [most]
   return next((w for w in allowed if w >= longest), allowed[-1])
+
+
+def _rows(lengths: Sequence[int], window: int, head: int) -> float:
+  """Rows that documents fill; every piece of a long one has a head."""
+  return sum(
+    n / window if n <= window else math.ceil(n / max(1, window - head))
+    for n in lengths
+  )
 
 
 def _batch(rows: int) -> int:

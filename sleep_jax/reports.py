@@ -62,7 +62,7 @@ class NotTransferred(RuntimeError):
     super().__init__(
       f'night {report.night} did not move what the day taught: KL went from '
       f'{report.kl_first:.4f} to {report.kl_last:.4f} nats a token. Raise '
-      'steps, rank or expert_learning_rate; or allow a night to fail.'
+      'steps or expert_learning_rate, or allow a night to fail.'
     )
     self.report = report
 

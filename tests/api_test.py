@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FACTS = list(tiny_checkpoint.FACTS)
 # With which a tiny model of random weights learns, and a night transfers.
 PLAN = dict(
-  window=32,
+  window=64,
   passes=8,
   fast_learning_rate=1e-2,
   dreams=32,
@@ -209,6 +209,7 @@ def test_perplexity_is_that_of_the_logits(night):
   ids = [*document.begin, *(i for unit in document.units for i in unit)]
   logits = m.life.model.forward(np.array([ids])).logits[0, :-1]
   logp = jax.nn.log_softmax(logits)[np.arange(len(ids) - 1), ids[1:]]
+  logp = logp[len(document.begin) - 1 :]
   assert m.perplexity(FACTS[0]) == pytest.approx(
     float(np.exp(-logp.mean())), rel=1e-4
   )
@@ -243,7 +244,7 @@ def test_a_model_that_does_not_exist_is_named():
     sleep_jax.load('nothing/of/the/kind')
 
 
-@pytest.mark.parametrize('sizes', [[3], [30] * 9, [40] * 300, [90_000], [0]])
+@pytest.mark.parametrize('sizes', [[3], [30] * 9, [40] * 300, [90_000], [1]])
 @pytest.mark.parametrize('layers', [2, 4, 30])
 def test_a_plan_fits_any_amount_of_text(sizes, layers):
   cfg = config.ModelConfig(
@@ -260,7 +261,7 @@ def test_a_plan_fits_any_amount_of_text(sizes, layers):
   assert model.layers_of(1).stop == model.layers_of(0).start
   assert plan.slots > plan.nights
   assert plan.window >= 64  # A chat's frame of 40 tokens, and some words.
-  rows = -(-sum(sizes) // (plan.window * plan.nights))
+  rows = max(1, -(-sum(sizes) // (plan.window * plan.nights)))
   updates = plan.passes * -(-rows // plan.batch)
   assert updates >= 12
   assert plan.sleep_every == pytest.approx(updates - 1, rel=0.1, abs=2)

@@ -134,7 +134,6 @@ def test_python_values_are_what_files_are():
 
 def test_units_are_the_text(tok):
   (document,) = encode(TEXT, tok)
-  assert document.begin == (tok.bos,)
   assert document.units[-1] == (tok.separator,)
   assert tok.decode(ids_of(document)) == TEXT
   assert [tok.decode(list(unit)) for unit in document.units[:-1]] == [
@@ -156,6 +155,16 @@ def test_a_conversation_is_written_by_the_template(tok):
   assert rows.weight[0, len(head) : len(document)].all()
 
 
+def test_a_text_is_an_answer_where_there_is_a_template(tok, plain):
+  (document,) = encode(TEXT, tok)
+  request = {'role': 'user', 'content': documents_lib.REQUEST}
+  prompt = tok.apply_chat_template([request], add_generation_prompt=True)
+  assert document.begin == tuple(tok.encode(prompt))
+  assert document.frame == (document.begin,)
+  (document,) = encode(TEXT, plain)
+  assert document.begin == (plain.bos,)
+
+
 def test_without_a_template_a_conversation_is_plain_words(plain):
   (document,) = encode([TURNS], plain)
   ids = ids_of(document)
@@ -167,7 +176,8 @@ def test_without_a_template_a_conversation_is_plain_words(plain):
 
 
 @pytest.mark.parametrize('length', [2, 5, 16, 64])
-def test_packing_keeps_every_token_once_and_in_order(tok, length):
+def test_packing_keeps_every_token_once_and_in_order(plain, length):
+  tok = plain
   encoded = encode([TEXT, 'Short.', TURNS, TEXT * 3, 'x' * 90], tok)
   rows = documents_lib.pack(encoded, length, tok.pad)
   assert rows.tokens.shape == rows.weight.shape
@@ -179,7 +189,14 @@ def test_packing_keeps_every_token_once_and_in_order(tok, length):
   assert rows.split == sum(len(document) > length for document in encoded)
 
 
-def test_a_document_that_fits_a_row_is_in_one(tok):
+def test_rows_that_cannot_hold_a_word_are_refused(tok):
+  encoded = encode(TEXT, tok)
+  with pytest.raises(config.ConfigError, match='rows of more than'):
+    documents_lib.pack(encoded, len(encoded[0].begin), tok.pad)
+
+
+def test_a_document_that_fits_a_row_is_in_one(plain):
+  tok = plain
   encoded = encode(['Short one.', 'Another.', 'A third one, longer.'] * 3, tok)
   longest = max(map(len, encoded))
   rows = documents_lib.pack(encoded, longest, tok.pad)
@@ -191,17 +208,18 @@ def test_a_document_that_fits_a_row_is_in_one(tok):
 
 def test_a_long_text_is_cut_at_the_end_of_a_sentence(tok):
   (document,) = encode('This is a sentence. ' * 9, tok)
-  rows = documents_lib.pack([document], 40, tok.pad)
+  start = len(document.begin)
+  rows = documents_lib.pack([document], start + 30, tok.pad)
   assert rows.split == 1 and len(rows.tokens) > 1
   for row in rows.tokens:
-    assert row[0] == tok.bos
+    assert tuple(row[:start]) == document.begin
     assert tok.decode(row[row != tok.pad].tolist()).strip().endswith('.')
 
 
 @pytest.mark.parametrize('batch', [1, 2, 4])
 def test_every_pass_has_every_row(tok, batch):
-  encoded = encode([f'Text {i}.' for i in range(11)], tok)
-  rows = documents_lib.pack(encoded, 8, tok.pad)
+  encoded = encode([f'Text {i} is this.' for i in range(11)], tok)
+  rows = documents_lib.pack(encoded, 64, tok.pad)
   blocks = documents_lib.blocks(rows, passes=3, batch=batch, seed=(1, 2))
   assert len({tokens.shape for tokens, _ in blocks}) == 1
   assert all(len(tokens) % batch == 0 for tokens, _ in blocks)

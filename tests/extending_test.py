@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md and README.md, run from their text."""
+"""The examples of docs/extending.md, run from their text."""
 
 import json
 import os
@@ -7,10 +7,8 @@ import re
 import subprocess
 import sys
 
-import ml_collections
 import pytest
 
-from experiments.configs import quickstart
 from sleep_jax import config
 from sleep_jax.config import registry
 
@@ -80,23 +78,3 @@ def test_the_examples_of_the_page_run_without_an_edit_in_the_package(folder):
 def test_a_module_that_cannot_be_imported_is_named():
   with pytest.raises(config.ConfigError, match="'absent:Codes' cannot be imp"):
     registry.find('absent:Codes', 'sleep_jax.tasks', 'task.name')
-
-
-def test_the_python_of_the_readme_runs(monkeypatch, capsys):
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
-  (code,) = re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
-  full_size = quickstart.get_config
-
-  def small() -> ml_collections.ConfigDict:
-    c = full_size()
-    c.task.update(episodes=1, rows=64, probes=1)
-    c.model.levels[0].sleep_every = 8
-    c.sleep.update(steps=6, dreams=32, alpha=1.0, lam=0.0, max_kl_share=9.0)
-    return c
-
-  monkeypatch.setattr(quickstart, 'get_config', small)
-  monkeypatch.chdir(ROOT)  # The base is named by a relative path.
-  exec(compile(code, 'README.md', 'exec'), {})
-  accuracy, tokens = map(float, capsys.readouterr().out.split())
-  assert 0.0 <= accuracy <= 1.0
-  assert tokens > 0

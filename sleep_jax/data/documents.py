@@ -19,6 +19,7 @@ from sleep_jax.data import chat
 from sleep_jax.data import tokenizers
 
 _FIELDS = '"text"; or "question" and "answer"; or "messages"'
+REQUEST = 'What did you learn today?'  # What a text is the answer to.
 _GROUPS = 8  # Batches in a block, at most.
 # Before white space that follows the end of a sentence, and before a new line.
 _UNIT_END = re.compile(r'(?<=[.!?])(?=\s)|(?<!\n)(?=\n)')
@@ -47,7 +48,7 @@ class Question:
 class Encoded:
   """A document as ids.
 
-  begin: ids that every piece of it begins with, no targets: BOS.
+  begin: ids that every piece of it begins with, no targets.
   units: ids of its units, which should not be split: sentences, lines.
   silent: how many of the first ids of the units are no targets.
   frame: its fixed parts, after each of which something is made up.
@@ -162,26 +163,33 @@ def encode(
 ) -> list[Encoded]:
   """Documents as ids.
 
-  A text stands between BOS and the token that separates documents. A
-  conversation is written by the chat template; what stands before the user's
-  first words (a system prompt, say) is no target.
+  A conversation is written by the chat template; what stands before the user's
+  first words (a system prompt, say) is no target. A text is what the assistant
+  answers to `REQUEST`: so an instruct model can tell it, and at night dreams of
+  its like are asked for in the same words. Without a chat template a text
+  stands between BOS and the token that separates documents.
   """
   form = chat.of(tokenizer)
+  begin = (tokenizer.bos,)
+  if chat.template_tokens(tokenizer):
+    begin = tuple(form.prompt(REQUEST))
   return [
     _encode_chat(document.messages, form, tokenizer.stop)
     if document.messages
-    else _encode_text(document.text, tokenizer)
+    else _encode_text(document.text, tokenizer, begin)
     for document in documents
   ]
 
 
-def _encode_text(text: str, tokenizer: tokenizers.Tokenizer) -> Encoded:
+def _encode_text(
+  text: str, tokenizer: tokenizers.Tokenizer, begin: tuple[int, ...]
+) -> Encoded:
   units = [tuple(tokenizer.encode(u)) for u in _UNIT_END.split(text.strip())]
   return Encoded(
-    begin=(tokenizer.bos,),
+    begin=begin,
     units=(*(unit for unit in units if unit), (tokenizer.separator,)),
     silent=0,
-    frame=((tokenizer.bos,),),
+    frame=(begin,),
   )
 
 
@@ -248,10 +256,11 @@ def pack(documents: Sequence[Encoded], length: int, pad: int) -> Rows:
   Raises:
     ConfigError: if there is no document, or rows are too short for any.
   """
-  if not documents or length < 2:
+  longest = max((len(d.begin) for d in documents), default=0)
+  if not documents or length <= longest:
     raise config.ConfigError(
       f'{len(documents)} documents cannot be put into rows of {length} tokens; '
-      'give at least one document, and rows of two tokens or more.'
+      f'give at least one document, and rows of more than {longest} tokens.'
     )
   rows: list[list[_Marked]] = []
   num_split = 0

@@ -1,19 +1,71 @@
-"""A night that comes when it is called for, whatever the clock says."""
+"""A day and a night of a life, with their reports.
 
-from collections.abc import Callable, Iterator
+A night comes when it is called for, whatever the clock says.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import time
 
+import numpy as np
+
 from sleep_jax import config
+from sleep_jax import plan as plan_lib
 from sleep_jax import reports
+from sleep_jax.data import documents as documents_lib
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.learners import sleep as sleep_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import night as consolidation_night
 from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import memory as memory_lib
 
 _PHASES = ('rollout', 'teacher', 'update')  # Of a night, in `CostTracker`.
+
+
+def day(
+  learner: sleep_lib.Sleep,
+  life: life_lib.Life,
+  documents: Sequence[documents_lib.Encoded],
+  plan: plan_lib.Plan,
+  tell: Callable[[float], None],
+) -> tuple[life_lib.Life, reports.DayReport]:
+  """The life in the evening, and what it read.
+
+  Args:
+    learner: whose life it is.
+    life: in the morning.
+    documents: of the day.
+    plan: how often they are read, and in rows of how many tokens.
+    tell: told the share of the day that is done.
+  """
+  start, pad = time.perf_counter(), learner.setup.tokenizer.pad
+  rows = documents_lib.pack(documents, plan.window, pad)
+  blocks = documents_lib.blocks(
+    rows,
+    passes=plan.passes,
+    batch=learner.cfg.wake.batch,
+    seed=(int(life.clock.tokens), int(life.clock.nights)),
+  )
+  frames = tuple(dict.fromkeys(document.frame for document in documents))
+  losses = []
+  for i, (tokens, weight) in enumerate(blocks):
+    block = experience_lib.Experience(tokens, weight, frames=frames)
+    life, metrics = learner.wake(life, block)
+    losses.append(metrics['loss'])
+    tell((i + 1) / len(blocks))
+  one_pass = len(blocks) // plan.passes
+  return life, reports.DayReport(
+    tokens=sum(map(len, documents)),
+    rows=len(rows.tokens),
+    split=rows.split,
+    loss_first=float(np.mean(losses[:one_pass])),
+    loss_last=float(np.mean(losses[-one_pass:])),
+    seconds=time.perf_counter() - start,
+  )
 
 
 def night(
@@ -58,6 +110,12 @@ def check_slot(
       'nights, and none is free for the next; save, and load with slots='
       f'{2 * slots}, or with a seeding whose slot_policy is merge or recycle.'
     )
+
+
+def free_slots(life: life_lib.Life) -> int:
+  """Nights that the life has room for, where none frees a slot."""
+  bank = life.memory.bank(_sender(life.model.cfg) + 1)
+  return int((bank.status == memory_lib.LOCKED).sum())
 
 
 @contextlib.contextmanager
