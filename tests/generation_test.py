@@ -153,7 +153,7 @@ def test_a_day_tells_every_wording_as_often_and_facts_apart(folder):
   text = task.tokenizer.decode(day.tokens[day.weight > 0].tolist())
   for fact in task._facts[0]:
     for _, answer in fact.told():
-      assert text.count(answer) == 2, answer
+      assert text.count(f'assistant\n{answer}\n') == 2, answer
   assert day.frames == (tokenizers.chat_of(task.tokenizer, '').frame(
     task.tokenizer.stop),)  # fmt: skip
 
