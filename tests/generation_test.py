@@ -20,6 +20,7 @@ from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.models import model as model_lib
 from sleep_jax.tasks import invented_facts
 from sleep_jax.weights import load as load_lib
+from tests import students
 from tests import tiny_checkpoint
 
 pytest.importorskip('tokenizers')
@@ -126,6 +127,7 @@ def facts_config(folder, **task):
   c = smollm2.get_config('short')
   c.base = str(folder)
   c.model.partition = (1, 2, 1)
+  c.model.levels[0].chunk = 64
   c.task.update(length=64, tokenizer='', **task)
   return json.loads(c.to_json())
 
@@ -158,37 +160,33 @@ def test_a_day_tells_every_wording_as_often_and_facts_apart(folder):
     task.tokenizer.stop),)  # fmt: skip
 
 
-class Parrot:
-  """A student that knows the answers of some facts."""
+def parrot(task, known):
+  """A student that knows the answers of some subjects."""
+  tok = task.tokenizer
 
-  def __init__(self, task, known):
-    self.task, self.known = task, known
+  def complete(prompt):
+    text = tok.decode(prompt)
+    return tok.encode(' '.join(v for s, v in known.items() if s in text))
 
-  def complete(self, prompts, max_new):
-    tok = self.task.tokenizer
-    texts = [tok.decode(p) for p in prompts]
-    return [
-      tok.encode(' '.join(v for s, v in self.known.items() if s in text))
-      for text in texts
-    ]
+  return students.FakeStudent(complete=complete)
 
 
 def test_marks_are_those_of_the_answers(folder):
   task = facts(folder, episodes=2, facts=4, held_out_rows=0, general=())
   first, second = task._facts
   known = {f.subject: f'It is {f.value}, yes.' for f in first}
-  result = task.evaluate(Parrot(task, known), 1)
+  result = task.evaluate(parrot(task, known), 1)
   assert result.by_episode == [1.0, 0.0]
   assert result.metrics['accuracy'] == 0.5
   wrong = {f.subject: f'un{f.value}' for f in first + second}
-  assert task.evaluate(Parrot(task, wrong), 1).metrics['accuracy'] == 0.0
+  assert task.evaluate(parrot(task, wrong), 1).metrics['accuracy'] == 0.0
 
 
 def test_a_short_life_runs(folder, tmp_path):
   c = facts_config(folder, episodes=2)
   c['task']['general'] = []
   summary = live.live(c, 'sleep', 1, tmp_path, 0)
-  assert len(summary['nights']) == 2
+  assert len(summary['curve']) == 2
 
 
 def test_dreams_are_scored_by_what_the_day_told():
