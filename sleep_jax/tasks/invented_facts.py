@@ -22,6 +22,7 @@ from sleep_jax.data.datasets import catalog
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import grading
 
+_HELD_OUT_LENGTH = 32  # Tokens.
 _ASK_ROWS = 32  # Questions asked at a time.
 _QUESTIONS = 'general_questions.jsonl'  # Of `sleep_jax/assets`.
 _SYLLABLES = (
@@ -245,7 +246,7 @@ class InventedFactsConfig:
   # that the base answers, see `experiments.known_questions`.
   general: tuple[int, ...] = ()
   held_out: str = 'gutenberg/Jane-Eyre_1260.txt'
-  held_out_rows: int = 16  # Of 128 tokens, from the middle of `held_out`.
+  held_out_rows: int = 64  # Of 32 tokens, from the middle of `held_out`.
   data_dir: str = ''
 
   def __post_init__(self):
@@ -314,14 +315,14 @@ class InventedFacts(task_lib.Task):
     self._held_out = self._held_out_rows()
 
   def _held_out_rows(self) -> list[list[int]]:
-    """Rows of 128 tokens from the middle of the held-out text."""
+    """Rows from the middle of the held-out text."""
     num = self.cfg.held_out_rows
     if not num:
       return []
     text = catalog.read(self.cfg.held_out, self.cfg.data_dir).decode()
-    middle = text[len(text) // 2 :][: num * 128 * 8]
-    tokens = self.tokenizer.encode(middle)
-    return [tokens[128 * i : 128 * (i + 1)] for i in range(num)]
+    size = _HELD_OUT_LENGTH
+    tokens = self.tokenizer.encode(text[len(text) // 2 :][: num * size * 8])
+    return [tokens[size * i : size * (i + 1)] for i in range(num)]
 
   def experience(self, episode: int) -> experience_lib.Experience:
     """Every wording of every fact, `passes` times.
