@@ -6,7 +6,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
-from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.runtime import checkpoint
 from tests import learners_test
 
@@ -36,18 +36,18 @@ def test_what_is_replayed_is_written_by_the_model_of_the_morning(
   learner, life = build('replay', setup, finetune, min_p=0.1, temperature=0.7)
   life, _ = learner.sleep(learner.wake(life, TASK.experience(0))[0])
   morning = jax.tree.map(np.array, life.model.merged())
-  calls, sample = [], replay_lib.sample
+  calls, sample = [], generation.sample
 
-  def spy(cfg, model, tokenizer, rows, rng):
-    out = sample(cfg, model, tokenizer, rows, rng)
+  def spy(cfg, model, tokenizer, rows, rng, day=()):
+    out = sample(cfg, model, tokenizer, rows, rng, day)
     calls.append((cfg, jax.tree.map(np.array, model), rows, out))
     return out
 
-  monkeypatch.setattr(replay_lib, 'sample', spy)
+  monkeypatch.setattr(generation, 'sample', spy)
   before = setup.costs.totals()
   day = TASK.experience(1)
   blocks = list(learner._blocks(life, day))
-  (cfg, model, rows, (tokens, lengths)), *more = calls
+  (cfg, model, rows, (tokens, lengths, _)), *more = calls
   assert not more and rows == len(day.tokens)
   assert (cfg.min_p, cfg.temperature) == (0.1, 0.7)
   assert cfg.dream_length == SECTIONS['sleep']['dream_length']
