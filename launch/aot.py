@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from launch import hardware
 from launch import programs
 from sleep_jax import config
+from sleep_jax.harness import build
 
 
 def table(
@@ -133,7 +134,7 @@ def main(_: list[str]) -> None:
 
   try:
     devices = programs.absent_devices(values.topology)
-    cfg = config.ModelConfig.from_mapping(c['model'])
+    cfg = build.model_config(c, absent=True)
     program = programs.Program(c, programs.mesh_of(cfg, values.mesh, devices))
     measure_fn = programs.lowered if values.lower_only else programs.compiled
     fits = table(program, values.topology, values.steps, write_line, measure_fn)

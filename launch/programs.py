@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from launch import hardware
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.harness import build
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
@@ -132,7 +133,7 @@ class Program:
   """The steps of one config on one mesh, as shapes; nothing is allocated."""
 
   def __init__(self, c: dict[str, Any], mesh: jax.sharding.Mesh):
-    self.cfg = config.ModelConfig.from_mapping(c['model'])
+    self.cfg = build.model_config(c, absent=True)
     self.wake = config.from_mapping(wake.WakeConfig, c['wake'], 'wake')
     self.sleep = config.from_mapping(
       consolidation_config.SeedingConfig, c['sleep'], 'sleep'
@@ -204,16 +205,19 @@ class Program:
 
   def wake_step(self) -> Step:
     """Two chunks of the fastest level, of every row of a batch."""
-    rows = self._round_up(self.wake.batch)
-    chunk = schedule.base_chunk(self.cfg, self.sleep.dream_length)
+    rows, axes = self.wake.batch, ()
+    if rows > 1:  # A single row is on every device.
+      rows, axes = self._round_up(rows), ('batch',)
+    length = self.wake.window or self.sleep.dream_length
+    chunk = schedule.base_chunk(self.cfg, length)
     shape = (rows, 2 * chunk)
     lower = functools.partial(
       wake.read_day.lower,
       dataclasses.replace(self.wake, batch=rows),
       self.model,
       self._split((), axes=()),
-      self._split(shape),
-      self._split(shape, jnp.float32),
+      self._split(shape, axes=axes),
+      self._split(shape, jnp.float32, axes),
       defer_due_update=True,
     )
     per_token = flops.wake_flops(self.cfg, chunk)

@@ -11,6 +11,7 @@ from experiments.configs import arc as config_arc
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
+from sleep_jax.harness import build as build_lib
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
@@ -398,7 +399,7 @@ def test_a_bad_source_is_refused():
 @pytest.mark.parametrize('variant', ['', 'real', 'paper'])
 def test_the_configs_settings_are_known(variant):
   c = config_arc.get_config(variant).to_dict()
-  config.ModelConfig.from_mapping(c['model'])
+  build_lib.model_config(c, absent=True)
   for name, cls in (
     ('lora', lora.LoraConfig),
     ('trial', dreaming_config.TrialConfig),
@@ -419,7 +420,7 @@ def test_the_configs_settings_are_known(variant):
 
 def test_a_trial_of_the_papers_setting_lowers():
   c = config_arc.get_config('paper').to_dict()
-  cfg = config.ModelConfig.from_mapping(c['model'])
+  cfg = build_lib.model_config(c, absent=True)
   lora_cfg = config.from_mapping(lora.LoraConfig, c['lora'], 'lora')
   key = jax.random.key(0)
   params = jax.eval_shape(lambda: transformer.init(cfg, key))

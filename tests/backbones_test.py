@@ -8,6 +8,7 @@ import pytest
 
 from experiments.configs import backbones
 from sleep_jax import config
+from sleep_jax.harness import build as build_lib
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -30,7 +31,7 @@ TOTALS = {
 def settings(variant):
   c = backbones.get_config(variant).to_dict()
   return (
-    config.ModelConfig.from_mapping(c['model']),
+    build_lib.model_config(c, absent=True),
     config.from_mapping(wake.WakeConfig, c['wake'], 'wake'),
     config.from_mapping(
       consolidation_config.SeedingConfig, c['sleep'], 'sleep'

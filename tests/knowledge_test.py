@@ -421,7 +421,7 @@ def test_every_arm_adopts_the_base_of_bulletins(arm):
 
 def test_the_papers_squad_lowers():
   c = squad_config.get_config('paper').to_dict()
-  model = config.ModelConfig.from_mapping(c['model'])
+  model = build_lib.model_config(c, absent=True)
   params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   rows = jax.ShapeDtypeStruct((c['trial']['batch'], 2048), jnp.int32)
   out = jax.jit(transformer.forward, static_argnums=0).lower(

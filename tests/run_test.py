@@ -176,7 +176,18 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
 # The variants of every config; '' is the one without a name.
 VARIANTS = {
   'arc': ('', 'real', 'paper'),
-  'backbones': ('', 'llama3_2_3b', 'llama3_8b', 'qwen2_5_7b', 'qwen3_8b'),
+  'backbones': (
+    '',
+    'clinc',
+    'banking',
+    'squad',
+    'arc',
+    'llama3_2_3b',
+    'clinc-llama3_8b_instruct',
+    'arc-qwen2_5_7b',
+    'squad-smollm2',
+    'qwen3_8b',
+  ),
   'base_arc': ('',),
   'base_bulletins': ('',),
   'base_facts': ('',),
@@ -213,7 +224,7 @@ def test_every_arm_has_known_sections_and_settings(name):
     assert c['arms'] and c['seeds']
     for arm in c['arms']:
       s = build_lib.arm_config(c, arm)
-      config.ModelConfig.from_mapping(s['model'])
+      build_lib.model_config(s, absent=True)
       task = dict(s['task'])
       _, cfg = registry.find(task.pop('name'), 'sleep_jax.tasks', 'task.name')
       config.from_mapping(cfg, task, 'task')

@@ -3,7 +3,7 @@
 Variants: none, generated puzzles and a small base (`base_arc.py`), 3 nights, 5
 seeds; `:real`, the whole path on three small ARC puzzles with the base of
 `base_text.py`, which solves none and writes no JSON; `:paper`, the paper's
-setting on Llama-3.2-1B (see `backbones.py`), checked by shape alone.
+setting on Llama-3.2-1B, which is `arc-llama3_2_1b` of `backbones.py`.
 
 `success` is the share of right answers after self-edits of 5 dreams, applied
 one by one. The paper's: icl 0, ttt 10, seal 72.5, sleep 80 %. Expect few of the
@@ -113,29 +113,10 @@ def _real(c: common.Config) -> None:
   c.arms = {name: _ARMS[name] for name in ('icl', 'ttt', 'seal', 'sleep')}
 
 
-def _paper(c: common.Config) -> None:
-  """SEAL's and the paper's numbers; what they leave open stays ours."""
-  backbone = backbones.get_config('llama3_2_1b')
-  c.base, c.model = backbone.base, backbone.model
-  c.task = common.settings(
-    arc.ArcConfig,
-    source='real',
-    tokenizer=backbone.base,
-    rows=88,
-    length=8192,
-    leave_out=(1, 2),
-    permutations=1,
-    max_dream=128,
-  )
-  c.seeds = (1,)
-  c.wake, c.sleep = backbone.wake, backbone.sleep
-  c.lora.update(rank=128, alpha=16.0)
-  c.trial.update(epochs=2, learning_rate=1e-4, max_parallel=1)
-  c.dreaming.update(learning_rate=5e-5)
-
-
 def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
+  if variant == 'paper':
+    return backbones.get_config('arc-llama3_2_1b')
   c = _generated()
   c.reference = 'sleep'
   c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
@@ -154,6 +135,6 @@ def get_config(variant: str = '') -> common.Config:
   c.arms = _ARMS
   if variant:
     c.name = f'arc_{variant}'
-    config.lookup(variant, {'real': _real, 'paper': _paper}, 'variant')(c)
+    config.lookup(variant, {'real': _real}, 'variant')(c)
   c.task.name = 'arc_few_shot'
   return c

@@ -18,6 +18,20 @@ Config: TypeAlias = Any
 _EVALS = 10  # Episodes of a pretraining, each with an evaluation.
 # Fast weights learn, and no night consolidates them.
 WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
+# Table 3 of the Sleep paper, but for four levels.
+KNOWLEDGE_ARMS: dict[str, dict[str, Any]] = {
+  'frozen': {},
+  'icl': {},
+  'finetune_passage': {},
+  'ttt': {},
+  'seal': {},
+  'sleep': {},
+  'no_selection': dict(learner='sleep', dreaming=dict(importance='random')),
+  'no_random_expert': dict(learner='sleep', dreaming=dict(random_expert=0.0)),
+  'no_dreaming': dict(
+    learner='sleep', dreaming=dict(enabled=False, study_night=True)
+  ),
+}
 
 
 def settings(cls: type, **changes) -> Config:

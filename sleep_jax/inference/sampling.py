@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import padding
+from sleep_jax.inference import budget
 from sleep_jax.inference import decoding
 from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.models import cache as cache_lib
@@ -144,7 +145,8 @@ def complete(
   """What follows each prompt, the stop token included.
 
   Rows are padded to a power of two and prompts to a multiple of 8, so that few
-  shapes are ever compiled.
+  shapes are ever compiled. What does not fit a device at once is sampled part
+  by part (`budget.rows_per_rollout`).
 
   Args:
     model: who is asked.
@@ -159,8 +161,17 @@ def complete(
   if not prompts or not all(prompts):
     raise config.ConfigError('A prompt is empty; give at least the BOS token.')
   before = 0 if prefix is None else int(prefix.length)
-  _check_fit(model.cfg, before + max(map(len, prompts)), sampler)
+  longest = before + max(map(len, prompts))
+  _check_fit(model.cfg, longest, sampler)
   rows = 1 << (len(prompts) - 1).bit_length()
+  size = budget.rows_per_rollout(model.cfg, longest + sampler.max_new, rows)
+  if size < len(prompts):
+    completions = []
+    for i in range(0, len(prompts), size):
+      key = jax.random.fold_in(rng, i)
+      part = prompts[i : i + size]
+      completions += complete(model, part, key, sampler, prefix)
+    return completions
   filled = [*prompts, *[[]] * (rows - len(prompts))]
   tokens, lengths = padding.left_pad(filled, sampler.pad)
   max_prompt_len = model.cfg.max_len - sampler.max_new - before

@@ -1,12 +1,17 @@
 """Scores of given answers: teacher forcing in place of decoding."""
 
+from collections.abc import Callable, Iterator
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
+from sleep_jax.inference import budget
 from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cache as cache_lib
@@ -14,19 +19,23 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.runtime import sharding
 
-_EVAL_BATCH = 64  # Prompts per pass.
+_EVAL_BATCH = 64  # Most prompts of a pass.
 _MULTIPLE = 16  # Rows are padded to it, so that few shapes are compiled.
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=5)
 def _score(
   model: model_lib.Model,
   tokens_BxT: at.Int[jax.Array, 'B T'],
   lengths_B: at.Int[jax.Array, 'B'],
   is_answer_BxT: at.Bool[jax.Array, 'B T'],
   prefix: prefix_lib.Prefix | None,
+  longest: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Exact match under greedy decoding, log-probability and token accuracy."""
+  """Exact match under greedy decoding, log-probability and token accuracy.
+
+  Answers end their rows, so logits exist for the last `longest` columns alone.
+  """
   rows, width = tokens_BxT.shape
   if prefix is None:
     cache, first = None, 0
@@ -35,8 +44,11 @@ def _score(
     first = prefix.length
   positions = positions_lib.left_padded_positions(lengths_B, width, first)
   out = model.forward(tokens_BxT, positions=positions, cache=cache)
-  logits = out.logits[:, :-1]
-  target, is_answer = tokens_BxT[:, 1:], is_answer_BxT[:, 1:]
+  columns = min(longest, width - 1)
+  hidden = out.hidden[:, -1 - columns : -1]
+  logits = hidden @ model.unembedding().T.astype(hidden.dtype)
+  logits = logits.astype(jnp.float32)
+  target, is_answer = tokens_BxT[:, -columns:], is_answer_BxT[:, -columns:]
   logp = jax.nn.log_softmax(logits)
   logp = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
   hit = (logits.argmax(-1) == target) & is_answer
@@ -73,29 +85,57 @@ def score(
   exact = np.zeros(len(prompts), bool)
   logprob, accuracy = np.zeros((2, len(prompts)), np.float32)
   rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+  longest = -(-max(1, *map(len, answers), 1) // _MULTIPLE) * _MULTIPLE
   order = np.argsort([len(row) for row in rows], kind='stable')
-  batch_size = _EVAL_BATCH
+  most, before = _EVAL_BATCH, 0
   if prefix is not None:
-    batch_size = prefix.batch_size(_EVAL_BATCH)
+    most, before = prefix.batch_size(most), int(prefix.length)
+  limits = functools.partial(
+    budget.rows_per_pass, model.cfg, columns=longest, before=before
+  )
   with costs.phase('eval') as cost:
-    for i in range(0, len(order), batch_size):
-      index = order[i : i + batch_size]
+    for part, size in _batches([len(rows[i]) for i in order], most, limits):
+      index = order[part]
       tokens, lengths = padding.left_pad(
         [rows[j] for j in index], pad, multiple=_MULTIPLE
       )
       is_answer = np.zeros(tokens.shape, bool)
       for row, j in zip(is_answer, index, strict=True):
         row[len(row) - len(answers[j]) :] = True
-      fill = batch_size - len(index)
+      fill = size - len(index)
       batch = (
         np.pad(tokens, ((0, fill), (0, 0))),
         np.pad(lengths, (0, fill), constant_values=1),
         np.pad(is_answer, ((0, fill), (0, 0))),
       )
       scores = sharding.fetch(
-        _score(model, *sharding.shard_batch(batch, 'batch'), prefix)
+        _score(model, *sharding.shard_batch(batch, 'batch'), prefix, longest)
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]
-      cost.add_forward(batch_size * tokens.shape[1])
+      cost.add_forward(size * tokens.shape[1])
   return experience_lib.Response(exact, logprob, accuracy)
+
+
+def _batches(
+  widths: list[int], most: int, limit: Callable[..., int]
+) -> Iterator[tuple[slice, int]]:
+  """Parts of rows of ascending `widths`, and the rows that each is filled to.
+
+  Long rows, or a large vocabulary, make smaller batches.
+
+  Args:
+    widths: tokens of each row.
+    most: rows of a batch, a power of two.
+    limit: of the rows that there may be, by `width` and `most`.
+  """
+  start = 0
+  while start < len(widths):
+    size = most
+    while size > 1:
+      width = widths[min(start + size, len(widths)) - 1]
+      if limit(width=width, most=size) == size:
+        break
+      size //= 2
+    yield slice(start, min(start + size, len(widths))), size
+    start += size

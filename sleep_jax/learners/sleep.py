@@ -17,6 +17,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import packing
 from sleep_jax.data import padding
 from sleep_jax.learners import base
 from sleep_jax.learners import checks
@@ -192,6 +193,9 @@ class Sleep(base.Learner):
   ) -> tuple[life_lib.Life, at.Metrics]:
     """Eq. 2 over the day's rows."""
     cfg = self.cfg.wake
+    if cfg.window:
+      pad = self.setup.tokenizer.pad
+      experience = packing.repack(experience, cfg.window, pad)
     tokens, weight = padding.pad_to_batches(
       experience.tokens, experience.weight, cfg.batch
     )

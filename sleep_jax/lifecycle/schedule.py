@@ -27,7 +27,8 @@ def base_chunk(cfg: config.ModelConfig, row_length: int) -> int:
   if row_length % chunk:
     raise config.ConfigError(
       f'rows of {row_length} tokens do not hold a whole number of chunks of '
-      f'{chunk} (model.levels[].chunk); change one of them.'
+      f'{chunk} (model.levels[].chunk); change one of them, or pack short rows '
+      'into long ones (wake.window).'
     )
   return chunk
 

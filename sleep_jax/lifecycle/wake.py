@@ -34,6 +34,9 @@ class WakeConfig:
   reads: str = 'updates'
   batch: int = 8  # Rows read side by side; one update averages over them.
   carry_memory: bool = True  # False: fast memory is per row, and ends with it.
+  # Documents are packed into rows of so many tokens (`data.packing`), where a
+  # clock is slower than they are long; 0 = rows are read as the task has them.
+  window: int = 0
 
   def __post_init__(self):
     config.lookup(self.reads, {'updates': 0, 'windows': 0}, 'wake.reads')

@@ -291,12 +291,15 @@ def num_shards(axis: str) -> int:
 def check_rows(rows: Mapping[str, int]) -> None:
   """Checks that numbers of rows, by the name of their setting, are divisible.
 
+  A single row is not split: every device has it, and a part of the weights.
+
   Raises:
     ConfigError: with the number of rows and of devices.
   """
   if (mesh := current()) is not None:
     for where, size in rows.items():
-      sharding(mesh, ('batch',), (size,), where)
+      if size > 1:
+        sharding(mesh, ('batch',), (size,), where)
 
 
 def check_leaves(tree: at.Tree) -> None:

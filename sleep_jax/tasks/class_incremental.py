@@ -4,6 +4,7 @@ The splits are those of the paper's experiment (by InCA's authors): CLINC150 in
 10 episodes of 15 classes, Banking77 in 7 of 11, DBpedia-70 in 7 of 10. An
 example is one document, `text : label`; the answer is generated, closed book,
 and must be the label to the token. The order of the classes is drawn by seed.
+With `chat` the text is a user's turn, and the label the assistant's.
 """
 
 import dataclasses
@@ -20,6 +21,9 @@ from sleep_jax.tasks import base as task_lib
 # Episodes and classes per episode.
 SPLITS = {'clinc': (10, 15), 'banking': (7, 11), 'dbpedia': (7, 10)}
 _MARKER = ':'  # In the books that the base's embedding was trained on.
+_REQUEST = (
+  'Name the category of the following text. Answer with the name alone.\n\n'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,8 @@ class ClassIncrementalConfig:
   """The data set, and the form of its rows."""
 
   dataset: str = 'clinc'
-  tokenizer: str = 'sleep_jax/assets/text.model'
+  tokenizer: str = 'sleep_jax/assets/text.model'  # '' = the base's own.
+  chat: bool = False  # By the tokenizer's chat template, of an instruct model.
   length: int = 32  # Tokens of a row; longer texts lose their end.
   passes: int = 4  # Occurrences of each example in its episode's stream.
   text_weight: float = 0.3  # Target weight of the text's tokens; labels have 1.
@@ -52,7 +57,8 @@ class ClassIncremental(task_lib.Task):
       cfg.dataset, SPLITS, 'task.dataset'
     )
     self.cfg, self._seed = cfg, seed
-    self.tokenizer = tokenizers.load(cfg.tokenizer)
+    self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
+    self._chat = tokenizers.chat_of(self.tokenizer) if cfg.chat else None
     train = class_incremental_data.examples(cfg.dataset, 'train', cfg.data_dir)
     test = class_incremental_data.examples(cfg.dataset, 'test', cfg.data_dir)
     classes = sorted({label for _, label in train})
@@ -75,14 +81,25 @@ class ClassIncremental(task_lib.Task):
     """Prompt `BOS text :` and answer `label EOS`; long texts are cut."""
     tok = self.tokenizer
     answer = [*tok.encode(normalize_label(label)), tok.stop]
-    marker = tok.encode(_MARKER)
-    max_text_len = self.cfg.length - 1 - len(marker) - len(answer)
-    if max_text_len < 1:
+    ids = tok.encode(text.lower())
+    most = self.cfg.length - len(answer)
+    prompt = self._prompt(ids)
+    while len(prompt) > most and ids:
+      ids = ids[: most - len(prompt)]
+      prompt = self._prompt(ids)
+    if text and not ids:
       raise config.ConfigError(
         f'task.length={self.cfg.length} leaves no tokens for a text beside '
         f'label {label!r} of {len(answer)} tokens; raise it.'
       )
-    return [tok.bos, *tok.encode(text.lower())[:max_text_len], *marker], answer
+    return prompt, answer
+
+  def _prompt(self, text: list[int]) -> list[int]:
+    """What the label of a text follows."""
+    tok = self.tokenizer
+    if self._chat is not None:
+      return self._chat.prompt(_REQUEST + tok.decode(text))
+    return [tok.bos, *text, *tok.encode(_MARKER)]
 
   def experience(self, episode: int) -> experience_lib.Experience:
     """The examples of the episode's classes, shuffled in each of `passes`."""
@@ -100,7 +117,14 @@ class ClassIncremental(task_lib.Task):
       tokens[i, :end] = prompt + answer
       weight[i, : len(prompt)] = self.cfg.text_weight
       weight[i, len(prompt) : end] = 1.0
-    return experience_lib.Experience(tokens, weight)
+    return experience_lib.Experience(tokens, weight, frames=self._frames())
+
+  def _frames(self) -> tuple[experience_lib.Frame, ...]:
+    """In chat, an example without its text and its label."""
+    if self._chat is None:
+      return ()
+    before, between = self._chat.frame(self.tokenizer.stop)
+    return (((*before, *self.tokenizer.encode(_REQUEST)), between),)
 
   def evaluate(
     self, student: task_lib.Student, episode: int

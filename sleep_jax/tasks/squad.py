@@ -59,7 +59,11 @@ _QUESTION = (
 class SquadConfig:
   """Passages, and how they are trained on. The defaults are SEAL's."""
 
-  tokenizer: str = 'bases/qwen2_5_7b'  # See `tokenizers.load`.
+  # See `tokenizers.load`; '' = the base's own.
+  tokenizer: str = 'bases/qwen2_5_7b'
+  # Requests and questions by its chat template, of an instruct model; what is
+  # trained on is text as it is.
+  chat: bool = False
   episodes: int = 2  # Rounds; SEAL has two.
   train: int = 50  # Passages of an episode.
   reads: int = 1  # Rows of each passage in an episode's stream.
@@ -127,12 +131,13 @@ class SquadFormat:
 
   def __init__(self, cfg: SquadConfig, tokenizer: tokenizers.Tokenizer):
     self._cfg, self._tokenizer = cfg, tokenizer
+    self._chat = tokenizers.chat_of(tokenizer) if cfg.chat else None
     self.max_dream, self.max_answer = cfg.max_dream, cfg.max_answer
     self.stop = tokenizer.stop
 
   def context(self, passage: squad_data.SquadPassage) -> contexts.Context:
     """A passage as tokens, with its questions."""
-    encode, cfg = self._encode, self._cfg
+    encode, cfg = self._encode_prompt, self._cfg
     pairs = passage.questions
     return contexts.Context(
       name=passage.title,
@@ -144,6 +149,11 @@ class SquadFormat:
 
   def _encode(self, text: str) -> contexts.TokenIds:
     return [self._tokenizer.bos, *self._tokenizer.encode(text)]
+
+  def _encode_prompt(self, text: str) -> contexts.TokenIds:
+    if self._chat is not None:
+      return self._chat.prompt(text)
+    return self._encode(text)
 
   def _end(self) -> contexts.TokenIds:
     return [self.stop] if self.stop >= 0 else []
@@ -215,6 +225,9 @@ class SquadFormat:
     """The passage, and then the question (not a part of SEAL's protocol)."""
     source = context.source
     passage = _PASSAGE.format(title=source.title, context=source.text)
+    if self._chat is not None:
+      text, _ = source.questions[context.questions.index(question)]
+      return self._encode_prompt(passage + question_prompt(source, text))
     return [*self._encode(passage), *question[1:]]
 
 

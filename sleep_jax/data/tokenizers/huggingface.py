@@ -3,6 +3,7 @@
 Needs the extra `hf` (libraries `tokenizers` and `jinja2`).
 """
 
+import functools
 import importlib
 import json
 import pathlib
@@ -99,8 +100,7 @@ class HuggingFaceTokenizer:
     """
     jinja2 = _library('jinja2')
     try:
-      template = self._environment().from_string(self._chat_template())
-      return template.render(
+      return self._template.render(
         **self._special,
         messages=messages,
         add_generation_prompt=add_generation_prompt,
@@ -110,6 +110,11 @@ class HuggingFaceTokenizer:
       raise config.ConfigError(
         f'{self._folder}: the chat template refuses these messages: {e}'
       ) from None
+
+  @functools.cached_property
+  def _template(self) -> Any:
+    """The template, compiled once: a task has thousands of prompts."""
+    return self._environment().from_string(self._chat_template())
 
   def _environment(self) -> Any:
     """The environment that templates expect, in a sandbox."""
