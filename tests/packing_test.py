@@ -36,7 +36,7 @@ def test_every_document_is_whole_in_order_and_once(length):
   sizes = [5, 12, 3, 0, 7, 7, 1, 12, 12, 4]
   stream = documents(sizes)
   assert list(packing.lengths(stream.weight)) == sizes
-  packed = packing.repack(stream, length, PAD)
+  packed = packing.pack(stream, length, PAD)
   assert packed.tokens.shape[1] == length
   parts = [row[:size] for row, size in zip(stream.tokens, sizes) if size]
   text = ' '.join(map(str, packed.tokens.reshape(-1)))
@@ -55,12 +55,12 @@ def test_every_document_is_whole_in_order_and_once(length):
 
 def test_a_document_longer_than_a_row_is_cut_and_nothing_is_lost():
   stream = documents([12, 11, 2])
-  packed = packing.repack(stream, 5, PAD)
+  packed = packing.pack(stream, 5, PAD)
   inside = np.concatenate([t[:n] for t, n in zip(stream.tokens, [12, 11, 2])])
   kept = packed.tokens.reshape(-1)
   assert np.array_equal(kept[kept != PAD], inside)
   with pytest.raises(config.ConfigError, match='wake.window'):
-    packing.repack(stream, 1, PAD)
+    packing.pack(stream, 1, PAD)
 
 
 def test_rows_that_a_clock_does_not_fit_name_the_way_out():

@@ -1,10 +1,10 @@
-"""Short documents side by side in long rows.
+"""Short documents packed into rows of one length.
 
 A level with a clock of a thousand tokens cannot read rows of thirty: it would
-never tick within one. Packed, a row holds many documents, one after another, as
-in pretraining; each begins with its BOS. **Attention sees across documents**: a
-row is one text to the model, and positions run on. So a document may be read in
-the light of those before it, as it is in a stream.
+never tick within one. Packed, a row holds many documents, one after another.
+**Attention sees across documents**, and positions run on: a row is one text to
+the model, and a document is read in the light of those before it, as in the
+pretraining of most models.
 """
 
 import dataclasses
@@ -21,8 +21,7 @@ def pack(
   """Documents in their order, as many to a row as fit.
 
   A document longer than a row continues in the next rows; no other is split.
-  Nothing keeps a document from attending to those before it in its row, as in
-  the pretraining of most models; its stop token tells them apart.
+  Its stop token tells a document from the next.
 
   Args:
     documents: token ids, each with its own beginning and end.

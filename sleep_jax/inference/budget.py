@@ -17,7 +17,7 @@ _CACHE_BYTES = 2**33  # Keys and values of all layers.
 
 
 def rows_per_pass(
-  cfg: config.ModelConfig, width: int, columns: int, most: int
+  cfg: config.ModelConfig, *, width: int, columns: int, most: int, before: int = 0
 ) -> int:
   """Rows of a forward pass: `most`, halved until they fit, at least one.
 
@@ -26,11 +26,12 @@ def rows_per_pass(
     width: tokens of a row.
     columns: for how many of them there are logits.
     most: a power of two.
+    before: tokens of a prefix that the rows attend to.
   """
 
   def fits(rows: int) -> bool:
     return (
-      rows * cfg.heads * width**2 <= _SCORES
+      rows * cfg.heads * width * (width + before) <= _SCORES
       and rows * columns * cfg.vocab <= _LOGITS
     )
 

@@ -161,20 +161,17 @@ def complete(
   if not prompts or not all(prompts):
     raise config.ConfigError('A prompt is empty; give at least the BOS token.')
   before = 0 if prefix is None else int(prefix.length)
-  longest = max(map(len, prompts))
-  _check_fit(model.cfg, before + longest, sampler)
+  longest = before + max(map(len, prompts))
+  _check_fit(model.cfg, longest, sampler)
   rows = 1 << (len(prompts) - 1).bit_length()
-  width = before + longest + sampler.max_new
-  fitting = budget.rows_per_rollout(model.cfg, width, rows)
-  if fitting < len(prompts):
-    parts = [prompts[i : i + fitting] for i in range(0, len(prompts), fitting)]
-    return [
-      completion
-      for i, part in enumerate(parts)
-      for completion in complete(
-        model, part, jax.random.fold_in(rng, i), sampler, prefix
-      )
-    ]
+  size = budget.rows_per_rollout(model.cfg, longest + sampler.max_new, rows)
+  if size < len(prompts):
+    completions = []
+    for i in range(0, len(prompts), size):
+      key = jax.random.fold_in(rng, i)
+      part = prompts[i : i + size]
+      completions += complete(model, part, key, sampler, prefix)
+    return completions
   filled = [*prompts, *[[]] * (rows - len(prompts))]
   tokens, lengths = padding.left_pad(filled, sampler.pad)
   max_prompt_len = model.cfg.max_len - sampler.max_new - before

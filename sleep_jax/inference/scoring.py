@@ -1,6 +1,6 @@
 """Scores of given answers: teacher forcing in place of decoding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 
 import jax
@@ -23,7 +23,7 @@ _EVAL_BATCH = 64  # Most prompts of a pass.
 _MULTIPLE = 16  # Rows are padded to it, so that few shapes are compiled.
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=5)
 def _score(
   model: model_lib.Model,
   tokens_BxT: at.Int[jax.Array, 'B T'],
@@ -31,6 +31,7 @@ def _score(
   is_answer_BxT: at.Bool[jax.Array, 'B T'],
   longest: int,
   prefix: prefix_lib.Prefix | None,
+  longest: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Exact match under greedy decoding, log-probability and token accuracy.
 
@@ -43,9 +44,9 @@ def _score(
     cache = cache_lib.stacked(prefix.broadcast(rows, width))
     first = prefix.length
   positions = positions_lib.left_padded_positions(lengths_B, width, first)
-  hidden = model.forward(tokens_BxT, positions=positions, cache=cache).hidden
+  out = model.forward(tokens_BxT, positions=positions, cache=cache)
   columns = min(longest, width - 1)
-  hidden = hidden[:, -1 - columns : -1]
+  hidden = out.hidden[:, -1 - columns : -1]
   logits = hidden @ model.unembedding().T.astype(hidden.dtype)
   logits = logits.astype(jnp.float32)
   target, is_answer = tokens_BxT[:, -columns:], is_answer_BxT[:, -columns:]
@@ -87,11 +88,15 @@ def score(
   rows = [p + a for p, a in zip(prompts, answers, strict=True)]
   longest = -(-max(1, *map(len, answers), 1) // _MULTIPLE) * _MULTIPLE
   order = np.argsort([len(row) for row in rows], kind='stable')
-  most = _EVAL_BATCH if prefix is None else prefix.batch_size(_EVAL_BATCH)
+  most, before = _EVAL_BATCH, 0
+  if prefix is not None:
+    most, before = prefix.batch_size(most), int(prefix.length)
+  limits = functools.partial(
+    budget.rows_per_pass, model.cfg, columns=longest, before=before
+  )
   with costs.phase('eval') as cost:
-    widths = [len(rows[i]) for i in order]
-    for batch, size in _batches(model.cfg, widths, longest, most):
-      index = order[batch]
+    for part, size in _batches([len(rows[i]) for i in order], most, limits):
+      index = order[part]
       tokens, lengths = padding.left_pad(
         [rows[j] for j in index], pad, multiple=_MULTIPLE
       )
@@ -105,7 +110,7 @@ def score(
         np.pad(is_answer, ((0, fill), (0, 0))),
       )
       scores = sharding.fetch(
-        _score(model, *sharding.shard_batch(batch, 'batch'), longest, prefix)
+        _score(model, *sharding.shard_batch(batch, 'batch'), prefix, longest)
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]
@@ -114,18 +119,23 @@ def score(
 
 
 def _batches(
-  cfg: config.ModelConfig, widths: list[int], longest: int, most: int
+  widths: list[int], most: int, limit: Callable[..., int]
 ) -> Iterator[tuple[slice, int]]:
   """Parts of rows of ascending `widths`, and the rows that each is filled to.
 
-  At most `most` rows; long rows, or a large vocabulary, make smaller batches.
+  Long rows, or a large vocabulary, make smaller batches.
+
+  Args:
+    widths: tokens of each row.
+    most: rows of a batch, a power of two.
+    limit: of the rows that there may be, by `width` and `most`.
   """
   start = 0
   while start < len(widths):
     size = most
     while size > 1:
       width = widths[min(start + size, len(widths)) - 1]
-      if budget.rows_per_pass(cfg, width, longest, size) == size:
+      if limit(width=width, most=size) == size:
         break
       size //= 2
     yield slice(start, min(start + size, len(widths))), size

@@ -59,6 +59,7 @@ class ClassIncremental(task_lib.Task):
     )
     self.cfg, self._seed = cfg, seed
     self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
+    self._chat = tokenizers.chat_of(self.tokenizer) if cfg.chat else None
     train = class_incremental_data.examples(cfg.dataset, 'train', cfg.data_dir)
     test = class_incremental_data.examples(cfg.dataset, 'test', cfg.data_dir)
     classes = sorted({label for _, label in train})
@@ -97,8 +98,8 @@ class ClassIncremental(task_lib.Task):
   def _prompt(self, text: list[int]) -> list[int]:
     """What the label of a text follows."""
     tok = self.tokenizer
-    if self.cfg.chat:
-      return chat.user_prompt(tok, _REQUEST + tok.decode(text))
+    if self._chat is not None:
+      return self._chat.prompt(_REQUEST + tok.decode(text))
     return [tok.bos, *text, *tok.encode(_MARKER)]
 
   def experience(self, episode: int) -> experience_lib.Experience:
@@ -117,7 +118,14 @@ class ClassIncremental(task_lib.Task):
       tokens[i, :end] = prompt + answer
       weight[i, : len(prompt)] = self.cfg.text_weight
       weight[i, len(prompt) : end] = 1.0
-    return experience_lib.Experience(tokens, weight)
+    return experience_lib.Experience(tokens, weight, frames=self._frames())
+
+  def _frames(self) -> tuple[experience_lib.Frame, ...]:
+    """In chat, an example without its text and its label."""
+    if self._chat is None:
+      return ()
+    before, between = self._chat.frame(self.tokenizer.stop)
+    return (((*before, *self.tokenizer.encode(_REQUEST)), between),)
 
   def evaluate(
     self, student: task_lib.Student, episode: int

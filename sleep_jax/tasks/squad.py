@@ -132,6 +132,7 @@ class SquadFormat:
 
   def __init__(self, cfg: SquadConfig, tokenizer: tokenizers.Tokenizer):
     self._cfg, self._tokenizer = cfg, tokenizer
+    self._chat = tokenizers.chat_of(tokenizer) if cfg.chat else None
     self.max_dream, self.max_answer = cfg.max_dream, cfg.max_answer
     self.stop = tokenizer.stop
 
@@ -151,8 +152,8 @@ class SquadFormat:
     return [self._tokenizer.bos, *self._tokenizer.encode(text)]
 
   def _encode_prompt(self, text: str) -> contexts.TokenIds:
-    if self._cfg.chat:
-      return chat.user_prompt(self._tokenizer, text)
+    if self._chat is not None:
+      return self._chat.prompt(text)
     return self._encode(text)
 
   def _end(self) -> contexts.TokenIds:
@@ -225,7 +226,7 @@ class SquadFormat:
     """The passage, and then the question (not a part of SEAL's protocol)."""
     source = context.source
     passage = _PASSAGE.format(title=source.title, context=source.text)
-    if self._cfg.chat:
+    if self._chat is not None:
       text, _ = source.questions[context.questions.index(question)]
       return self._encode_prompt(passage + question_prompt(source, text))
     return [*self._encode(passage), *question[1:]]
