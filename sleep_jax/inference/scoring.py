@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
-from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
 from sleep_jax.inference import budget
@@ -29,7 +28,6 @@ def _score(
   tokens_BxT: at.Int[jax.Array, 'B T'],
   lengths_B: at.Int[jax.Array, 'B'],
   is_answer_BxT: at.Bool[jax.Array, 'B T'],
-  longest: int,
   prefix: prefix_lib.Prefix | None,
   longest: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

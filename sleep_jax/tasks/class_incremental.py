@@ -16,7 +16,6 @@ from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import class_incremental as class_incremental_data
-from sleep_jax.data.tokenizers import chat
 from sleep_jax.tasks import base as task_lib
 
 # Episodes and classes per episode.

@@ -24,7 +24,6 @@ from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import squad as squad_data
-from sleep_jax.data.tokenizers import chat
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import grading
 from sleep_jax.tasks import knowledge_incorporation

@@ -87,18 +87,6 @@ def chat_of(tokenizer: Any, system: str | None = None) -> ChatFormat:
   return ChatFormat(tokenizer, system)
 
 
-def user_prompt(tokenizer: Any, content: str) -> list[int]:
-  """A conversation of one user's turn, up to where the assistant answers.
-
-  The ids begin with BOS, as every row does, whether or not the template has it.
-
-  Raises:
-    ConfigError: if the tokenizer has no chat template.
-  """
-  ids = chat_of(tokenizer).prompt(content)
-  return ids if ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]
-
-
 def _user(content: str) -> Message:
   return {'role': 'user', 'content': content}
 
