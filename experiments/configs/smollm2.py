@@ -79,9 +79,10 @@ def get_config(variant: str = '') -> common.Config:
     teacher_top_k=64,
     dream_vocab=True,
     oversample=2,
-    steps=200,
+    optimizer='muon',
+    steps=150,
     batch=8,
-    learning_rate=2e-3,
+    learning_rate=0.03,
     # Left out for its cost here.
     alpha=1.0,
     lam=0.0,
