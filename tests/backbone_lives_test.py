@@ -85,7 +85,7 @@ def test_a_config_of_a_backbone_runs(
     records = tmp_path / 'lives' / f'{summary["learner"]}_1' / 'metrics.jsonl'
     scalars = json.loads(records.read_text().splitlines()[-1])['scalars']
     if summary['learner'] == 'sleep':
-      assert scalars['sleep/transfers'] == 2.0
+      assert scalars['sleep/transfers'] >= 1.0
       assert scalars['wake/loss'] > 0
   table = report_lib.write_report(summaries, c['reference'], tmp_path)
   assert all(f'| {arm} |' in table for arm in c['arms'])
