@@ -19,10 +19,9 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -74,10 +73,7 @@ def convert(
     ConfigError: naming what cannot be read or does not match; `out` is then not
       created.
   """
-  if out.exists():
-    raise config.ConfigError(
-      f'{out} exists already; name another output, or delete it yourself.'
-    )
+  folder_lib.check_absent(out)
   options = options or Options()
   if source.suffix == '.bin' and source.is_file():
     return _write(out, *llama2c.read(source))
@@ -118,7 +114,8 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
       layout,
     )
     if bank:
-      flat = traverse_util.flatten_dict(params, sep='.') | dict(bank.params)
+      flat: dict[str, Any] = traverse_util.flatten_dict(params, sep='.')
+      flat |= bank.params
       folder_lib.check_params(cfg, flat, str(source))
       params = traverse_util.unflatten_dict(flat, sep='.')
     folder_lib.fill(part, cfg, params, memory)
@@ -162,7 +159,6 @@ def _export(model: model_lib.Model, out: pathlib.Path, options: Options) -> str:
   dreams = lengths = None
   if options.dreams and not exact:
     dreams, lengths = _read_dreams(options.dreams, model.cfg)
-    model = model.replace(params=jax.tree.map(jnp.asarray, model.params))
   report = export.merged(
     model, out, options.source, dreams=dreams, lengths=lengths
   )
