@@ -73,7 +73,10 @@ def convert(
     ConfigError: naming what cannot be read or does not match; `out` is then not
       created.
   """
-  folder_lib.check_absent(out)
+  if out.exists():
+    raise config.ConfigError(
+      f'{out} exists already; name another output, or delete it yourself.'
+    )
   options = options or Options()
   if source.suffix == '.bin' and source.is_file():
     return _write(out, *llama2c.read(source))

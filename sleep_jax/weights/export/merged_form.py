@@ -91,7 +91,8 @@ class MergeReport:
     return (
       f'merged into a plain checkpoint with MLPs of width {wide} in place '
       f'of {narrow}, because {self.why}. It loses {self.final.kl:.4f} nats a '
-      f'token on {self.tokens} held-out tokens of the model ({self.seconds:.0f} s).'
+      f'token on {self.tokens} held-out tokens of its dreams '
+      f'({self.seconds:.0f} s).'
     )
 
 
