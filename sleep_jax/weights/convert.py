@@ -21,10 +21,9 @@ import dataclasses
 import json
 import pathlib
 import sys
+from typing import Any
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -124,7 +123,8 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> str:
       layout,
     )
     if bank:
-      flat = traverse_util.flatten_dict(params, sep='.') | dict(bank.params)
+      flat: dict[str, Any] = traverse_util.flatten_dict(params, sep='.')
+      flat |= bank.params
       folder_lib.check_params(cfg, flat, str(source))
       params = traverse_util.unflatten_dict(flat, sep='.')
     folder_lib.fill(part, cfg, params, memory)
@@ -193,7 +193,6 @@ def _export(model: model_lib.Model, out: pathlib.Path, options: Options) -> str:
   dreams = lengths = None
   if options.dreams and not exact:
     dreams, lengths = _read_dreams(options.dreams, model.cfg)
-    model = model.replace(params=jax.tree.map(jnp.asarray, model.params))
   report = export.merged(
     model, out, options.source, dreams=dreams, lengths=lengths
   )

@@ -40,6 +40,14 @@ class Saved:
   memory: memory_lib.Memory | None
 
 
+def check_absent(path: pathlib.Path) -> None:
+  """Raises ConfigError if `path` exists."""
+  if path.exists():
+    raise config.ConfigError(
+      f'{path} exists already; name another output, or delete it yourself.'
+    )
+
+
 @contextlib.contextmanager
 def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A temporary folder that is renamed to `path` when the block succeeds.
@@ -51,10 +59,7 @@ def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
     ConfigError: if `path` exists, since nothing is overwritten; or if it cannot
       be written, since the disk is full, say. Nothing is left then.
   """
-  if path.exists():
-    raise config.ConfigError(
-      f'{path} exists already; name another output, or delete it yourself.'
-    )
+  check_absent(path)
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
     part.mkdir(parents=True)

@@ -14,6 +14,7 @@ from sleep_jax.weights import expert_bank
 from sleep_jax.weights.export import custom_form
 from sleep_jax.weights.export import merged_form
 
+MergeConfig = merged_form.MergeConfig
 MergeReport = merged_form.MergeReport
 
 
@@ -51,7 +52,7 @@ def merged(
   *,
   dreams: at.Array | None = None,
   lengths: at.Array | None = None,
-  cfg: merged_form.MergeConfig | None = None,
+  cfg: MergeConfig | None = None,
 ) -> MergeReport:
   """Writes a plain checkpoint, and measures what that costs.
 
@@ -70,5 +71,5 @@ def merged(
   Raises:
     ConfigError: as in `custom`, or if dreams are needed and absent.
   """
-  cfg = cfg or merged_form.MergeConfig()
-  return merged_form.write(model, out, source, dreams, lengths, cfg)
+  cfg = cfg or MergeConfig()
+  return merged_form.write(model, out, source, (dreams, lengths), cfg)

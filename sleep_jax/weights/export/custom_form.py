@@ -5,7 +5,6 @@ added, and the experts in use, layer by layer. `memory.safetensors` is what a
 life needs beside it to go on: the memory, and the changed weights as they were.
 """
 
-from collections.abc import Mapping
 import pathlib
 import shutil
 from typing import Any
@@ -20,6 +19,7 @@ from sleep_jax.weights import expert_bank
 from sleep_jax.weights import folder as folder_lib
 from sleep_jax.weights import huggingface
 from sleep_jax.weights.export import companions
+from sleep_jax.weights.export import plain_form
 from sleep_jax.weights.export import readme
 
 _CODE = pathlib.Path(__file__).parents[2] / 'assets' / 'export'
@@ -32,6 +32,7 @@ def write(
   """Writes the folder `out`; see `export.custom`."""
   model = model.merged()
   cfg, memory = model.cfg, model.memory
+  plain_form.check(cfg, out)
   layout = slots(cfg)
   changed = expert_bank.with_fast_change(cfg, model.params, memory)
   tensors = huggingface.lazy_tensors(changed, layout)
@@ -111,9 +112,7 @@ def _differs(
   )
 
 
-def _used(
-  cfg: config.ModelConfig, memory: memory_lib.Memory | None, level: int
-) -> list[int]:
+def _used(memory: memory_lib.Memory | None, level: int) -> list[int]:
   """The slots of a level that may change a logit."""
   bank = memory.levels[level].bank if memory else None
   return expert_bank.used_slots(bank) if bank else []
@@ -125,8 +124,8 @@ def _levels(
   """`sleep_levels` of config.json."""
   out = []
   for i, level in enumerate(cfg.levels):
-    used = _used(cfg, memory, i)
-    status = memory.levels[i].bank.status if memory and used else []
+    used = _used(memory, i)
+    status = memory.bank(i).status if memory and used else []
     out.append(
       {
         'layers': list(cfg.layers_of(i)),
@@ -142,11 +141,11 @@ def _levels(
 
 def _expert_tensors(
   cfg: config.ModelConfig, memory: memory_lib.Memory | None
-) -> Mapping[str, huggingface.LazyTensor]:
+) -> dict[str, huggingface.LazyTensor]:
   """The experts in use, by the names that `modeling_sleep.py` gives them."""
   out: dict[str, huggingface.LazyTensor] = {}
   for i in range(len(cfg.levels)):
-    used = _used(cfg, memory, i)
+    used = _used(memory, i)
     if not used or memory is None:
       continue
     chain = '' if len(cfg.levels_per_block) == 1 else f'levels.{i}.'

@@ -7,10 +7,21 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.weights import architectures
 from sleep_jax.weights import folder as folder_lib
 from sleep_jax.weights import huggingface
 from sleep_jax.weights.export import companions
 from sleep_jax.weights.export import readme
+
+
+def check(cfg: config.ModelConfig, out: pathlib.Path) -> None:
+  """Finds before long work what would stop it at its end.
+
+  Raises:
+    ConfigError: if `out` exists, or no supported family computes the same.
+  """
+  architectures.to_hf_config(cfg, cfg.dtype)
+  folder_lib.check_absent(out)
 
 
 def write(
