@@ -14,6 +14,7 @@ from sleep_jax.harness import build as build_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import convert
 from sleep_jax.weights import dimensions
+from sleep_jax.weights import load as load_lib
 from tests import checkpoints
 from tests import run_test
 
@@ -36,7 +37,7 @@ def _folder(request, tmp_path_factory):
 def test_levels_alone_make_a_model_of_any_base(folder, partition):
   section = {'levels': CLOCKS, 'partition': partition, 'remat': True}
   assert not dimensions.are_complete(section)
-  base = dimensions.of_base(str(folder))
+  base = load_lib.model_config(str(folder))
   cfg = dimensions.complete(section, base)
   assert cfg.partition == ((2, 1) if partition else ())
   assert [x.hidden for x in cfg.levels] == [checkpoints.HIDDEN] * 2
@@ -54,7 +55,7 @@ def test_levels_alone_make_a_model_of_any_base(folder, partition):
 
 
 def test_a_setting_that_disagrees_is_refused(folder):
-  base = dimensions.of_base(str(folder))
+  base = load_lib.model_config(str(folder))
   for changes, words in (
     ({'layers': 4}, 'with layers=3, but model.layers=4'),
     ({'norm_eps': 1e-3}, 'with norm_eps=1e-05, but model.norm_eps=0.001'),

@@ -36,7 +36,7 @@ def test_every_document_is_whole_in_order_and_once(length):
   sizes = [5, 12, 3, 0, 7, 7, 1, 12, 12, 4]
   stream = documents(sizes)
   assert list(packing.lengths(stream.weight)) == sizes
-  packed = packing.pack(stream, length, PAD)
+  packed = packing.repack(stream, length, PAD)
   assert packed.tokens.shape[1] == length
   parts = [row[:size] for row, size in zip(stream.tokens, sizes) if size]
   text = ' '.join(map(str, packed.tokens.reshape(-1)))
@@ -55,12 +55,12 @@ def test_every_document_is_whole_in_order_and_once(length):
 
 def test_a_document_longer_than_a_row_is_cut_and_nothing_is_lost():
   stream = documents([12, 11, 2])
-  packed = packing.pack(stream, 5, PAD)
+  packed = packing.repack(stream, 5, PAD)
   inside = np.concatenate([t[:n] for t, n in zip(stream.tokens, [12, 11, 2])])
   kept = packed.tokens.reshape(-1)
   assert np.array_equal(kept[kept != PAD], inside)
   with pytest.raises(config.ConfigError, match='wake.window'):
-    packing.pack(stream, 1, PAD)
+    packing.repack(stream, 1, PAD)
 
 
 def test_rows_that_a_clock_does_not_fit_name_the_way_out():
@@ -70,20 +70,21 @@ def test_rows_that_a_clock_does_not_fit_name_the_way_out():
     schedule.base_chunk(cfg, 30)
 
 
+def rows(cfg, width, columns=16) -> int:
+  return budget.rows_per_pass(cfg, width=width, columns=columns, most=64)
+
+
 def test_long_rows_and_large_vocabularies_make_small_batches():
   cfg = conftest.tiny(vocab=128_256, dim=64, heads=32, kv_heads=8)
-  assert budget.rows_per_pass(cfg, 128, 16, 64) == 64
-  assert budget.rows_per_pass(cfg, 8192, 16, 64) == 1
-  assert budget.rows_per_pass(cfg, 1024, 1024, 64) == 8  # Logits bound it.
-  assert budget.rows_per_rollout(cfg, 65_536, 64) == 1
-  sizes = [
-    budget.rows_per_pass(cfg, w, 16, 64) for w in (64, 1024, 2048, 4096, 65_536)
-  ]
+  assert (rows(cfg, 128), rows(cfg, 8192)) == (64, 1)
+  assert rows(cfg, 1024, columns=1024) == 8  # For their logits.
+  sizes = [rows(cfg, width) for width in (64, 1024, 2048, 4096, 65_536)]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+  assert budget.rows_per_rollout(cfg, 65_536, 64) == 1
   # The tests' and the toys' batches are what they were.
-  assert budget.rows_per_pass(conftest.tiny(), 1024, 1024, 64) == 64
+  assert rows(conftest.tiny(), 1024, columns=1024) == 64
   with sharding.use_mesh({'fsdp': 8}):
-    assert budget.rows_per_pass(cfg, 8192, 16, 64) == 8
+    assert rows(cfg, 8192) == 8
 
 
 def test_scores_do_not_depend_on_the_batches(monkeypatch):

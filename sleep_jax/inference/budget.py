@@ -17,7 +17,12 @@ _CACHE_BYTES = 2**33  # Keys and values of all layers.
 
 
 def rows_per_pass(
-  cfg: config.ModelConfig, *, width: int, columns: int, most: int, before: int = 0
+  cfg: config.ModelConfig,
+  *,
+  width: int,
+  columns: int,
+  most: int,
+  before: int = 0,
 ) -> int:
   """Rows of a forward pass: `most`, halved until they fit, at least one.
 

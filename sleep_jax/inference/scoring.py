@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
-from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
 from sleep_jax.inference import budget
