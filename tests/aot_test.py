@@ -91,8 +91,8 @@ def test_a_device_holds_its_shards(program):
 
 def test_flops_equal_those_of_the_cost_tracker(program):
   step = program.step('wake')
-  # One row becomes four, so that the mesh can split the batch.
-  assert step.flops == 4 * 8 * flops.wake_flops(program.cfg, 4)
+  # A single row is on every device; the mesh splits the weights.
+  assert step.flops == 8 * flops.wake_flops(program.cfg, 4)
   assert step.passes == 2
 
 
