@@ -1,7 +1,7 @@
 """A real GGUF file against transformers' own import of it.
 
-`$SLEEP_JAX_GGUF` names the file: a Llama, Qwen2.5 or Qwen3 with a chat template,
-such as the SmolLM2 of `weights/fetch.py`.
+`$SLEEP_JAX_GGUF` names the file: a Llama, Qwen2.5 or Qwen3 with a chat
+template, such as the SmolLM2 of `weights/fetch.py`.
 """
 
 import os
@@ -41,7 +41,7 @@ STRINGS = (
   '\n',
   ' ',
   'naïve café, Ωμέγα, Привет мир, 数学は楽しい, 한국어, עברית, हिन्दी',
-  '🙂🙃👩‍👩‍👧‍👦 ½ ² ① ٣٤',
+  '🙂🙃👩‍👩‍👧‍👦 🇫🇷',
   'def f(x):\n    if x == 10:\n        return {"a": [1, 2]}  # done\n',
   'https://example.org/a_b?c=d&e=%20f#g',
   'supercalifragilisticexpialidocious antidisestablishmentarianism',
@@ -55,6 +55,8 @@ STRINGS = (
   'x' * 200,
   '\x00\x01\x7f',
 )
+
+NUMERALS = 'a ½ of ² and ① is ٣٤ or Ⅳ, 一二, 7 % and x2y'
 
 
 @pytest.fixture(name='ours', scope='module')
@@ -85,15 +87,21 @@ def prompts(tok: tokenizers.Tokenizer) -> list[list[int]]:
 
 
 def test_logits_agree(ours, theirs):
+  """Up to float32: both are as far from transformers' float64 as 2e-4.
+
+  The first token's activations are much larger than the others', and so is
+  their rounding: it moves all logits of that token together, up to 2e-4, which
+  the probabilities do not show.
+  """
   model, tok = ours
-  worst = 0.0
   for tokens in prompts(tok):
     got = np.asarray(model.forward(jnp.asarray([tokens])).logits[0])
     with torch.no_grad():
       want = theirs[0](torch.tensor([tokens])).logits[0].numpy()
-    worst = max(worst, np.abs(got - want).max())
-    print(f'{len(tokens)} tokens: {np.abs(got - want).max():.2e}')
-  assert worst < 1e-4
+    logp = [np.asarray(jax.nn.log_softmax(x)) for x in (got, want)]
+    worst = [np.abs(got - want).max(), np.abs(logp[0] - logp[1]).max()]
+    print(f'{len(tokens)} tokens: logits, logp differ by {worst}')
+    assert worst[0] < 3e-4 and worst[1] < 1e-4
 
 
 def test_greedy_output_is_token_identical(ours, theirs):
@@ -122,6 +130,28 @@ def test_token_ids_agree(ours, theirs):
   for text in STRINGS:
     want = theirs[1](text, add_special_tokens=False)['input_ids']
     assert tok.encode(text) == want, text
+
+
+def test_every_numeral_is_a_word_in_smollm(ours, theirs):
+  """Theirs splits as GPT-2 whatever `tokenizer.ggml.pre` is: here by our rule.
+
+  It is llama.cpp's: whatever Unicode counts as a number, sign by sign.
+  """
+  library = pytest.importorskip('tokenizers')
+  if ours[0].cfg.vocab != 49_152:
+    pytest.skip('the file is no SmolLM')
+  pre = library.pre_tokenizers
+  rule = pre.Sequence(
+    [
+      pre.Split(library.Regex(r'\p{N}'), 'isolated'),
+      pre.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  backend = library.Tokenizer.from_str(theirs[1].backend_tokenizer.to_str())
+  backend.pre_tokenizer = rule
+  for text in (NUMERALS, *STRINGS):
+    want = backend.encode(text, add_special_tokens=False).ids
+    assert ours[1].encode(text) == want, text
 
 
 def test_the_chat_template_gives_the_same_tokens(ours, theirs):
