@@ -78,6 +78,7 @@ _FIXED = {
   'rope.scaling.type': 'none',
   'rope.scaling.factor': 1.0,
   'rope.scale_linear': 1.0,
+  'tensor_data_layout': 'Meta AI original pth',
   'use_parallel_residual': False,
 }
 

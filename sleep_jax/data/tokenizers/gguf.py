@@ -113,8 +113,7 @@ def _checked_tokens(get: Get, where: str, vocab: int) -> list[str]:
   if (kind := get('tokenizer.ggml.model')) != 'gpt2':
     raise config.ConfigError(
       f'{where}: tokenizer.ggml.model={kind!r} is unknown; only gpt2 '
-      "(byte-level BPE) is read. Convert the model's Hugging Face folder "
-      'instead.'
+      "(byte-level BPE) is read. Convert the model's Hugging Face folder."
     )
   tokens, merges = get('tokenizer.ggml.tokens'), get('tokenizer.ggml.merges')
   if not tokens or not merges:
