@@ -6,7 +6,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
-from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.runtime import checkpoint
 from tests import learners_test
 
@@ -36,18 +36,18 @@ def test_what_is_replayed_is_written_by_the_model_of_the_morning(
   learner, life = build('replay', setup, finetune, min_p=0.1, temperature=0.7)
   life, _ = learner.sleep(learner.wake(life, TASK.experience(0))[0])
   morning = jax.tree.map(np.array, life.model.merged())
-  calls, sample = [], replay_lib.sample
+  calls, sample = [], generation.sample
 
-  def spy(cfg, model, tokenizer, rows, rng):
-    out = sample(cfg, model, tokenizer, rows, rng)
+  def spy(cfg, model, tokenizer, rows, rng, frames):
+    out = sample(cfg, model, tokenizer, rows, rng, frames)
     calls.append((cfg, jax.tree.map(np.array, model), rows, out))
     return out
 
-  monkeypatch.setattr(replay_lib, 'sample', spy)
+  monkeypatch.setattr(generation, 'sample', spy)
   before = setup.costs.totals()
   day = TASK.experience(1)
   blocks = list(learner._blocks(life, day))
-  (cfg, model, rows, (tokens, lengths)), *more = calls
+  (cfg, model, rows, (tokens, lengths, _)), *more = calls
   assert not more and rows == len(day.tokens)
   assert (cfg.min_p, cfg.temperature) == (0.1, 0.7)
   assert cfg.dream_length == SECTIONS['sleep']['dream_length']
@@ -114,3 +114,104 @@ def test_documents_of_another_length_and_number_fill_every_batch():
 def test_a_batch_has_rows_of_both_kinds(own, message):
   with pytest.raises(config.ConfigError, match=message):
     build('replay', **own)
+
+
+def read(life, learner, rows, weights=None):
+  """The life after a day of these rows, which are padded to one length."""
+  length = max(map(len, rows))
+  tokens = np.array([r + [0] * (length - len(r)) for r in rows], np.int32)
+  weight = np.array([[1.0] * len(r) + [0.0] * (length - len(r)) for r in rows])
+  for row, column in weights or []:
+    weight[row, column] = 0.0
+  return learner.wake(
+    life, experience_lib.Experience(tokens, weight.astype(np.float32))
+  )[0]
+
+
+def test_icl_keeps_the_end_of_the_stream():
+  learner, life = build('icl')
+  life, _ = learner.wake(life, TASK.experience(0))
+  life, _ = learner.wake(life, TASK.experience(1))
+  rows = TASK.experience(1).tokens
+  want = rows[rows != TASK.tokenizer.bos][-16:]  # Half of max_len.
+  np.testing.assert_array_equal(life.learner_state['context'], want)
+
+
+def test_icl_keeps_whole_documents_and_each_once():
+  learner, life = build('icl', context=9)
+  life = read(life, learner, [[1, 50, 51], [1, 60, 61, 62, 63]])
+  # A token without weight is part of its document; padding is not.
+  life = read(life, learner, [[1, 70, 71, 72], [1, 50, 51]], [(0, 2)])
+  assert life.learner_state['context'].tolist() == [
+    *(60, 61, 62, 63),
+    *(70, 71, 72),
+    *(50, 51),
+  ]
+  life = read(life, learner, [[1, 80]])
+  assert life.learner_state['context'].tolist() == [70, 71, 72, 50, 51, 80]
+  assert life.learner_state['lengths'].tolist() == [3, 2, 1]
+  life = read(life, learner, [[1, *range(100, 120)]])  # Longer than all room.
+  assert life.learner_state['context'].tolist() == [*range(111, 120)]
+
+
+def test_icl_tells_packed_documents_apart_by_their_frame():
+  learner, life = build('icl', context=20)
+  frame = ((1, 7), (2, 1, 8))  # Its gaps are what a document says.
+  packed = [1, 7, 50, 2, 1, 8, 51, 2]
+  other = [1, 7, 60, 2, 1, 8, 61, 2]
+  weight = np.ones((2, 16), np.float32)
+  day = experience_lib.Experience(
+    np.array([packed + other, other + packed], np.int32), weight, (), (frame,)
+  )
+  life, _ = learner.wake(life, day)
+  # Each once, the latest last, without the BOS before it.
+  want = [*other[1:], *packed[1:]]
+  assert life.learner_state['context'].tolist() == want
+
+
+class ChatTokenizer:
+  """BOS is a token of the chat format, as it is in SmolLM2."""
+
+  vocab, pad, bos, separator, stop, prepends_bos = 100, 0, 1, 2, 2, False
+
+  def encode(self, text: str) -> list[int]:
+    return [int(x) for x in text.split()]
+
+  def decode(self, tokens: list[int]) -> str:
+    return ' '.join(map(str, tokens))
+
+
+@pytest.mark.parametrize(
+  'tokenizer', [TASK.tokenizer, ChatTokenizer()], ids=['mark', 'chat']
+)
+def test_icl_puts_documents_before_the_prompt(tokenizer):
+  setup = learners_test.setup(tokenizer=tokenizer)
+  learner, life = build('icl', setup, context=12)
+  life = read(life, learner, [[1, 7, 2, 1, 8, 2], [1, 9, 2]])
+  prompt, answer = [1, 30, 2, 1, 31], [33, 34]
+  documents = [1, 7, 2, 1, 8, 2, 1, 9, 2]
+  whole = [*documents, *prompt]
+  if tokenizer is TASK.tokenizer:  # One BOS, of everything.
+    whole = [1, 7, 2, 1, 8, 2, 9, 2, *prompt[1:]]
+  frozen, base = build('frozen', setup)
+  want = frozen.respond(base, [whole], [answer])
+  response = learner.respond(life, [prompt], [answer])
+  np.testing.assert_allclose(
+    response.answer_logprob, want.answer_logprob, rtol=1e-5
+  )
+  assert learner.complete(life, [prompt], 4) == frozen.complete(
+    base, [whole], 4
+  )
+  closed = frozen.respond(base, [prompt], [answer]).answer_logprob
+  assert abs(closed - want.answer_logprob) > 1e-3
+
+
+def test_a_context_that_leaves_no_room_is_refused():
+  with pytest.raises(
+    config.ConfigError, match='context=32 must be .*max_len=32'
+  ):
+    build('icl', context=32)
+  learner, life = build('icl', context=30)
+  life = read(life, learner, [[1, *range(40, 69)]])
+  with pytest.raises(config.ConfigError, match='29 tokens and .* of 4 exceed'):
+    learner.respond(life, [[1, 5, 6]], [[7]])

@@ -328,16 +328,6 @@ def test_completions_are_greedy_and_cost_tokens():
   assert learner.complete(learner.init(life.rng), prompts, 3) != completions
 
 
-def test_icl_keeps_the_end_of_the_stream():
-  learner = build('icl', setup())
-  life = learner.init(jax.random.PRNGKey(0))
-  life, _ = learner.wake(life, TASK.experience(0))
-  life, _ = learner.wake(life, TASK.experience(1))
-  rows = TASK.experience(1).tokens
-  want = rows[rows != TASK.tokenizer.bos][-16:]  # Half of max_len.
-  np.testing.assert_array_equal(life.learner_state['context'], want)
-
-
 def test_the_ewc_penalty_is_weighted_by_the_fisher():
   params = {'a': jnp.array([1.0, 1.0])}
   state = {

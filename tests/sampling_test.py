@@ -1,6 +1,7 @@
 """Sampling against slow and simple references."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ from scipy import stats
 from sleep_jax import config
 from sleep_jax.data import padding
 from sleep_jax.inference import decoding
+from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.inference import sampling
+from sleep_jax.inference import scoring
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cms
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
@@ -308,3 +312,49 @@ def test_invalid_sampler_settings_are_refused(bad):
   name, value = list(bad.items())[-1]
   with pytest.raises(config.ConfigError, match=f'{name}={value}'):
     sampling.SamplerConfig(**bad)
+
+
+@pytest.mark.parametrize(
+  'partition',
+  [pytest.param((), marks=pytest.mark.slow), (1, 2, 1)],
+  ids=['levels', 'partition'],
+)
+def test_a_prefix_that_is_read_once_is_as_if_it_stood_in_every_row(
+  monkeypatch, partition
+):
+  """Also in chunks, the first of which is padded."""
+  monkeypatch.setattr(prefix_lib, '_CHUNK', 16)
+  layers = sum(partition) or 2
+  cfg = conftest.tiny(max_len=64, layers=layers, partition=partition)
+  model = conftest.build_model(cfg, conftest.random_memory(cfg))
+  rng = np.random.default_rng(0)
+  text = rng.integers(1, 32, 20).tolist()
+  prompts = [rng.integers(1, 32, n).tolist() for n in (3, 1)]
+  prefix = prefix_lib.prefill(model, text, pad=0)
+  assert int(prefix.length) == 20
+  whole = [[*text, *p] for p in prompts]
+  greedy = sampling.SamplerConfig(max_new=6, temperature=0.0)
+  rng = jax.random.key(0)
+  answers = sampling.complete(model, whole, rng, greedy)
+  assert sampling.complete(model, prompts, rng, greedy, prefix) == answers
+  costs = costs_lib.CostTracker(cfg, 16)
+  answers = [[*a[:3], 5] for a in answers]
+  score = functools.partial(scoring.score, model, pad=0, costs=costs)
+  want, got = score(whole, answers), score(prompts, answers, prefix=prefix)
+  np.testing.assert_array_equal(got.exact, want.exact)
+  np.testing.assert_allclose(got.token_accuracy, want.token_accuracy)
+  np.testing.assert_allclose(got.answer_logprob, want.answer_logprob, rtol=1e-4)
+  for too_long in ([], [1] * 65):
+    with pytest.raises(config.ConfigError, match='A context of'):
+      prefix_lib.prefill(model, too_long, pad=0)
+
+
+def test_many_prompts_after_a_long_prefix_are_split(monkeypatch):
+  cfg = conftest.tiny()
+  model = conftest.build_model(cfg)
+  prefix = prefix_lib.prefill(model, [1] * 64, pad=0)
+  size = 2 * cfg.layers * 64 * cfg.num_kv_heads * cfg.resolved_head_dim * 4
+  monkeypatch.setattr(prefix_lib, '_BATCH_BYTES', 5 * size)
+  assert prefix.batch_size(64) == 4 and prefix.batch_size(2) == 2
+  monkeypatch.setattr(prefix_lib, '_BATCH_BYTES', size // 2)
+  assert prefix.batch_size(64) == 1

@@ -13,6 +13,7 @@ from sleep_jax import config
 from sleep_jax.data import tokenizers
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
+from sleep_jax.data.tokenizers import tokenizer as tokenizer_lib
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
@@ -141,6 +142,25 @@ def test_sentencepiece_is_the_library_with_its_special_tokens():
   text = 'It was the best of times, it was the worst of times.'
   assert tok.decode(tok.encode(text)) == text
   assert (tok.pad, tok.bos, tok.stop) == (0, 1, 2)
+
+
+def test_bos_is_a_mark_where_the_tokenizer_puts_it_before_a_text(folder):
+  """As the library does; `<|im_start|>` is a token of the chat format."""
+  library = pytest.importorskip('tokenizers')
+  assert tokenizer_lib.prepends_bos(tokenizers.load(ASSETS / 'text.model'))
+  write_config(folder, bos_token='<|im_start|>')
+  tok = tokenizers.load(folder)
+  assert tok.bos == 1 and not tokenizer_lib.prepends_bos(tok)
+  write_config(folder)  # As Qwen: no BOS, documents begin with padding.
+  assert not tokenizer_lib.prepends_bos(tokenizers.load(folder))
+  model = library.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  model.post_processor = library.processors.TemplateProcessing(
+    single='<|im_start|> $A', special_tokens=[('<|im_start|>', 1)]
+  )
+  model.save(str(folder / 'tokenizer.json'))
+  write_config(folder, bos_token='<|im_start|>')
+  tok = tokenizers.load(folder)
+  assert tokenizer_lib.prepends_bos(tok) and 1 not in tok.encode('a')
 
 
 def test_ids_beyond_the_vocabulary_are_decoded(tok512, folder):

@@ -12,6 +12,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import padding
 from sleep_jax.inference import decoding
+from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import memory as memory_lib
@@ -138,24 +139,33 @@ def complete(
   prompts: list[list[int]],
   rng: at.Key,
   sampler: SamplerConfig,
+  prefix: prefix_lib.Prefix | None = None,
 ) -> list[list[int]]:
   """What follows each prompt, the stop token included.
 
   Rows are padded to a power of two and prompts to a multiple of 8, so that few
   shapes are ever compiled.
 
+  Args:
+    model: who is asked.
+    prompts: token ids.
+    rng: random key.
+    sampler: how tokens are drawn, and how many.
+    prefix: what stands before every prompt, see `prefix.prefill`.
+
   Raises:
     config.ConfigError: a prompt is empty, or too long for `cfg.max_len`.
   """
   if not prompts or not all(prompts):
     raise config.ConfigError('A prompt is empty; give at least the BOS token.')
-  _check_fit(model.cfg, max(map(len, prompts)), sampler)
+  before = 0 if prefix is None else int(prefix.length)
+  _check_fit(model.cfg, before + max(map(len, prompts)), sampler)
   rows = 1 << (len(prompts) - 1).bit_length()
   filled = [*prompts, *[[]] * (rows - len(prompts))]
   tokens, lengths = padding.left_pad(filled, sampler.pad)
-  max_prompt_len = model.cfg.max_len - sampler.max_new
+  max_prompt_len = model.cfg.max_len - sampler.max_new - before
   batch = sharding.shard_batch((tokens[:, -max_prompt_len:], lengths), 'batch')
-  out = sharding.fetch(generate(model, *batch, rng, sampler))
+  out = sharding.fetch(generate(model, *batch, rng, sampler, prefix))
   pairs = list(zip(out.tokens, out.lengths))[: len(prompts)]
   return [row[:length].tolist() for row, length in pairs]
 
@@ -167,6 +177,7 @@ def generate(
   lengths: at.Int[jax.Array, 'B'],
   rng: at.Key,
   sampler: SamplerConfig,
+  prefix: prefix_lib.Prefix | None = None,
 ) -> Completions:
   """Continues every prompt; leaves the loop once all rows have ended.
 
@@ -176,6 +187,7 @@ def generate(
     lengths: how many tokens of each row are real; a row of 0 yields nothing.
     rng: random key.
     sampler: static.
+    prefix: what stands before every prompt.
 
   Raises:
     config.ConfigError: prompt and continuation exceed `cfg.max_len`, or the
@@ -193,10 +205,14 @@ def generate(
   def sample_fn(logits, step):
     return _sample(logits, jax.random.fold_in(rng, step), sampler)
 
-  cache = decoding.init_decode_cache(
-    cfg, len(prompts), _cache_size(cfg, prompts, sampler), model.memory
+  size, first = _cache_size(cfg, prompts, sampler), 0
+  if prefix is None:
+    cache = decoding.init_decode_cache(cfg, len(prompts), size, model.memory)
+  else:
+    cache, first = prefix.broadcast(len(prompts), size), prefix.length
+  return _decode_loop(
+    decode_fn, sample_fn, cache, prompts, lengths, sampler, first
   )
-  return _decode_loop(decode_fn, sample_fn, cache, prompts, lengths, sampler)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -283,14 +299,16 @@ def _decode_loop(
   prompts: jax.Array,
   lengths: jax.Array,
   sampler: SamplerConfig,
+  first: jax.Array | int = 0,
 ) -> Completions:
   """Prefill and decode.
 
   `decode_fn` advances the model and yields the last column's logits,
-  `sample_fn` draws a token of each row, and its log-probability.
+  `sample_fn` draws a token of each row, and its log-probability. `first` is
+  the position of every prompt's first token.
   """
   rows, width = prompts.shape
-  positions = positions_lib.left_padded_positions(lengths, width)
+  positions = positions_lib.left_padded_positions(lengths, width, first)
   logits, cache = decode_fn(prompts, positions, cache)
 
   def emit(step, logits, done, tokens, logprobs, counts):
@@ -306,7 +324,7 @@ def _decode_loop(
 
   def decode(state):
     step, cache, token, *emitted = state
-    positions = (lengths + step - 1)[:, None]
+    positions = (first + lengths + step - 1)[:, None]
     logits, cache = decode_fn(token[:, None], positions, cache)
     return step + 1, cache, *emit(step, logits, *emitted)
 

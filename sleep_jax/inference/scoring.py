@@ -7,7 +7,9 @@ import numpy as np
 from sleep_jax import array_typing as at
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
+from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.runtime import sharding
@@ -22,12 +24,18 @@ def _score(
   tokens_BxT: at.Int[jax.Array, 'B T'],
   lengths_B: at.Int[jax.Array, 'B'],
   is_answer_BxT: at.Bool[jax.Array, 'B T'],
+  prefix: prefix_lib.Prefix | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Exact match under greedy decoding, log-probability and token accuracy."""
-  positions = positions_lib.left_padded_positions(
-    lengths_B, tokens_BxT.shape[1]
-  )
-  logits = model.forward(tokens_BxT, positions=positions).logits[:, :-1]
+  rows, width = tokens_BxT.shape
+  if prefix is None:
+    cache, first = None, 0
+  else:
+    cache = cache_lib.stacked(prefix.broadcast(rows, width))
+    first = prefix.length
+  positions = positions_lib.left_padded_positions(lengths_B, width, first)
+  out = model.forward(tokens_BxT, positions=positions, cache=cache)
+  logits = out.logits[:, :-1]
   target, is_answer = tokens_BxT[:, 1:], is_answer_BxT[:, 1:]
   logp = jax.nn.log_softmax(logits)
   logp = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
@@ -47,6 +55,7 @@ def score(
   *,
   pad: int,
   costs: costs_lib.CostTracker,
+  prefix: prefix_lib.Prefix | None = None,
 ) -> experience_lib.Response:
   """Scores answers in one forward pass per prompt.
 
@@ -59,30 +68,34 @@ def score(
     prompts, answers: token ids, one answer a prompt.
     pad: the token that fills rows.
     costs: where the passes are written down, in phase `eval`.
+    prefix: what stands before every prompt, see `prefix.prefill`.
   """
   exact = np.zeros(len(prompts), bool)
   logprob, accuracy = np.zeros((2, len(prompts)), np.float32)
   rows = [p + a for p, a in zip(prompts, answers, strict=True)]
   order = np.argsort([len(row) for row in rows], kind='stable')
+  batch_size = _EVAL_BATCH
+  if prefix is not None:
+    batch_size = prefix.batch_size(_EVAL_BATCH)
   with costs.phase('eval') as cost:
-    for i in range(0, len(order), _EVAL_BATCH):
-      index = order[i : i + _EVAL_BATCH]
+    for i in range(0, len(order), batch_size):
+      index = order[i : i + batch_size]
       tokens, lengths = padding.left_pad(
         [rows[j] for j in index], pad, multiple=_MULTIPLE
       )
       is_answer = np.zeros(tokens.shape, bool)
       for row, j in zip(is_answer, index, strict=True):
         row[len(row) - len(answers[j]) :] = True
-      fill = _EVAL_BATCH - len(index)
+      fill = batch_size - len(index)
       batch = (
         np.pad(tokens, ((0, fill), (0, 0))),
         np.pad(lengths, (0, fill), constant_values=1),
         np.pad(is_answer, ((0, fill), (0, 0))),
       )
       scores = sharding.fetch(
-        _score(model, *sharding.shard_batch(batch, 'batch'))
+        _score(model, *sharding.shard_batch(batch, 'batch'), prefix)
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]
-      cost.add_forward(_EVAL_BATCH * tokens.shape[1])
+      cost.add_forward(batch_size * tokens.shape[1])
   return experience_lib.Response(exact, logprob, accuracy)

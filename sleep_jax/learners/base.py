@@ -16,6 +16,7 @@ from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
+from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.inference import sampling
 from sleep_jax.inference import scoring
 from sleep_jax.learners import checks
@@ -141,19 +142,35 @@ class Learner:
     Raises:
       ConfigError: a prompt is empty, or too long for `model.max_len`.
     """
-    tokenizer = self.setup.tokenizer
+    return self._complete(life.model.merged(), prompts, max_new)
+
+  def _complete(
+    self,
+    model: model_lib.Model,
+    prompts: list[list[int]],
+    max_new: int,
+    prefix: prefix_lib.Prefix | None = None,
+  ) -> list[list[int]]:
+    """`complete` of a model, which may have read a prefix."""
+    tokenizer, completions = self.setup.tokenizer, []
+    sampler = sampling.SamplerConfig(
+      max_new=max_new,
+      temperature=0.0,
+      stop=tokenizer.stop,
+      pad=tokenizer.pad,
+    )
+    rows = len(prompts)
+    if prefix is not None:
+      rows = prefix.batch_size(rows)
     with self.setup.costs.phase('eval') as cost:
-      completions = sampling.complete(
-        life.model.merged(),
-        prompts,
-        jax.random.key(0),  # Greedy: nothing is drawn.
-        sampling.SamplerConfig(
-          max_new=max_new,
-          temperature=0.0,
-          stop=tokenizer.stop,
-          pad=tokenizer.pad,
-        ),
-      )
+      for start in range(0, len(prompts), max(rows, 1)):
+        completions += sampling.complete(
+          model,
+          prompts[start : start + rows],
+          jax.random.key(0),  # Greedy: nothing is drawn.
+          sampler,
+          prefix,
+        )
       cost.add_forward(sum(map(len, prompts)) + sum(map(len, completions)))
     return completions
 

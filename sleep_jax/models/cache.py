@@ -60,6 +60,35 @@ def init_cache(
   )
 
 
+def broadcast(cache: Cache, rows: int, free: int) -> Cache:
+  """The keys and values of one row for each of `rows` rows.
+
+  Args:
+    cache: of a model of attention alone, one buffer per layer, B = 1.
+    rows: B of the result.
+    free: columns to add, which hold nothing yet.
+  """
+
+  def widen(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+    extra = [(0, free if i == axis else 0) for i in range(x.ndim)]
+    x = jnp.pad(x, extra, constant_values=fill)
+    return jnp.broadcast_to(x, (rows, *x.shape[1:]))
+
+  return cache.replace(
+    layers=tuple((widen(k, 3), widen(v, 2)) for k, v in cache.layers),
+    positions=widen(cache.positions, 1, positions_lib.PAD_POSITION),
+  )
+
+
+def stacked(cache: Cache) -> Cache:
+  """A cache of one buffer per layer in the form that is stacked over layers."""
+  return cache.replace(layers=jax.tree.map(_stack, *cache.layers))
+
+
+def _stack(*layers: jax.Array) -> jax.Array:
+  return jnp.stack(layers)
+
+
 def broadcast_states(
   memory: memory_lib.Memory | None, rows: int
 ) -> tuple[jax.Array, ...]:

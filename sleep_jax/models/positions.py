@@ -18,16 +18,17 @@ def default_positions(
 
 
 def left_padded_positions(
-  lengths_B: jax.Array, width: int
+  lengths_B: jax.Array, width: int, first: jax.Array | int = 0
 ) -> at.Int[jax.Array, 'B T']:
   """Positions of right-aligned rows: padding, then 0 to length - 1.
 
   Args:
     lengths_B: how many tokens of each row are real.
     width: T, padding included.
+    first: of the first real token, in place of 0.
   """
   positions = jnp.arange(width) - (width - lengths_B[:, None])
-  return jnp.where(positions < 0, PAD_POSITION, positions)
+  return jnp.where(positions < 0, PAD_POSITION, first + positions)
 
 
 def causal_mask(

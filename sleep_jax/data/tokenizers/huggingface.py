@@ -27,7 +27,8 @@ class HuggingFaceTokenizer:
   """A folder with `tokenizer.json` and `tokenizer_config.json`.
 
   A family without BOS (Qwen) begins documents with its padding token, and one
-  without padding (Llama) pads with EOS. EOS ends a document.
+  without padding (Llama) pads with EOS. EOS ends a document. `prepends_bos`:
+  see `tokenizer.prepends_bos`.
 
   Args:
     folder: of the checkpoint.
@@ -68,6 +69,9 @@ class HuggingFaceTokenizer:
     self.pad = eos if pad is None else pad
     self.bos = self.pad if bos is None else bos
     self.separator = self.stop = eos
+    # As the library encodes a text by itself: whether it adds BOS.
+    added = self._model.encode('a').ids[:1] == [self.bos]
+    self.prepends_bos = added or self._config.get('add_bos_token') is True
 
   def encode(self, text: str) -> list[int]:
     """Ids without BOS and EOS; special tokens in `text` are recognised."""

@@ -73,6 +73,17 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
   )
 
 
+def prepends_bos(tokenizer: Tokenizer) -> bool:
+  """Whether BOS is a mark that opens a text, and no part of the text.
+
+  A tokenizer may say so by an attribute of this name; one that does not opens
+  every text with BOS. In a chat format BOS may be a token of the format
+  (`<|im_start|>`), and a family without BOS has another in its place: there a
+  row keeps the BOS that it begins with.
+  """
+  return getattr(tokenizer, 'prepends_bos', True)
+
+
 def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
   """Raises ConfigError if the tokenizer has more ids than the embedding."""
   if tokenizer.vocab > vocab:
