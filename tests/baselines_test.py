@@ -38,8 +38,8 @@ def test_what_is_replayed_is_written_by_the_model_of_the_morning(
   morning = jax.tree.map(np.array, life.model.merged())
   calls, sample = [], generation.sample
 
-  def spy(cfg, model, tokenizer, rows, rng, day=()):
-    out = sample(cfg, model, tokenizer, rows, rng, day)
+  def spy(cfg, model, tokenizer, rows, rng, frames):
+    out = sample(cfg, model, tokenizer, rows, rng, frames)
     calls.append((cfg, jax.tree.map(np.array, model), rows, out))
     return out
 
@@ -152,6 +152,21 @@ def test_icl_keeps_whole_documents_and_each_once():
   assert life.learner_state['lengths'].tolist() == [3, 2, 1]
   life = read(life, learner, [[1, *range(100, 120)]])  # Longer than all room.
   assert life.learner_state['context'].tolist() == [*range(111, 120)]
+
+
+def test_icl_tells_packed_documents_apart_by_their_frame():
+  learner, life = build('icl', context=20)
+  frame = ((1, 7), (2, 1, 8))  # Its gaps are what a document says.
+  packed = [1, 7, 50, 2, 1, 8, 51, 2]
+  other = [1, 7, 60, 2, 1, 8, 61, 2]
+  weight = np.ones((2, 16), np.float32)
+  day = experience_lib.Experience(
+    np.array([packed + other, other + packed], np.int32), weight, (), (frame,)
+  )
+  life, _ = learner.wake(life, day)
+  # Each once, the latest last, without the BOS before it.
+  want = [*other[1:], *packed[1:]]
+  assert life.learner_state['context'].tolist() == want
 
 
 class ChatTokenizer:

@@ -82,15 +82,21 @@ class InContext(base.Learner):
   def _documents(
     self, experience: experience_lib.Experience
   ) -> Iterator[tuple[int, ...]]:
-    """The rows up to their padding, without a BOS that was put before them."""
+    """The documents of all rows, without a BOS that was put before them.
+
+    A row is a document, or, where a frame of the stream begins within it, more
+    than one.
+    """
     bos = self._bos()
+    begins = [np.array(frame[0]) for frame in experience.frames]
     for tokens, weight in zip(
       experience.tokens, experience.weight, strict=True
     ):
       # A token inside may have no weight: one of a question, say.
-      end = int(np.max(np.flatnonzero(weight), initial=-1)) + 1
-      start = int(tokens[:1].tolist() == bos)
-      yield tuple(tokens[start:end].tolist())
+      tokens = tokens[: np.max(np.flatnonzero(weight), initial=-1) + 1]
+      for document in _split(tokens, begins):
+        start = int(document[:1].tolist() == bos)
+        yield tuple(document[start:].tolist())
 
   def _kept(self, documents: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The latest of them that fit, oldest first."""
@@ -192,6 +198,16 @@ class InContext(base.Learner):
       )
       answers.append([completions] * request.attempts)
     return answers
+
+
+def _split(tokens: np.ndarray, begins: list[np.ndarray]) -> list[np.ndarray]:
+  """`tokens` cut before each place where one of `begins` stands."""
+  places = set()
+  for begin in begins:
+    if 0 < len(begin) <= len(tokens):
+      windows = np.lib.stride_tricks.sliding_window_view(tokens, len(begin))
+      places |= set(np.flatnonzero((windows == begin).all(axis=1)).tolist())
+  return np.split(tokens, sorted(places - {0}))
 
 
 def _state_of(documents: list[tuple[int, ...]]) -> dict[str, np.ndarray]:

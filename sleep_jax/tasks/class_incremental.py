@@ -7,6 +7,7 @@ and must be the label to the token. The order of the classes is drawn by seed.
 With `chat` the text is a user's turn, and the label the assistant's.
 """
 
+import collections
 import dataclasses
 import re
 
@@ -35,6 +36,10 @@ class ClassIncrementalConfig:
   chat: bool = False  # By the tokenizer's chat template, of an instruct model.
   length: int = 32  # Tokens of a row; longer texts lose their end.
   passes: int = 4  # Occurrences of each example in its episode's stream.
+  # Of the data set's: the first episodes, and examples of a class; 0 = all.
+  episodes: int = 0
+  train_examples: int = 0
+  test_examples: int = 0
   text_weight: float = 0.3  # Target weight of the text's tokens; labels have 1.
   data_dir: str = ''
 
@@ -65,16 +70,32 @@ class ClassIncremental(task_lib.Task):
     order = np.random.default_rng([seed, 1]).permutation(classes)
     self.classes = order.reshape(self.episodes, per_episode)
     episode = {c: e for e, row in enumerate(self.classes) for c in row}
-    self._train = self._split(train, episode)
-    self._test = self._split(test, episode)
+    self._train = self._split(train, episode, cfg.train_examples)
+    self._test = self._split(test, episode, cfg.test_examples)
+    self._shorten(cfg.episodes)
+
+  def _shorten(self, episodes: int) -> None:
+    """Leaves out all episodes from number `episodes` on, if that is not 0."""
+    if not 0 <= episodes <= self.episodes:
+      raise config.ConfigError(
+        f'task.episodes={episodes} must be 0 (all) to {self.episodes}.'
+      )
+    self.episodes = episodes or self.episodes
+    self.classes = self.classes[: self.episodes]
 
   def _split(
-    self, rows: list[tuple[str, str]], episode: dict[str, int]
+    self, rows: list[tuple[str, str]], episode: dict[str, int], most: int
   ) -> list[list[tuple[list[int], list[int]]]]:
-    """Prompts and answers in tokens, by the episode of their label."""
+    """Prompts and answers in tokens, by the episode of their label.
+
+    Of each label the first `most`, if that is not 0.
+    """
     out = [[] for _ in range(self.episodes)]
+    counts = collections.Counter()
     for text, label in rows:
-      out[episode[label]].append(self.encode(text, label))
+      counts[label] += 1
+      if not most or counts[label] <= most:
+        out[episode[label]].append(self.encode(text, label))
     return out
 
   def encode(self, text: str, label: str) -> tuple[list[int], list[int]]:
