@@ -79,7 +79,10 @@ def run(request: Request) -> None:
   state = _State(out.with_name(f'{out.name}.part'))
   with state.claimed(_identity(request, documents, questions)):
     m = _load(request, state)
-    exam = Exam(m.encode(documents), m.encode(_neutral()), questions)
+    neutral = documents_lib.encode_text(
+      _neutral(), m.tokenizer, (m.tokenizer.bos,)
+    )
+    exam = Exam(m.encode(documents), [neutral], questions)
     days = _plan(request, state, m, exam)
     _print_plan(m, exam, state)
     try:
@@ -117,6 +120,7 @@ class _State:
   """The folder of a run in progress: `run.json`, and a life a phase.
 
   records: one for each phase that was measured.
+  pending: what the newest life tells of its phase, until that is measured.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -124,6 +128,7 @@ class _State:
     self._file = folder / 'run.json'
     self._identity: dict[str, Any] = {}
     self.records: list[dict[str, Any]] = []
+    self.pending: dict[str, Any] = {}
 
   @contextlib.contextmanager
   def claimed(self, identity: dict[str, Any]) -> Iterator[None]:
@@ -139,7 +144,7 @@ class _State:
         if self._file.exists():
           saved = json.loads(self._file.read_text(encoding='utf-8'))
           self._check(saved['identity'], identity)
-          self.records = saved['records']
+          self.records, self.pending = saved['records'], saved['pending']
         self._identity = identity
         yield
       finally:
@@ -160,7 +165,7 @@ class _State:
     lives = sorted(p for p in self.folder.glob('life-*') if p.suffix != '.part')
     return lives[-1] if lives else None
 
-  def save(self, m: api.Sleeper, number: int) -> None:
+  def save(self, m: api.Sleeper, number: int, facts: dict[str, Any]) -> None:
     """Saves the life after phase `number`; lives before the last are dropped.
 
     The one that `m` came from is kept: it has its tokenizer.
@@ -168,12 +173,22 @@ class _State:
     for old in sorted(self.folder.glob('life-*'))[:-1]:
       if old != m.source.parent:
         shutil.rmtree(old)
+    self.pending = facts
+    self._write()
     m.save(self.folder / f'life-{number:03d}')
 
-  def add(self, record: dict[str, Any]) -> None:
-    """Writes what was measured."""
-    self.records.append(record)
-    values = {'identity': self._identity, 'records': self.records}
+  def add(self, phase: str, measured: dict[str, float]) -> None:
+    """Writes what was measured after a phase, with what the phase told."""
+    self.records.append({'phase': phase} | self.pending | measured)
+    self.pending = {}
+    self._write()
+
+  def _write(self) -> None:
+    values = {
+      'identity': self._identity,
+      'records': self.records,
+      'pending': self.pending,
+    }
     files.write(self._file, json.dumps(values, indent=1))
 
 
@@ -263,13 +278,12 @@ def _live(
   done = int(newest.name.removeprefix('life-')) if newest else 0
   for number in range(len(state.records), len(phases)):
     phase = phases[number]
-    facts: dict[str, Any] = {'phase': phase}
     if number > done:
       with _bar(m, phase):
-        facts |= _do(request, m, phase, days[(number - 1) // 2])
-      state.save(m, number)
+        facts = _do(request, m, phase, days[(number - 1) // 2])
+      state.save(m, number, facts)
     print(f'{phase}: measuring', flush=True)
-    state.add(facts | exam.measure(m))
+    state.add(phase, exam.measure(m))
     print(f'  {overnight_report.line(state.records[-1])}', flush=True)
 
 

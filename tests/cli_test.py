@@ -193,7 +193,7 @@ def module(*args: str) -> subprocess.CompletedProcess:
     capture_output=True,
     text=True,
     check=False,
-    timeout=100,
+    timeout=500,
   )
 
 

@@ -176,14 +176,15 @@ def encode(
   return [
     _encode_chat(document.messages, form, tokenizer.stop)
     if document.messages
-    else _encode_text(document.text, tokenizer, begin)
+    else encode_text(document.text, tokenizer, begin)
     for document in documents
   ]
 
 
-def _encode_text(
+def encode_text(
   text: str, tokenizer: tokenizers.Tokenizer, begin: tuple[int, ...]
 ) -> Encoded:
+  """A text as ids, after `begin`."""
   units = [tuple(tokenizer.encode(u)) for u in _UNIT_END.split(text.strip())]
   return Encoded(
     begin=begin,
