@@ -118,7 +118,7 @@ def test_too_many_entities_are_refused():
 def test_unknown_task_and_setting_are_refused():
   with pytest.raises(
     config.ConfigError,
-    match='class_incremental, corpus, depo, facts, knowledge_incorporation',
+    match='corpus, depo, facts, invented_facts, knowledge_incorporation',
   ):
     tasks.build('fact', {}, 0)
   with pytest.raises(config.ConfigError, match="'episode'.*known are"):
@@ -212,3 +212,20 @@ def test_a_missing_column_is_named():
   reader = csv.DictReader(io.StringIO('text,intent\na,b\n'))
   with pytest.raises(download.DataError, match="column 'label' is missing"):
     class_incremental_data.parse(reader, 'x.csv')
+
+
+@needs_data
+def test_fewer_episodes_and_examples_are_a_part_of_the_data():
+  whole = tasks.build('class_incremental', dict(dataset='banking'), seed=1)
+  part = tasks.build(
+    'class_incremental',
+    dict(dataset='banking', episodes=2, train_examples=3, passes=1),
+    seed=1,
+  )
+  assert part.episodes == 2
+  assert part.classes.tolist() == whole.classes[:2].tolist()
+  assert len(part.experience(0).tokens) == 3 * 11
+  rows = {row.tobytes() for row in whole.experience(0).tokens}
+  assert {row.tobytes() for row in part.experience(0).tokens} <= rows
+  with pytest.raises(config.ConfigError, match='episodes=8 must be 0 .all. to'):
+    tasks.build('class_incremental', dict(dataset='banking', episodes=8), 1)

@@ -12,6 +12,10 @@ two facts, to see it run. Weights come by `sleep-jax fetch smollm2` (93 MB).
   python -m experiments.report --workdir=runs/smollm2 --out=results/smollm2
 
 Settings were chosen on seed 101, which no table has, by `:tune`.
+
+`:clinc` is class-incremental CLINC150, five nights of fifteen classes with ten
+examples each; `:placement` is one night with the fast level next to the output,
+and next to the input. SEAL's passages are in `backbones.py:squad-smollm2`.
 """
 
 import ml_collections
@@ -22,6 +26,7 @@ from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import lora
+from sleep_jax.tasks import class_incremental
 from sleep_jax.tasks import invented_facts
 
 NIGHTS, LENGTH, BATCH = 3, 128, 2
@@ -107,7 +112,14 @@ def get_config(variant: str = '') -> common.Config:
     'icl': dict(learner_config=dict(context=1024)),
     'frozen': {},
   }
-  common.vary(c, variant, short=_short, tune=_tune)
+  common.vary(
+    c,
+    variant,
+    short=_short,
+    tune=_tune,
+    clinc=_clinc,
+    placement=_placement,
+  )
   return c
 
 
@@ -119,6 +131,39 @@ def _short(c: common.Config) -> None:
   c.sleep.update(dreams=8, steps=4, batch=2)
   c.model.levels[0].sleep_every = 1
   c.arms = {'sleep': {}}
+
+
+def _clinc(c: common.Config) -> None:
+  """CLINC150 in chat form; a day has 150 examples, twice."""
+  nights = 5
+  c.task = common.settings(
+    class_incremental.ClassIncrementalConfig,
+    tokenizer='',
+    chat=True,
+    length=64,
+    passes=2,
+    episodes=nights,
+    train_examples=10,
+    test_examples=3,
+  )
+  c.task.name = 'class_incremental'
+  c.wake.window = LENGTH
+  c.model.levels[1].update(slots=nights, top_k=nights)
+  c.sleep.dream_length = 64
+  for arm in ('sft', 'ewc'):
+    c.arms[arm] = dict(finetune=dict(batch=2 * BATCH))
+  c.arms['replay'] = dict(finetune=dict(batch=4 * BATCH))
+  c.arms['joint'] = dict(finetune=dict(batch=2 * BATCH))
+
+
+def _placement(c: common.Config) -> None:
+  """Where the fast level is: what it costs, and what is recalled."""
+  c.task.episodes = 1
+  c.reference = 'output'
+  c.arms = {
+    place: dict(learner='sleep', model=dict(partition_from=place))
+    for place in ('output', 'input')
+  }
 
 
 def _tune(c: common.Config) -> None:
