@@ -68,8 +68,10 @@ class SeedingConfig:
   continuation: int = 24  # Tokens.
   gamma: float = 0.5  # Weight of r_sem in Eq. 3.
   z0: float = 0.5  # Eq. 4's cut, as a fraction of the longer sequence.
-  semantic: str = 'teacher_embedding'  # or exact.
-  semantic_threshold: float = 0.9
+  # What judges r_sem: teacher_embedding, the teacher's own states; encoder,
+  # frozen static word embeddings (`inference.encoder`); or exact equality.
+  semantic: str = 'teacher_embedding'
+  semantic_threshold: float = 0.9  # Least cosine that counts as the same.
   # A transfer whose final KL is above this fraction of the first has failed.
   max_kl_share: float = 0.8
 
@@ -86,6 +88,11 @@ class SeedingConfig:
       self.slot_policy,
       {'error': 0, 'merge': 0, 'recycle': 0},
       'sleep.slot_policy',
+    )
+    base.lookup(
+      self.semantic,
+      {'teacher_embedding': 0, 'encoder': 0, 'exact': 0},
+      'sleep.semantic',
     )
     for name in ('previous_fraction', 'disagreement_weight'):
       object.__setattr__(self, name, tuple(getattr(self, name)))

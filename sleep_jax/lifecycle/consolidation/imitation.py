@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax.data import tokenizers
+from sleep_jax.inference import encoder
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -122,17 +124,44 @@ def assign_teacher(
   return ((same * lead[:, None, :]).sum(-1) > 0).astype(jnp.float32)
 
 
+def judged_similarity(
+  cfg: consolidation_config.SeedingConfig,
+  tokenizer: tokenizers.Tokenizer,
+  rollouts: Continuations,
+) -> np.ndarray | None:
+  """Similarity of completions and references by the frozen encoder, `[B]`.
+
+  None with another `cfg.semantic`: then it is computed with the rewards.
+  """
+  if cfg.semantic != 'encoder':
+    return None
+
+  def texts(tokens: jax.Array, lengths: jax.Array) -> list[str]:
+    tokens, lengths = sharding.fetch((tokens, lengths))
+    return [
+      tokenizer.decode(row[:length].tolist())
+      for row, length in zip(tokens, lengths, strict=True)
+    ]
+
+  _, _, completions, references, reference_lengths = rollouts
+  return encoder.load().similarity(
+    texts(completions.tokens, completions.lengths),
+    texts(references, reference_lengths),
+  )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def score_rollouts(
   cfg: consolidation_config.SeedingConfig,
   separator: int,
   teachers: replay_lib.Teachers,
   rollouts: Continuations,
+  similarity: at.Float[at.Array, 'B'] | None = None,
 ) -> tuple[Rollouts, at.Float[jax.Array, 'B']]:
   """Labels and rewards the continuations (Eq. 3 and 4).
 
   Rows come in groups of `cfg.group` continuations of one prefix; the mean of
-  the group is the baseline.
+  the group is the baseline. `similarity` is a judge's, see `judged_similarity`.
 
   Returns:
     The rollouts, and the reward of every row.
@@ -148,7 +177,8 @@ def score_rollouts(
   labels, hidden = teacher_labels.label(
     cfg, teachers, tokens, positions, is_new.astype(jnp.float32), source
   )
-  reward = _reward(cfg, teachers, rollouts, positions, hidden[:, width:])
+  hidden = hidden[:, width:]
+  reward = _reward(cfg, teachers, rollouts, (positions, hidden, similarity))
   advantage = policy_gradient.group_advantages(reward.reshape(-1, cfg.group))
   old_logp = jnp.concatenate(
     [jnp.zeros_like(prefixes, jnp.float32), completions.logprobs], axis=1
@@ -160,10 +190,14 @@ def _reward(
   cfg: consolidation_config.SeedingConfig,
   teachers: replay_lib.Teachers,
   rollouts: Continuations,
-  positions: jax.Array,
-  hidden: jax.Array,
+  known: tuple[jax.Array, jax.Array, at.Array | None],
 ) -> jax.Array:
-  """Eq. 3; `hidden` are the current model's states of the completions."""
+  """Eq. 3.
+
+  `known`: positions, the current model's states of the completions, and the
+  similarity by a judge, if there is one.
+  """
+  positions, hidden, similarity = known
   prefixes, _, completions, references, reference_lengths = rollouts
   size = jnp.minimum(completions.lengths, cfg.continuation)
   absolute = rewards.absolute(
@@ -174,10 +208,12 @@ def _reward(
       completions.tokens, size, references, reference_lengths
     )
   else:
-    rows = jnp.concatenate([prefixes, references], axis=1)
-    out = teachers.current.forward(rows, positions=positions)
-    similarity = rewards.pooled_similarity(
-      hidden, size, out.hidden[:, prefixes.shape[1] :], reference_lengths
-    )
-    semantic = (similarity >= cfg.semantic_threshold).astype(jnp.float32)
+    if similarity is None:
+      rows = jnp.concatenate([prefixes, references], axis=1)
+      out = teachers.current.forward(rows, positions=positions)
+      similarity = rewards.pooled_similarity(
+        hidden, size, out.hidden[:, prefixes.shape[1] :], reference_lengths
+      )
+    same = jnp.asarray(similarity) >= cfg.semantic_threshold
+    semantic = same.astype(jnp.float32)
   return rewards.imitation(semantic, absolute, cfg.gamma)

@@ -401,7 +401,8 @@ def _imitate(
     cost.add_forward(size)
   with job.costs.phase('reward') as cost:
     rollouts, reward = imitation.score_rollouts(
-      cfg, job.tokenizer.separator, job.teachers, continuations
+      *(cfg, job.tokenizer.separator, job.teachers, continuations),
+      imitation.judged_similarity(cfg, job.tokenizer, continuations),
     )
     mean = float(reward.mean())
     cost.add_forward(size, times=2 if job.teachers.previous is None else 5)
