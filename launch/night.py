@@ -6,8 +6,8 @@
 Memory is that of weights, fast state and experts, which are exact, and of what
 a step holds beside them, which `launch.aot` has from the compiler. Seconds are
 those below which the device cannot do it, whatever the program: compute at its
-peak, or one reading of the model for every step after another. Real programs
-take two to four times as long.
+peak, or one reading of the model for every step after another. A real program
+takes longer.
 """
 
 import dataclasses
