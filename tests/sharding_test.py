@@ -81,6 +81,36 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
   assert len(devices) == 8
 
 
+def test_a_day_of_single_rows_is_split_by_the_model(cfg, rows):
+  level = dataclasses.replace(cfg.levels[0], learning_rate=0.05)
+  cfg = conftest.replace(cfg, levels=(level, *cfg.levels[1:]))
+
+  def wake_day():
+    model = model_lib.Model(
+      cfg,
+      sharding.shard_params(conftest.weights(cfg)),
+      sharding.shard_params(memory_lib.init_memory(cfg)),
+    )
+    tokens = jnp.asarray(np.asarray(rows[:2]))
+    return wake.read_day(
+      wake.WakeConfig(batch=1),
+      model,
+      jnp.int32(0),
+      tokens,
+      jnp.ones(tokens.shape),
+      defer_due_update=True,
+    )
+
+  want = wake_day()
+  with sharding.use_mesh({'fsdp': 4, 'tensor': 2}):
+    sharding.check_rows({'wake.batch': 1})
+    got = jax.block_until_ready(wake_day())
+  assert_close(got, want)
+  down = got[0].levels[0].fast.delta['down']
+  assert np.abs(down).max() > 1e-3
+  assert down.sharding.shard_shape(down.shape)[1:] == (8, 4)  # Of (16, 16).
+
+
 def test_a_rollout_on_eight_devices_equals_one(cfg, params, memory):
   def rollout(place, place_rows):
     prompts = jnp.full((ROWS, 1), 1)

@@ -1,0 +1,55 @@
+"""The memory and the minutes of a night, by formula."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from experiments.configs import backbones
+from launch import night
+from launch import programs
+from sleep_jax import config
+from sleep_jax.runtime import sharding
+from tests import aot_test
+
+
+def test_bytes_are_those_of_the_compiled_programs_arguments():
+  c = aot_test.settings() | {'base': '', 'task': {}}
+  mesh = sharding.mesh({}, jax.devices()[:1])
+  program = programs.Program(c, mesh)
+  life = night.sizes(program.cfg)
+  assert life.weights + life.memory == program.local_bytes(program.model)
+  assert life.previous == program.previous_memory_bytes()
+
+
+def lines(variant, **model):
+  c = json.loads(backbones.get_config(variant).to_json())
+  c['model'] |= model
+  return night.table(c, 50_000, 8, ['h100'])
+
+
+def test_a_frozen_level_takes_no_memory_and_a_larger_model_more():
+  def gb(rows) -> float:
+    return float(rows[0].split('at most ')[1].split(' GB')[0])
+
+  small, large = lines('squad-smollm2'), lines('squad-qwen2_5_7b')
+  assert 1 < gb(small) < 5 and 200 < gb(large) < 240
+  assert small[-1].startswith('| h100 | 1 |')
+  assert large[-1].startswith('| h100 | 4 |')
+  c = json.loads(backbones.get_config('squad-qwen2_5_7b').to_json())
+  c['model']['levels'][2]['chunk'] = 0
+  frozen = night.table(c, 50_000, 8, ['h100'])
+  assert gb(frozen) < 0.6 * gb(large)
+
+
+def test_twice_the_devices_take_half_the_time_and_a_bad_name_is_refused():
+  phase = night.Phase('x', flops=1e15, passes=10)
+  device = night.DEVICES['h100']
+  one, two = (phase.seconds(device, n, 1e9) for n in (1, 2))
+  assert one == pytest.approx(2 * two) and one == pytest.approx(1e15 / 989e12)
+  slow = dataclasses.replace(phase, flops=0.0)
+  assert slow.seconds(device, 1, 1e9) == pytest.approx(10e9 / 3350e9)
+  with pytest.raises(config.ConfigError, match='--devices'):
+    c = json.loads(backbones.get_config('clinc-smollm2').to_json())
+    night.table(c, 1000, 8, ['h1000'])
