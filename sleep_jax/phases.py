@@ -43,13 +43,13 @@ def day(
     tell: told the share of the day that is done.
   """
   start, pad = time.perf_counter(), learner.setup.tokenizer.pad
-  rows = documents_lib.pack(documents, plan.window, pad)
-  blocks = documents_lib.blocks(
-    rows,
-    passes=plan.passes,
-    batch=learner.cfg.wake.batch,
-    seed=(int(life.clock.tokens), int(life.clock.nights)),
+  rows = documents_lib.passes(
+    documents,
+    (plan.passes, plan.window),
+    pad,
+    [int(life.clock.tokens), int(life.clock.nights)],
   )
+  blocks = documents_lib.blocks(rows, learner.cfg.wake.batch)
   frames = tuple(dict.fromkeys(document.frame for document in documents))
   losses = []
   for i, (tokens, weight) in enumerate(blocks):
@@ -60,8 +60,8 @@ def day(
   one_pass = len(blocks) // plan.passes
   return life, reports.DayReport(
     tokens=sum(map(len, documents)),
-    rows=len(rows.tokens),
-    split=rows.split,
+    rows=len(rows[0].tokens),
+    split=rows[0].split,
     loss_first=float(np.mean(losses[:one_pass])),
     loss_last=float(np.mean(losses[-one_pass:])),
     seconds=time.perf_counter() - start,

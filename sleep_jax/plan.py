@@ -16,7 +16,7 @@ from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import flops
 
-_WINDOWS = (32, 64, 128, 256)  # Lengths of a row to choose from.
+_WINDOWS = (32, 64, 96, 128, 192, 256)  # Lengths of a row to choose from.
 _MOST_LANES = 8
 _PASSES = 3
 _LEAST_UPDATES = 12  # Of the fast level in a day; fewer teach it nothing.
@@ -26,7 +26,7 @@ _MOST_NIGHTS = 8
 _DREAMS = (64, 256)  # Least and most.
 # Shares of the dreams that begin as the day's documents did, and as a chat.
 _DAY_DREAMS, _CHAT_DREAMS = 0.75, 0.25
-_LEAST_TURNS = 24  # Tokens of a question and its answer that a row must hold.
+_LEAST_TURNS = 48  # Tokens of a question and its answer that a row must hold.
 _MIN_P = 0.1  # Of `SeedingConfig`: on real text, noise is most of the tail.
 _LARGE_VOCABULARY = 4096  # From here on, logits of likely tokens alone count.
 
@@ -276,8 +276,7 @@ def _window(
   """The shortest row that holds nine documents of ten, and a short chat."""
   longest = float(np.percentile(lengths, 90)) if len(lengths) else 64
   if chat_tokens:
-    # So that what repeats in every row is no more than half of it.
-    longest = max(longest, 2 * chat_tokens + _LEAST_TURNS)
+    longest = max(longest, chat_tokens + _LEAST_TURNS)
   most = cfg.max_len // 2
   allowed = [w for w in _WINDOWS if w <= most] or [most]
   return next((w for w in allowed if w >= longest), allowed[-1])

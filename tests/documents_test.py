@@ -1,6 +1,7 @@
 """A person's documents: what is read, what is refused, and how it is packed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -217,20 +218,24 @@ def test_a_long_text_is_cut_at_the_end_of_a_sentence(tok):
 
 
 @pytest.mark.parametrize('batch', [1, 2, 4])
-def test_every_pass_has_every_row(tok, batch):
+def test_every_pass_has_every_document_in_another_order(plain, batch):
+  tok = plain
   encoded = encode([f'Text {i} is this.' for i in range(11)], tok)
-  rows = documents_lib.pack(encoded, 64, tok.pad)
-  blocks = documents_lib.blocks(rows, passes=3, batch=batch, seed=(1, 2))
+  passes = documents_lib.passes(encoded, (3, 40), tok.pad, [1, 2])
+  blocks = documents_lib.blocks(passes, batch)
   assert len({tokens.shape for tokens, _ in blocks}) == 1
   assert all(len(tokens) % batch == 0 for tokens, _ in blocks)
-  passes = np.split(np.concatenate([t for t, _ in blocks]), 3)
-  expected = sorted(rows.tokens.tolist())
-  for tokens in passes:
-    assert sorted(tokens[tokens.any(1)].tolist()) == expected
-  np.testing.assert_array_equal(passes[0][: len(rows.tokens)], rows.tokens)
-  assert not np.array_equal(passes[1], passes[2])
-  again = documents_lib.blocks(rows, passes=3, batch=batch, seed=(1, 2))
-  np.testing.assert_equal(blocks, again)
+  texts = []
+  for part in np.split(np.arange(len(blocks)), 3):
+    ids = [t[w > 0] for i in part for t, w in [blocks[i]]]
+    text = tok.decode(np.concatenate(ids).tolist())
+    texts.append(re.findall(r'Text \d+ is this\.', text))
+  assert sorted(texts[0]) == sorted(texts[1]) == sorted(texts[2])
+  assert texts[0] == [f'Text {i} is this.' for i in range(11)]
+  assert texts[0] != texts[1] != texts[2]
+  again = documents_lib.passes(encoded, (3, 40), tok.pad, [1, 2])
+  for rows, same in zip(passes, again, strict=True):
+    np.testing.assert_array_equal(rows.tokens, same.tokens)
 
 
 def test_days_share_the_text_in_order(tok):

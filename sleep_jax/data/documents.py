@@ -280,33 +280,54 @@ def pack(documents: Sequence[Encoded], length: int, pad: int) -> Rows:
 
 
 def blocks(
-  rows: Rows, *, passes: int, batch: int, seed: tuple[int, ...]
+  days: Sequence[Rows], batch: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """A day's rows, `passes` times, in blocks of one shape.
+  """The rows of every pass, in blocks of one shape.
 
   Args:
-    rows: of the day.
-    passes: how often they are read; after the first pass in another order.
+    days: what each pass reads, see `passes`.
     batch: rows read side by side.
-    seed: of the orders.
 
   Returns:
-    (tokens, weight) of every block, a multiple of `batch` rows each; the blocks
-    of a pass hold all rows, and rows of padding.
+    (tokens, weight) of every block, a multiple of `batch` rows each; every pass
+    has as many blocks, and ends with rows of padding.
   """
-  groups = -(-len(rows.tokens) // batch)
+  groups = -(-max(len(rows.tokens) for rows in days) // batch)
   size = max(k for k in range(1, _GROUPS + 1) if groups % k == 0) * batch
-  fill = ((0, groups * batch - len(rows.tokens)), (0, 0))
-  rng, out = np.random.default_rng(seed), []
-  for i in range(passes):
-    order = np.arange(len(rows.tokens))
-    if i:
-      rng.shuffle(order)
-    tokens = np.pad(rows.tokens[order], fill)
-    weight = np.pad(rows.weight[order], fill)
+  out = []
+  for rows in days:
+    fill = ((0, groups * batch - len(rows.tokens)), (0, 0))
+    tokens, weight = np.pad(rows.tokens, fill), np.pad(rows.weight, fill)
     for start in range(0, len(tokens), size):
       part = slice(start, start + size)
       out.append((tokens[part], weight[part]))
+  return out
+
+
+def passes(
+  documents: Sequence[Encoded],
+  shape: tuple[int, int],
+  pad: int,
+  seed: list[int],
+) -> list[Rows]:
+  """A day's documents packed anew for every pass.
+
+  After the first pass they are in another order, so that none always stands
+  beside the same others: what one tells could be read off its neighbour.
+
+  Args:
+    documents: of the day, at least one.
+    shape: passes, and tokens of a row.
+    pad: see `pack`.
+    seed: of the orders.
+  """
+  num, length = shape
+  rng, order = np.random.default_rng(seed), list(documents)
+  out = []
+  for i in range(num):
+    if i:
+      order = [documents[j] for j in rng.permutation(len(documents)).tolist()]
+    out.append(pack(order, length, pad))
   return out
 
 
