@@ -200,6 +200,7 @@ VARIANTS = {
   'facts': ('', 'cost', 'hard'),
   'quickstart': ('',),
   'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
+  'smollm2': ('', 'short', 'tune', 'clinc', 'placement'),
   'squad': ('small', 'paper'),
   'stories': ('',),
   'symbolic': ('', 'paper'),

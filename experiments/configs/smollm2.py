@@ -20,6 +20,7 @@ and next to the input. SEAL's passages are in `backbones.py:squad-smollm2`.
 
 import ml_collections
 
+from experiments.configs import backbones
 from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.learners import finetune
@@ -66,6 +67,7 @@ def get_config(variant: str = '') -> common.Config:
   c.workers = 1
   c.reference = 'sleep'
   c.base = 'smollm2'
+  c.base_model = backbones.base_model(c.base)
   c.model = model()
   c.task = common.settings(
     invented_facts.InventedFactsConfig,
