@@ -17,7 +17,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['sleep_jax*', 'experiments*', 'launch*']
   ),
-  package_data={'sleep_jax': ['assets/*']},
+  package_data={'sleep_jax': ['assets/*', 'assets/export/*']},
   install_requires=[
     'absl-py',
     'chex',

@@ -11,6 +11,7 @@ import pytest
 
 from sleep_jax.data import padding
 from sleep_jax.inference import sampling
+from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import convert
 from sleep_jax.weights import folder as folder_lib
@@ -58,9 +59,7 @@ def test_greedy_output_is_token_identical(pair):
   prompts = [rng.integers(2, cfg.vocab, n).tolist() for n in (3, 9, 6)]
   tokens, lengths = padding.left_pad(prompts, 0)
   got = sampling.generate(
-    cfg,
-    params,
-    None,
+    model_lib.Model(cfg, params),
     jnp.asarray(tokens),
     jnp.asarray(lengths),
     jax.random.key(0),
