@@ -12,7 +12,7 @@ level no longer sees of it: all columns read the stream before the chain.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.weights import expert_bank
 from sleep_jax.weights.export import trace
 
-_MULTIPLE = 32  # Quantised formats group this many weights.
 _MATRICES = ('gate', 'up', 'down')
 
 
@@ -86,7 +85,7 @@ def fit(
   model: model_lib.Model,
   params: at.Params,
   dream: tuple[np.ndarray, np.ndarray],
-  ridge: float,
+  cfg: Any,
 ) -> Columns:
   """Columns for all that a plain block lacks, `[L, ...]`, float32.
 
@@ -94,7 +93,8 @@ def fit(
     model: with the memory.
     params: its weights with the fast change.
     dream: tokens `[N, T]` and a mask of the real ones, sampled from the model.
-    ridge: penalty on u, as a share of the mean square of its inputs.
+    cfg: a `MergeConfig`; its ridge is a penalty on u, as a share of the mean
+      square of its inputs.
   """
   tokens, real = dream
   columns = []
@@ -105,8 +105,10 @@ def fit(
     )
     gates = [None if g is None else np.asarray(g)[real] for g in block.gates]
     faster = _faster_levels(model.cfg, params, i)
-    columns.append([*faster, *_experts(model, i, x, gates, ridge)])
-  return _stack(columns, model.cfg.dim, model.cfg.levels[-1].hidden)
+    columns.append([*faster, *_experts(model, i, x, gates, cfg.ridge)])
+  width = max(sum(len(c.down) for c in layer) for layer in columns)
+  width += -(model.cfg.levels[-1].hidden + width) % cfg.multiple
+  return _stack(columns, model.cfg.dim, width)
 
 
 def _norm_scale(
@@ -194,13 +196,8 @@ def _expert(
   return Columns(a, np.repeat(u[:, None], a.shape[1], axis=1), b)
 
 
-def _stack(columns: list[list[Columns]], dim: int, dense: int) -> Columns:
-  """All layers' columns, with zeros up to a common width.
-
-  With `dense` columns before them the MLP has a multiple of 32.
-  """
-  widest = max(sum(len(c.down) for c in layer) for layer in columns)
-  width = widest + -(dense + widest) % _MULTIPLE
+def _stack(columns: list[list[Columns]], dim: int, width: int) -> Columns:
+  """All layers' columns, with zeros up to a common width."""
   gate, up = (np.zeros((len(columns), dim, width), np.float32) for _ in 'gu')
   down = np.zeros((len(columns), width, dim), np.float32)
   for i, layer in enumerate(columns):

@@ -32,11 +32,15 @@ class MergeConfig:
   # Of a step, as a share of the root mean square of a matrix.
   learning_rate: float = 0.02
   ridge: float = 1e-4  # Of the least squares that the columns begin with.
+  # The MLPs' width becomes a multiple of it: formats group 32 weights, some
+  # 128 (GPTQ, AWQ) or 256 (llama.cpp's K types).
+  multiple: int = 32
 
   def __post_init__(self):
-    if self.steps < 0 or self.batch < 1 or self.ridge < 0:
+    if min(self.steps, self.ridge) < 0 or min(self.batch, self.multiple) < 1:
       raise config.ConfigError(
-        f'{self}: steps and ridge must be at least 0, batch at least 1.'
+        f'{self}: steps and ridge must be at least 0, batch and multiple at '
+        'least 1.'
       )
 
 
@@ -134,7 +138,7 @@ def _approximate(
   held, rest = dreams.rows(held_out), dreams.rows(~held_out)
   params = expert_bank.with_fast_change(model.cfg, model.params, model.memory)
   plain = fold.plain_model(model.cfg, params)
-  columns = fold.fit(model, params, (rest.tokens, rest.real), cfg.ridge)
+  columns = fold.fit(model, params, (rest.tokens, rest.real), cfg)
   fitted = refine.measure(model, fold.with_columns(plain, columns), held)
   columns = refine.distil(model, plain, columns, rest, cfg)
   merged = fold.with_columns(plain, columns)
