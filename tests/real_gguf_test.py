@@ -87,21 +87,20 @@ def prompts(tok: tokenizers.Tokenizer) -> list[list[int]]:
 
 
 def test_logits_agree(ours, theirs):
-  """Up to float32: both are as far from transformers' float64 as 2e-4.
+  """To 1e-5 of the largest logit, which is float32's rounding over the layers.
 
-  The first token's activations are much larger than the others', and so is
-  their rounding: it moves all logits of that token together, up to 2e-4, which
-  the probabilities do not show.
+  Of SmolLM2's logits, up to 40, ours differ from theirs by 1.6e-4 at most. From
+  theirs in float64 ours differ by 1.8e-4, and theirs in float32 by 0.9e-4; most
+  at the first token, whose activations are by far the largest.
   """
   model, tok = ours
   for tokens in prompts(tok):
     got = np.asarray(model.forward(jnp.asarray([tokens])).logits[0])
     with torch.no_grad():
       want = theirs[0](torch.tensor([tokens])).logits[0].numpy()
-    logp = [np.asarray(jax.nn.log_softmax(x)) for x in (got, want)]
-    worst = [np.abs(got - want).max(), np.abs(logp[0] - logp[1]).max()]
-    print(f'{len(tokens)} tokens: logits, logp differ by {worst}')
-    assert worst[0] < 3e-4 and worst[1] < 1e-4
+    off, largest = np.abs(got - want).max(), np.abs(want).max()
+    print(f'{len(tokens)} tokens: off by {off:.1e} of {largest:.1f}')
+    assert off < 1e-5 * largest
 
 
 def test_greedy_output_is_token_identical(ours, theirs):
