@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from sleep_jax import config
+from sleep_jax.inference import encoder
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.runtime import sharding
@@ -50,6 +51,16 @@ def check_mesh(cfg: config.ModelConfig, rows: Mapping[str, int]) -> None:
   """
   sharding.check_rows(rows)
   sharding.check_leaves(jax.eval_shape(lambda: memory_lib.init_memory(cfg)))
+
+
+def check_judge(seeding: consolidation_config.SeedingConfig) -> None:
+  """Fetches the encoder that judges rollouts, if any will be judged by it.
+
+  Raises:
+    ConfigError: if it cannot be fetched.
+  """
+  if seeding.semantic == 'encoder' and seeding.uses_rollouts:
+    encoder.load()
 
 
 def seeding_rows(

@@ -80,6 +80,7 @@ class Sleep(base.Learner):
     if cfg.sleep.consolidate:
       study_nights = int(self.dreamer is not None and cfg.dreaming.study_night)
       checks.check_slots(model, cfg.sleep, self.setup.episodes + study_nights)
+      checks.check_judge(cfg.sleep)
     if not self.reads_windows:
       return
     recurrent_training.check(model, cfg.recurrence)
