@@ -211,7 +211,7 @@ def test_a_frozen_prefix_is_computed_once_and_changes_nothing(plain, tokens):
   fresh = model.with_memory(memory_lib.init_memory(cfg))
   prefix = fresh.frozen_prefix(tokens, positions)
   np.testing.assert_allclose(
-    model.forward(tokens, prefix=prefix).logits,
+    model.forward(prefix, positions=positions).logits,
     model.forward(tokens).logits,
     rtol=1e-5,
     atol=1e-5,

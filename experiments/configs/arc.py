@@ -76,13 +76,7 @@ def _generated() -> common.Config:
   )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,
-    dreams=60,
-    temperature=0.8,
-    keep=11,
-    keep_random=4,
-    learn_from='all',
-    epochs=12,
-    batch=5,
+    **common.ARC_DREAMING,
     learning_rate=4e-3,
     # A document is a puzzle; a shorter row would not see that it was lost.
     retention_length=task.length,

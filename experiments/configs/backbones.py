@@ -47,9 +47,7 @@ _SPLIT = (0.25, 0.25, 0.5)  # Of the layers, from the embedding on.
 # 2's supervised fine-tuning of all weights (arXiv 2307.09288, section 3.1).
 # Each slower level has half of the one before: ours.
 _RATE = 2e-5
-# SmolLM2's fewer weights need more. It was read 8 invented facts: six readings
-# at 1e-4 taught it 4 and left 0.63 of the general questions that it answered
-# before right, from 0.75; three at 3e-4 taught 6 and left 0.25.
+# SmolLM2's fewer weights need more: ours.
 _SMALL_RATE = 1e-4
 _CONTEXT = 4096  # Tokens that icl keeps.
 
@@ -319,13 +317,7 @@ def _arc(c: common.Config, task: str, chat: bool) -> None:
   )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,
-    dreams=60,
-    temperature=0.8,
-    keep=11,
-    keep_random=4,
-    learn_from='all',
-    epochs=12,
-    batch=5,
+    **common.ARC_DREAMING,
     learning_rate=5e-5,
     retention_length=1024,
   )

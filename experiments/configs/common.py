@@ -16,6 +16,16 @@ from sleep_jax.tasks import corpus as corpus_lib
 Config: TypeAlias = Any
 
 _EVALS = 10  # Episodes of a pretraining, each with an evaluation.
+# SEAL's dreaming about ARC, but for the rate.
+ARC_DREAMING = dict(
+  dreams=60,
+  temperature=0.8,
+  keep=11,
+  keep_random=4,
+  learn_from='all',
+  epochs=12,
+  batch=5,
+)
 # Fast weights learn, and no night consolidates them.
 WAKE_ONLY = dict(learner='sleep', sleep=dict(consolidate=False))
 # Table 3 of the Sleep paper, but for four levels.

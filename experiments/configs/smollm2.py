@@ -39,6 +39,17 @@ KNOWN = (
   66, 70, 73, 74, 76, 78, 79, 80, 83,
 )  # fmt: skip
 
+ARMS = {
+  'sleep': {},
+  'wake_only': common.WAKE_ONLY,
+  'sft': {},
+  # Half of a batch's rows are documents, so that it has twice the rows.
+  'replay': dict(finetune=dict(batch=2 * BATCH)),
+  'ewc': {},
+  'icl': dict(learner_config=dict(context=1024)),
+  'frozen': {},
+}
+
 
 def model(rate: float = 3e-4, rank: int = 32) -> common.Config:
   """The last layers fast, those beneath with experts, the others frozen."""
@@ -104,16 +115,7 @@ def get_config(variant: str = '') -> common.Config:
     targets=('q', 'v', 'gate', 'up', 'down'),
   )
   c.learner_config = ml_collections.ConfigDict()
-  c.arms = {
-    'sleep': {},
-    'wake_only': common.WAKE_ONLY,
-    'sft': {},
-    # Half of a batch's rows are documents, so that it has twice the rows.
-    'replay': dict(finetune=dict(batch=2 * BATCH)),
-    'ewc': {},
-    'icl': dict(learner_config=dict(context=1024)),
-    'frozen': {},
-  }
+  c.arms = dict(ARMS)
   common.vary(
     c,
     variant,

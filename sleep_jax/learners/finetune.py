@@ -161,7 +161,7 @@ class Finetune(base.Learner):
           model.replace(adapter=None),
           model.adapter,
           life.opt_state,
-          *batches,
+          batches,
           **penalty,
         )
         model = model.replace(adapter=adapter)

@@ -37,9 +37,8 @@ class Model(at.Pytree):
     *,
     positions: at.Array | None = None,
     cache: cache_lib.Cache | None = None,
-    prefix: at.Array | None = None,
   ) -> transformer.Output:
-    """One forward pass over tokens `[B, T]`; see `transformer.forward`."""
+    """One forward pass over tokens; see `transformer.forward`."""
     return transformer.forward(
       self.cfg,
       self.params,
@@ -48,7 +47,6 @@ class Model(at.Pytree):
       positions=positions,
       cache=cache,
       adapter=self.adapter,
-      prefix=prefix,
     )
 
   def frozen_prefix(

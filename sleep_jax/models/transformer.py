@@ -68,7 +68,6 @@ class Decoder(nn.Module):
     cache: cache_lib.Cache | None,
     adapter: lora.Adapter | None = None,
     states: tuple[jax.Array, ...] = (),
-    prefix: jax.Array | None = None,
   ) -> Output:
     """`memory` is `cms.per_layer_memory` of one; the rest as in `forward`."""
     c, layer_range = self.cfg, None
@@ -79,10 +78,10 @@ class Decoder(nn.Module):
       name='embed',
       embedding_init=nn.initializers.normal(0.02),
     )
-    if prefix is None:
+    if tokens.ndim == 2:
       x = embed(tokens)
     else:
-      x, layer_range = prefix, range(c.frozen_layers, c.layers)
+      x, layer_range = tokens, range(c.frozen_layers, c.layers)
     inputs, key_positions = _mixer_inputs(c, positions, cache)
     if cache is None:
       caches = cache_lib.init_layer_caches(c, len(tokens), states)
@@ -143,14 +142,14 @@ def forward(
   positions: at.Array | None = None,
   cache: cache_lib.Cache | None = None,
   adapter: lora.Adapter | None = None,
-  prefix: at.Array | None = None,
 ) -> Output:
   """One forward pass.
 
   Args:
     cfg: the model.
     params: backbone weights, as `init` gives them.
-    tokens: `[B, T]`.
+    tokens: `[B, T]`; or `[B, T, D]`, the `frozen_prefix` of such, which is then
+      not computed again.
     memory: fast weights and experts; None computes the bare backbone. Its
       recurrent states, [H, K, V] for every row or [B, H, K, V], are what a
       hybrid's recurrent layers begin with, unless a cache is given.
@@ -158,7 +157,6 @@ def forward(
       0..T-1, or continuing after the cache's columns.
     cache: keys and values of earlier columns; its space must suffice.
     adapter: low-rank changes of the backbone's matrices.
-    prefix: `frozen_prefix` of the same tokens, which is then not computed.
 
   Returns:
     The `Output`; `cache` holds the new columns if one was given.
@@ -173,7 +171,7 @@ def forward(
   return layers_lib.apply(
     Decoder(cfg),
     params,
-    *(tokens, layer_memory, positions, cache, adapter, states, prefix),
+    *(tokens, layer_memory, positions, cache, adapter, states),
   )
 
 

@@ -130,8 +130,7 @@ def train_adapter_steps(
   backbone: model_lib.Model,
   adapter: lora.Adapter,
   opt_state: Any,
-  tokens: at.Int[jax.Array, 'K B T'],
-  weight: at.Float[jax.Array, 'K B T'],
+  batches: tuple[at.Int[jax.Array, 'K B T'], at.Float[jax.Array, 'K B T']],
   *,
   penalty: Penalty | None = None,
   penalty_state: Any = None,
@@ -143,8 +142,8 @@ def train_adapter_steps(
     backbone: without memory and adapter.
     adapter: donated.
     opt_state: donated.
-    tokens, weight, penalty, penalty_state: see `train_steps`; the penalty is
-      given the adapter.
+    batches: tokens and weights.
+    penalty, penalty_state: see `train_steps`; the penalty is given the adapter.
 
   Returns:
     Adapter, optimizer state, and the loss of each step.
@@ -153,7 +152,7 @@ def train_adapter_steps(
     optimizer,
     backbone.replace(adapter=adapter),
     opt_state,
-    (tokens, weight),
+    batches,
     penalty,
     penalty_state,
   )

@@ -271,14 +271,7 @@ def load(file: File, allocate: folder_lib.Allocate | None = None) -> at.Params:
   slots = huggingface.tensor_slots(cfg)
   names = _hf_names(file)
   dtypes = _check_tensors(file, names, slots)
-  allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
-  arrays: dict[str, np.ndarray] = {}
-  for slot in slots.values():
-    if slot.name not in arrays:
-      stack = () if slot.layer is None else (cfg.layers,)
-      arrays[slot.name] = allocate(
-        slot.name, (*stack, *slot.shape), dtypes[slot.name]
-      )
+  arrays = huggingface.allocated(slots, cfg.layers, dtypes, allocate)
   permuted = file.get('general.architecture') == 'llama'
   for name, hf_name in names.items():
     tensor = _values(file.tensors[name])

@@ -266,14 +266,7 @@ def load(
   layout = layout or Layout(tensor_slots(cfg))
   files, slots = shards(folder), layout.slots
   dtypes = _check_headers(files, cfg, layout)
-  allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
-  arrays: dict[str, np.ndarray] = {}
-  for slot in slots.values():
-    if slot.name not in arrays:
-      stack = () if slot.layer is None else (cfg.layers,)
-      arrays[slot.name] = allocate(
-        slot.name, (*stack, *slot.shape), dtypes[slot.name]
-      )
+  arrays = allocated(slots, cfg.layers, dtypes, allocate)
   for file in files:
     with opened(file) as f:
       for name in f.keys():
@@ -284,6 +277,30 @@ def load(
         copy_into(arrays, slots[name], tensor)
   _check_tie(files, cfg, arrays['embed.embedding'])
   return traverse_util.unflatten_dict(arrays, sep='.')
+
+
+def allocated(
+  slots: Mapping[str, TensorSlot],
+  layers: int,
+  dtypes: dict[str, np.dtype],
+  allocate: folder_lib.Allocate | None,
+) -> dict[str, np.ndarray]:
+  """An array to fill for each of our parameters, stacked over the layers.
+
+  Args:
+    slots: every tensor of the checkpoint.
+    layers: L.
+    dtypes: the type of each parameter.
+    allocate: returns the arrays; default: in RAM.
+  """
+  allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
+  arrays: dict[str, np.ndarray] = {}
+  for slot in slots.values():
+    if slot.name not in arrays:
+      stack = () if slot.layer is None else (layers,)
+      shape = (*stack, *slot.shape)
+      arrays[slot.name] = allocate(slot.name, shape, dtypes[slot.name])
+  return arrays
 
 
 def copy_into(

@@ -201,9 +201,8 @@ def objective(
   parts = [labels] if rollouts is None else [labels, rollouts.labels]
   batch = teacher_labels.concatenate(*parts).replace(head=None)
   batch = sharding.shard_batch(batch, 'batch')
-  out = student.forward(
-    batch.tokens, positions=batch.positions, prefix=batch.prefix
-  )
+  inputs = batch.tokens if batch.prefix is None else batch.prefix
+  out = student.forward(inputs, positions=batch.positions)
   size = labels.tokens.shape[0]
   measure = divergences.divergence(cfg.divergence, cfg.beta)
   divergence_of = functools.partial(_masked_divergence, cfg, student, out)

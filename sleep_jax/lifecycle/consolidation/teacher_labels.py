@@ -103,9 +103,10 @@ def label(
   """
 
   prefix = teachers.current.frozen_prefix(tokens, positions)
+  inputs = tokens if prefix is None else prefix
 
   def run(model: model_lib.Model) -> transformer.Output:
-    return model.forward(tokens, positions=positions, prefix=prefix)
+    return model.forward(inputs, positions=positions)
 
   out = run(teachers.current)
   previous = None if teachers.previous is None else run(teachers.previous)
