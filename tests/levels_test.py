@@ -281,6 +281,7 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
     NIGHT,
     life,
     schedule.Transfer(0, 1),
+    life.previous_memory(),
     tokenizers.WordTokenizer(words, separator='.'),
     costs_lib.CostTracker(cfg, 16),
     jax.random.PRNGKey(1),

@@ -15,6 +15,7 @@ from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import night as night_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
@@ -76,6 +77,7 @@ def consolidate(life, seeding_cfg=CONFIG, pair=FASTEST):
     seeding_cfg,
     life,
     pair,
+    life.previous_memory(),
     TOKENIZER,
     costs_lib.CostTracker(life.model.cfg, 16),
     jax.random.PRNGKey(1),
@@ -361,3 +363,44 @@ def test_the_previous_memory_is_that_of_the_last_morning(life):
     next_day.previous_memory().deltas(), life.memory.deltas()
   )
   assert int(next_day.clock.nights) == 1
+
+
+def test_all_transfers_of_a_night_have_one_previous_model(life, monkeypatch):
+  """After the first one a bank knows today; the previous model must not."""
+  morning, taught, seed = life.previous_memory(), [], seeding.seed
+
+  def record(job, *args):
+    taught.append(job.teachers)
+    return seed(job, *args)
+
+  monkeypatch.setattr(seeding, 'seed', record)
+  cfg = dataclasses.replace(CONFIG, steps=4, max_kl_share=2.0)
+  due = [schedule.Transfer(1, 2), schedule.Transfer(0, 1)]
+  tracker = costs_lib.CostTracker(life.model.cfg, 16)
+  night_lib.night(cfg, life, due, TOKENIZER, tracker)
+  assert len(taught) == 2
+  for teachers in taught:
+    assert not paths_that_differ(teachers.previous_memory, morning)
+  assert paths_that_differ(taught[1].current.memory, taught[0].current.memory)
+
+
+def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
+  drawn, measured = [], []
+  sample, measure = replay_lib.sample_replay, seeding._probe_kl
+
+  def record(*args):
+    drawn.append(sample(*args))
+    return drawn[-1]
+
+  def record_probe(job, expert, student, probe):
+    measured.append(np.asarray(probe.tokens))
+    return measure(job, expert, student, probe)
+
+  monkeypatch.setattr(replay_lib, 'sample_replay', record)
+  monkeypatch.setattr(seeding, '_probe_kl', record_probe)
+  consolidate(life, dataclasses.replace(CONFIG, steps=2))
+  trained, probe = (replay.tokens for replay in drawn)
+  for tokens in measured:
+    np.testing.assert_array_equal(tokens, probe)
+  known = {row.tobytes() for row in trained}
+  assert np.mean([row.tobytes() in known for row in probe]) < 0.1

@@ -13,6 +13,7 @@ import tqdm
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import student as student_lib
 from sleep_jax.harness import summary as summary_lib
@@ -88,7 +89,7 @@ def _live(
     task, learner, costs = build_lib.build(c, seed)
   digest = build_lib.life_digest(c, seed)
   checkpoints = checkpoint.Checkpoints(
-    folder / 'checkpoints', digest, _base_digest(learner)
+    folder / 'checkpoints', digest, base_digest(learner)
   )
   title = f'{arm} seed {seed}'
   snapshot = _first_snapshot(checkpoints, task, learner, seed)
@@ -133,7 +134,7 @@ def _live(
   ) | {'learner': arm, 'seed': seed, 'identity': digest}
 
 
-def _base_digest(learner: learner_lib.Learner) -> str:
+def base_digest(learner: learner_lib.Learner) -> str:
   """Of the base, if a life never changes it; else ''."""
   if learner.trains_backbone:
     return ''
@@ -152,11 +153,18 @@ def _first_snapshot(
   snapshot = checkpoints.newest(life)
   if snapshot is None:
     return checkpoint.Snapshot(0, '', life, {'records': []})
-  life = snapshot.life.replace(frames=_as_tuples(snapshot.notes['frames']))
+  life = snapshot.life.replace(frames=frames_of(snapshot))
   if snapshot.notes['contexts']:
     contexts = task.experience(snapshot.night).contexts
     life = life.replace(contexts=contexts)
   return dataclasses.replace(snapshot, life=life)
+
+
+def frames_of(
+  snapshot: checkpoint.Snapshot,
+) -> tuple[experience_lib.Frame, ...]:
+  """The `Life.frames` of a snapshot; its arrays do not hold them."""
+  return _as_tuples(snapshot.notes['frames'])
 
 
 def _as_tuples(value: Any) -> Any:

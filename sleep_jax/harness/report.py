@@ -47,18 +47,27 @@ def write_report(
   return table
 
 
-def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
-  """Reports all lives of a work directory that have ended so far.
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The config of a work directory of `experiments.run`.
 
   Raises:
-    ConfigError: if there are none, or they are of another version.
+    ConfigError: if it is not one.
   """
   path = workdir / 'config.json'
   if not path.exists():
     raise config.ConfigError(
       f'{path} does not exist; give the --workdir of experiments.run.'
     )
-  c = json.loads(path.read_text(encoding='utf-8'))
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
+  """Reports all lives of a work directory that have ended so far.
+
+  Raises:
+    ConfigError: if there are none, or they are of another version.
+  """
+  c = read_config(workdir)
   ended = sorted(workdir.glob('lives/*/summary.json'))
   if not ended:
     raise config.ConfigError(f'{workdir}: no life has ended yet.')

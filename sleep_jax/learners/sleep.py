@@ -116,7 +116,7 @@ class Sleep(base.Learner):
     cfg, setup = self.cfg, self.setup
     life = self._flush_window(life)
     life, metrics = consolidation_night.night(
-      cfg.sleep, life, self._due(life), setup.tokenizer, setup.costs
+      cfg.sleep, life, self.due(life), setup.tokenizer, setup.costs
     )
     if self.dreamer is not None:
       life, dreaming_metrics = self_edit.dream(self.dreamer, life)
@@ -177,7 +177,7 @@ class Sleep(base.Learner):
     )
     return self.sleep(copy)[0]
 
-  def _due(self, life: life_lib.Life) -> list[schedule.Transfer]:
+  def due(self, life: life_lib.Life) -> list[schedule.Transfer]:
     """Tonight's transfers."""
     model = self.setup.model.cfg
     if not self.cfg.sleep.consolidate:

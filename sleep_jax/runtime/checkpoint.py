@@ -159,7 +159,7 @@ class Checkpoints:
           'again.'
         ) from e
 
-  def newest(self, template: at.Tree) -> Snapshot | None:
+  def newest(self, template: at.Tree, phase: str = '') -> Snapshot | None:
     """The newest readable snapshot, or None if nothing was ever saved.
 
     A corrupt checkpoint is renamed to `corrupt-N`, with a warning.
@@ -168,6 +168,7 @@ class Checkpoints:
       template: a life of this config. Restored leaves take the sharding of the
         template's, on any number of devices; leaves of the learner state may
         differ in size.
+      phase: if given, snapshots of the end of this phase alone count.
 
     Raises:
       ConfigError: if the checkpoints are of another config, base or version,
@@ -175,6 +176,8 @@ class Checkpoints:
     """
     corrupt = []
     for step in sorted(self._manager.all_steps(), reverse=True):
+      if phase and PHASES[step % len(PHASES)] != phase:
+        continue
       try:
         meta, leaves = self._read(step, template)
       except config.ConfigError:

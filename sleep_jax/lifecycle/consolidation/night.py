@@ -42,11 +42,15 @@ def night(
     )
   metrics = {'transfers': float(len(due))}
   night_key = jax.random.fold_in(life.rng, life.clock.nights)
+  # Taken before anything moves: after a first transfer the bank knows today.
+  previous = life.previous_memory()
   for pair in due:
     # A transfer from states is the only one of its night.
     key = night_key
     if pair.sender != schedule.STATES:
       key = jax.random.fold_in(night_key, pair.sender)
-    life, report = transfer_lib.transfer(cfg, life, pair, tokenizer, costs, key)
+    life, report = transfer_lib.transfer(
+      cfg, life, pair, previous, tokenizer, costs, key
+    )
     metrics |= report.metrics()
   return life, metrics

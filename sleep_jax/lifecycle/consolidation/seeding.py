@@ -41,7 +41,7 @@ from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 
 _HEAD_MULTIPLE = 1024
-_PROBE_ROWS = 64  # Replayed rows on which KL is measured, before and after.
+_PROBE_ROWS = 64  # Dreams on which KL is measured, and none is trained.
 
 
 class StepMetrics(at.Pytree):
@@ -104,10 +104,10 @@ def seed(
   Returns:
     The student after seeding, and the curves of `StepMetrics` (`[steps]`)
     together with `reward` (`[rounds]`) and `probe`: KL(teacher || student)
-    before and after, on the same rows.
+    before and after, on dreams of their own.
   """
-  replay_key, order_key, roll_key = jax.random.split(rng, 3)
-  replay, labels = _replay(job, replay_key)
+  replay_key, order_key, roll_key, probe_key = jax.random.split(rng, 4)
+  replay, labels, probe = _replay(job, replay_key, probe_key)
   job = dataclasses.replace(
     job, teachers=job.teachers.replace(head=labels.head)
   )
@@ -118,9 +118,6 @@ def seed(
     jax.tree.map(jnp.copy, bank.expert(target.slot))
   )
   state = expert, sharding.shard_params(optimizer(cfg).init(expert))
-  probe_rng = order_lib.numpy_rng(jax.random.fold_in(rng, 1))
-  probe = labels.rows(replay.sample_rows(probe_rng, _PROBE_ROWS))
-  probe = sharding.shard_batch(probe, 'batch')
   kl_before = _probe_kl(job, state[0], student, probe)
   order = order_lib.numpy_rng(order_key)
   curves, rewards, rollouts = [], [], None
@@ -344,33 +341,44 @@ def _probe_kl(
 
 
 def _replay(
-  job: SeedingJob, rng: at.Key
-) -> tuple[replay_lib.Replay, teacher_labels.LabeledBatch]:
-  """The job's data: D, and the teachers' labels of every token."""
+  job: SeedingJob, rng: at.Key, probe_rng: at.Key
+) -> tuple[
+  replay_lib.Replay, teacher_labels.LabeledBatch, teacher_labels.LabeledBatch
+]:
+  """The job's data: D, its labels, and labelled dreams that are not in it."""
+  probe_cfg = dataclasses.replace(job.cfg, dreams=_PROBE_ROWS)
   with job.costs.phase('rollout') as cost:
-    replay = replay_lib.sample_replay(
-      job.cfg, job.teachers, job.tokenizer, job.nights, rng, job.frames
+    replay, probe = (
+      replay_lib.sample_replay(
+        cfg, job.teachers, job.tokenizer, job.nights, key, job.frames
+      )
+      for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
     )
-    cost.add_forward(replay.tokens.size)
+    size = replay.tokens.size + probe.tokens.size
+    cost.add_forward(size * job.cfg.oversample)
   teachers = job.teachers
   if job.cfg.dream_vocab:
-    teachers = teachers.replace(head=_head(teachers.current, replay))
+    teachers = teachers.replace(head=_head(teachers.current, replay, probe))
   with job.costs.phase('teacher') as cost:
-    labels = teacher_labels.label_all(job.cfg, teachers, replay)
     # Every device has all rows, and takes its own rows of a batch.
-    labels = jax.block_until_ready(sharding.replicate(labels))
+    labels, probe_labels = (
+      sharding.replicate(teacher_labels.label_all(job.cfg, teachers, rows))
+      for rows in (replay, probe)
+    )
+    jax.block_until_ready(labels)
     times = 1 if job.teachers.previous is None else 2
-    cost.add_forward(replay.tokens.size, times=times)
-  return replay, labels
+    cost.add_forward(size, times=times)
+  return replay, labels, sharding.shard_batch(probe_labels, 'batch')
 
 
-def _head(model: model_lib.Model, replay: replay_lib.Replay) -> jax.Array:
-  """The unembedding's rows of the tokens in D, and a few more.
+def _head(model: model_lib.Model, *replays: replay_lib.Replay) -> jax.Array:
+  """The unembedding's rows of the tokens in dreams, and a few more.
 
   A multiple of `_HEAD_MULTIPLE`, so that few shapes are compiled.
   """
   used = np.zeros(model.cfg.vocab, bool)
-  used[replay.tokens] = True
+  for replay in replays:
+    used[replay.tokens] = True
   size = min(-(-used.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, len(used))
   used[np.flatnonzero(~used)[: size - used.sum()]] = True
   return model.unembedding()[np.flatnonzero(used)]

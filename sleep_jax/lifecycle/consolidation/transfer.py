@@ -65,27 +65,37 @@ def transfer(
   cfg: consolidation_config.SeedingConfig,
   life: life_lib.Life,
   pair: schedule.Transfer,
+  previous: memory_lib.Memory,
   tokenizer: tokenizers.Tokenizer,
   costs: costs_lib.CostTracker,
   rng: at.Key,
 ) -> tuple[life_lib.Life, TransferReport]:
   """Consolidates sender into receiver; one that fails changes nothing.
 
+  Args:
+    cfg: the settings.
+    life: after its day and after the night's earlier transfers.
+    pair: sender and receiver.
+    previous: the memory before this day, at the start of the night.
+    tokenizer: of the task.
+    costs: where tokens, FLOPs and seconds are written down.
+    rng: random key.
+
   Raises:
     ConfigError: if the receiver's bank is full and the policy is `error`.
   """
   slot_key, seed_key, free_key = jax.random.split(rng, 3)
   original = life
-  life = free_up_slot(cfg, life, pair.receiver, tokenizer, costs, free_key)
+  life = free_up_slot(
+    cfg, life, pair.receiver, previous, tokenizer, costs, free_key
+  )
   model = life.model.merged()
 
   # Compute. The teacher is the model as it runs, the sender's weights and
   # experts included; the student is what the sender's update makes of it.
   teachers = replay_lib.Teachers(
     current=model,
-    previous_memory=(
-      life.previous_memory() if cfg.teachers == 'current+previous' else None
-    ),
+    previous_memory=previous if cfg.teachers == 'current+previous' else None,
   )
   student = compute(cfg, model, pair.sender)
 
@@ -156,6 +166,7 @@ def free_up_slot(
   cfg: consolidation_config.SeedingConfig,
   life: life_lib.Life,
   level: int,
+  previous: memory_lib.Memory,
   tokenizer: tokenizers.Tokenizer,
   costs: costs_lib.CostTracker,
   rng: at.Key,
@@ -193,13 +204,13 @@ def free_up_slot(
     merge_cfg = dataclasses.replace(cfg, alpha=1.0, lam=0.0, router_weight=0.0)
     model = life.model.merged()
     teachers = replay_lib.Teachers(
-      model.with_memory(life.previous_memory()), None
+      model.with_memory(previous), previous_memory=None
     )
     target = seeding.SlotId(level, younger[0])
     job = seeding.SeedingJob(
       merge_cfg, teachers, target, 0, tokenizer, costs, life.frames
     )
-    student = model.with_memory(memory.with_fast_state(life.fast_at_wake))
+    student = model.with_memory(previous.with_level(level, bank=bank))
     student, _ = seeding.seed(job, student, rng)
     memory = memory.with_level(level, bank=student.bank(level))
   return life.with_memory(memory)
