@@ -195,8 +195,9 @@ def seeding_left(night: Night, rng: at.Key) -> dict[str, dict[str, float]]:
     _measure, night.cfg, seeding.SlotId(receiver, slot)
   )
   sums: dict[str, list[float]] = {}
-  for i in range(0, len(replay.tokens), night.cfg.batch):
-    batch = labels.rows(slice(i, i + night.cfg.batch))
+  rows = np.arange(len(replay.tokens))
+  for index in np.split(rows, rows[night.cfg.batch :: night.cfg.batch]):
+    batch = labels.rows(index)
     for name, values in measure(without, after, batch).items():
       total = sums.setdefault(name, [0.0, 0.0])
       total[0] += float(values[0])
