@@ -404,3 +404,43 @@ def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
     np.testing.assert_array_equal(tokens, probe)
   known = {row.tobytes() for row in trained}
   assert np.mean([row.tobytes() in known for row in probe]) < 0.1
+
+
+@pytest.mark.parametrize('top_k', [0, 8])
+@pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
+def test_the_policy_of_a_fresh_rollout_is_that_which_drew_it(
+  life, temperature, top_k
+):
+  """The first ratio of PPO is 1 at any temperature, whatever is emphasised."""
+  cfg = dataclasses.replace(
+    CONFIG,
+    temperature=temperature,
+    disagreement_weight=(3.0, 3.0),
+    teacher_top_k=top_k,
+    tokens_in_flight=64,
+  )
+  teachers = replay_lib.Teachers(life.model, life.previous_memory())
+  rows = jax.random.randint(jax.random.key(5), (4, 16), 3, 32)
+  continuations = imitation.sample_continuations(
+    cfg, TOKENIZER, life.model, rows, jnp.full((4,), 16), jax.random.key(6)
+  )
+  rollouts, _ = imitation.score_rollouts(
+    cfg, TOKENIZER.separator, teachers, continuations
+  )
+  student = life.model
+  bank = student.bank(1).unlock(0, 0, jax.random.key(7))
+  student = student.with_level(1, bank=bank)
+  # With all ratios 1, the loss is the mean of the advantages.
+  advantage = jnp.arange(16, dtype=jnp.float32)
+  drawn = rollouts.labels.weight.any(axis=1)
+  _, metrics = seeding.objective(
+    bank.expert(0),
+    cfg,
+    seeding.SlotId(1, 0),
+    student,
+    rollouts.labels,
+    rollouts.replace(advantage=advantage),
+  )
+  np.testing.assert_allclose(
+    metrics.imitation, -(advantage * drawn).mean(), rtol=1e-3
+  )

@@ -1,5 +1,6 @@
 """What tasks and learners exchange: streams, answers, scores."""
 
+import collections
 from collections.abc import Callable, Iterator
 import dataclasses
 from typing import Any
@@ -16,6 +17,29 @@ _BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
 # The fixed parts of a kind of document, in order: what a model writes after
 # each of them, up to its stop token, is the content. A frame has none.
 Frame = tuple[tuple[int, ...], ...]
+
+
+def with_openings(
+  frame: Frame, contents: list[list[int]], tokens: int
+) -> tuple[Frame, ...]:
+  """A frame, and the same frame with each usual opening of a content.
+
+  "Where is" opens many questions and says nothing about any one of them: it
+  belongs to the form.
+
+  Args:
+    frame: of documents.
+    contents: what stands in the frame's first gap, one of each document.
+    tokens: how long an opening is. One that fewer than two different contents
+      share is left out.
+  """
+  different = {tuple(x) for x in contents if len(x) > tokens}
+  counts = collections.Counter(x[:tokens] for x in sorted(different))
+  return frame, *(
+    ((*frame[0], *opening), *frame[1:])
+    for opening, count in counts.items()
+    if count > 1
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import grading
 
 _HELD_OUT_LENGTH = 32  # Tokens.
+_OPENING = 2  # Tokens of a question that are of its form, not its content.
 _ASK_ROWS = 32  # Questions asked at a time.
 _QUESTIONS = 'general_questions.jsonl'  # Of `sleep_jax/assets`.
 _SYLLABLES = (
@@ -342,7 +343,11 @@ class InventedFacts(task_lib.Task):
     tokens, weight = packing.pack(
       documents, self.cfg.length, self.tokenizer.pad
     )
-    frames = (self._chat.frame(self.tokenizer.stop),)
+    frame = self._chat.frame(self.tokenizer.stop)
+    start = len(self._chat.before_user)
+    frames = experience_lib.with_openings(
+      frame, [x[start:] for x in documents], _OPENING
+    )
     return experience_lib.Experience(tokens, weight, frames=frames)
 
   def _document(self, question: str, answer: str) -> list[int]:

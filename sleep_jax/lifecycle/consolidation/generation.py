@@ -79,14 +79,18 @@ def sample(
   """
   shares = frames(cfg, tokenizer, day)
   ends = np.rint(np.cumsum([share for _, share in shares]) * rows).astype(int)
-  parts = []
-  for i, (frame, _) in enumerate(shares):
-    size = int(ends[i] - (ends[i - 1] if i else 0))
-    key = rng if not i else jax.random.fold_in(rng, i)
-    if size and len(frame) == len(frame[0]) == 1:
-      parts.append(_from_bos(cfg, model, tokenizer, size, key))
-    elif size:
-      parts.append(_from_frame(cfg, model, tokenizer, (frame, size), key))
+  sizes = np.diff(ends, prepend=0)
+  bos = 0
+  if len(shares[0][0]) == len(shares[0][0][0]) == 1:
+    bos, (_, *shares), (_, *sizes) = int(sizes[0]), shares, sizes
+  parts = [_from_bos(cfg, model, tokenizer, bos, rng)] if bos else []
+  # Frames with as many gaps are filled in one batch.
+  wanted: dict[int, list[experience_lib.Frame]] = {}
+  for (frame, _), size in zip(shares, sizes, strict=True):
+    wanted.setdefault(len(frame), []).extend([frame] * int(size))
+  for gaps, of_rows in wanted.items():
+    key = jax.random.fold_in(rng, gaps)
+    parts.append(_from_frames(cfg, model, tokenizer, of_rows, key))
   return Documents(*(np.concatenate(x) for x in zip(*parts)))
 
 
@@ -119,38 +123,40 @@ def _from_bos(
   return Documents(tokens, out.lengths + 1, np.ones(rows, int))
 
 
-def _from_frame(
+def _from_frames(
   cfg: consolidation_config.SeedingConfig,
   model: model_lib.Model,
   tokenizer: tokenizers.Tokenizer,
-  wanted: tuple[experience_lib.Frame, int],
+  of_rows: list[experience_lib.Frame],
   rng: at.Key,
 ) -> Documents:
-  """Fills a frame's gaps one after the other, `wanted` times.
+  """Fills the gaps of each row's frame, one after the other.
 
-  A document of which any gap but the last was cut short is dropped, and others
-  stand for it.
+  All frames have as many gaps. A document of which any gap but the last was cut
+  short is dropped, and others stand for it.
   """
-  frame, rows = wanted
-  gap = (cfg.dream_length - sum(map(len, frame))) // len(frame)
+  rows, gaps = len(of_rows), len(of_rows[0])
+  longest = max(sum(map(len, frame)) for frame in of_rows)
+  gap = (cfg.dream_length - longest) // gaps
   if gap < 1:
     raise config.ConfigError(
       f'sleep.dream_length={cfg.dream_length} leaves no room in a frame of '
-      f'{sum(map(len, frame))} tokens; raise it.'
+      f'{longest} tokens; raise it.'
     )
-  documents: list[list[int]] = [[] for _ in range(-(-rows // _ROWS) * _ROWS)]
-  if rows < _ROWS:
-    documents = documents[:rows]
+  size = rows if rows < _ROWS else -(-rows // _ROWS) * _ROWS
+  of_rows = [of_rows[i] for i in np.arange(size) * rows // size]
+  documents: list[list[int]] = [[] for _ in of_rows]
   sampler = _sampler(cfg, tokenizer, gap)
-  for number, part in enumerate(frame):
+  for number in range(gaps):
     if number:
-      ended = [d for d in documents if d[-1] == tokenizer.stop]
-      chosen = np.resize(np.arange(len(ended or documents)), len(documents))
-      documents = [(ended or documents)[i] for i in chosen]
-    documents = [[*document, *part] for document in documents]
-    width = sum(map(len, frame[: number + 1])) + number * gap
+      ended = [i for i in range(size) if documents[i][-1] == tokenizer.stop]
+      chosen = np.resize(ended or np.arange(size), size)
+      documents = [documents[i] for i in chosen]
+      of_rows = [of_rows[i] for i in chosen]
+    documents = [[*d, *f[number]] for d, f in zip(documents, of_rows)]
+    width = longest + number * gap
     new = []
-    for i in range(0, len(documents), _ROWS):
+    for i in range(0, size, _ROWS):
       prompts = padding.left_pad(
         documents[i : i + _ROWS], tokenizer.pad, width=width
       )
@@ -163,12 +169,14 @@ def _from_frame(
       out = sharding.fetch(out)
       new += [x[:n].tolist() for x, n in zip(out.tokens, out.lengths)]
     documents = [d + x for d, x in zip(documents, new, strict=True)]
-  documents = documents[:rows]
+  if size > rows:  # Evenly, so that no frame is left out.
+    kept = np.arange(rows) * size // rows
+    documents, of_rows = ([x[i] for i in kept] for x in (documents, of_rows))
   tokens = np.full((rows, cfg.dream_length), tokenizer.pad, np.int32)
   for row, document in zip(tokens, documents, strict=True):
     row[: len(document)] = document
   lengths = np.array([len(document) for document in documents])
-  return Documents(tokens, lengths, np.full(rows, len(frame[0])))
+  return Documents(tokens, lengths, np.array([len(f[0]) for f in of_rows]))
 
 
 def _sampler(

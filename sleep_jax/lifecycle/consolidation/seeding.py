@@ -216,7 +216,8 @@ def objective(
       _token_logprobs(cfg, student, out, size, rollouts.labels.tokens),
       rollouts.old_logp[:, 1:],
       rollouts.advantage,
-      rollouts.labels.weight[:, :-1],
+      # What weighs the divergence of a token says nothing of its credit.
+      rollouts.labels.weight[:, :-1] > 0,
     )
   gate_loss = optax.sigmoid_binary_cross_entropy(
     jnp.take(out.router_logits(target.level), target.slot, axis=-1), batch.gate
@@ -301,10 +302,14 @@ def _token_logprobs(
   first: int,
   tokens_RxT: jax.Array,
 ) -> at.Float[jax.Array, 'R _']:
-  """Log-probabilities of all but the first token, in rows from `first` on."""
+  """Log-probabilities of all but the first token, in rows from `first` on.
+
+  Of the policy that was sampled from, so at its temperature.
+  """
   if not cfg.teacher_top_k:
-    return losses.token_logprobs(out.logits[first:], tokens_RxT)
-  matrix = student.unembedding()
+    logits = out.logits[first:] / cfg.temperature
+    return losses.token_logprobs(logits, tokens_RxT)
+  matrix = student.unembedding() / cfg.temperature
   return divergences.chunked(
     lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
     (out.hidden[first:, :-1], tokens_RxT[:, 1:]),
