@@ -1,5 +1,6 @@
 """Streams and evaluations: seeded, closed book, and without leaks."""
 
+import collections
 import csv
 import gzip
 import hashlib
@@ -229,3 +230,36 @@ def test_fewer_episodes_and_examples_are_a_part_of_the_data():
   assert {row.tobytes() for row in part.experience(0).tokens} <= rows
   with pytest.raises(config.ConfigError, match='episodes=8 must be 0 .all. to'):
     tasks.build('class_incremental', dict(dataset='banking', episodes=8), 1)
+
+
+@needs_data
+def test_late_rows_are_read_on_the_next_day_and_none_is_lost():
+  settings = dict(dataset='banking', episodes=3, train_examples=4, passes=2)
+  usual = tasks.build('class_incremental', settings, seed=1)
+  late = tasks.build('class_incremental', settings | dict(late=0.25), seed=1)
+  days = [
+    [task.experience(i).tokens.tolist() for i in range(3)]
+    for task in (usual, late)
+  ]
+  assert sum(days[0], []) == sum(days[1], [])
+  assert [len(day) for day in days[1]] == [66, 88, 110]
+  with pytest.raises(config.ConfigError, match='task.late=1.0 is a share'):
+    tasks.build('class_incremental', settings | dict(late=1.0), seed=1)
+
+
+@needs_data
+def test_settings_are_chosen_on_training_examples_that_are_not_read():
+  settings = dict(dataset='banking', passes=1)
+  whole = tasks.build('class_incremental', settings, seed=1)
+  chosen = tasks.build(
+    'class_incremental', settings | dict(validation=True), seed=1
+  )
+
+  def rows(examples):
+    return collections.Counter(
+      tuple(prompt + answer) for of in examples for prompt, answer in of
+    )
+
+  read, asked = rows(chosen._train), rows(chosen._test)
+  assert read + asked == rows(whole._train)
+  assert 0.15 < asked.total() / read.total() < 0.26

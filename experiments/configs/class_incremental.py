@@ -9,6 +9,9 @@ Settings of sleep were chosen on CLINC150, seed 11, two or three nights, by
 accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among
 0.9, 1, 1.3; disagreement_weight, steps, rank, optimizer and router_weight;
 ewc's lambda among 0.1 and 1. The other data sets use them unchanged.
+`:clinc_tune` is as many trials of every learner, asked about part of the train
+split; with `:clinc_late` nights do not fall on the borders between sets of
+classes.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
@@ -35,7 +38,8 @@ _VARIANTS = {
 
 
 def get_config(variant: str = 'clinc') -> common.Config:
-  """Settings; `variant` names the data set."""
+  """Settings; `variant` is a data set, with `_tune` or `_late` or alone."""
+  variant, _, part = variant.partition('_')
   v = config.lookup(variant, _VARIANTS, 'variant')
   c = common.experiment(f'class_incremental_{variant}')
   c.seeds = v['seeds']
@@ -82,9 +86,59 @@ def get_config(variant: str = 'clinc') -> common.Config:
   c.arms = {
     'icl': {},
     'sft': {},
+    # Half of a batch's rows are documents, so that it has twice the rows.
+    'replay': dict(finetune=dict(batch=2 * BATCH)),
     'ewc': {},
     'wake_only': common.WAKE_ONLY,
     'sleep': {},
     'joint': {},
   }
+  common.vary(c, part, tune=_tune, late=_late)
   return c
+
+
+def _late(c: common.Config) -> None:
+  """A quarter of each episode's rows is read on the next day."""
+  c.task.late = 0.25
+
+
+def _tune(c: common.Config) -> None:
+  """Four trials of every learner that has rates, on part of the train split."""
+  c.task.validation = True
+  finetuned = {
+    f'{rate:.0e}': dict(finetune=dict(learning_rate=rate))
+    for rate in (5e-4, 1e-3, 2e-3, 4e-3)
+  }
+  ewc = {
+    f'{rate:.0e}_{weight:.0e}': dict(
+      finetune=dict(learning_rate=rate, ewc_lambda=weight)
+    )
+    for rate in (1e-3, 2e-3)
+    for weight in (0.01, 0.1)
+  }
+  levels = [dict(level) for level in c.model.levels]
+  read = {
+    f'{rate:.0e}': dict(
+      model=dict(levels=[levels[0] | dict(learning_rate=rate), levels[1]])
+    )
+    for rate in (1e-3, 2e-3, 3e-3, 6e-3)
+  }
+  asleep = {
+    f'{rate:.0e}_{weight:.0f}': dict(
+      sleep=dict(learning_rate=rate, disagreement_weight=(weight, weight))
+    )
+    for rate in (0.03, 0.06)
+    for weight in (0.0, 1.0)
+  }
+  common.tune(
+    c,
+    11,
+    dict(
+      sft=finetuned,
+      replay=finetuned,
+      ewc=ewc,
+      wake_only=read,
+      sleep=asleep,
+      joint=finetuned,
+    ),
+  )

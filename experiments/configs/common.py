@@ -101,6 +101,32 @@ def vary(c: Config, variant: str, **variants) -> None:
     config.lookup(variant, variants, 'variant')(c)
 
 
+def tune(
+  c: Config, seed: int, trials: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+  """Makes the arms trials of settings, as many for each arm, on one seed.
+
+  Args:
+    c: with its arms.
+    seed: that no table has.
+    trials: by arm, then by name, what a trial changes beside what its arm does.
+
+  Raises:
+    ValueError: if one arm is tried more often than another.
+  """
+  if len({len(of_arm) for of_arm in trials.values()}) > 1:
+    raise ValueError(
+      f'arms have {[len(x) for x in trials.values()]} trials; give all as many.'
+    )
+  arms = {}
+  for arm, of_arm in trials.items():
+    own = {'learner': arm} | dict(c.arms[arm])
+    for name, changes in of_arm.items():
+      merged = {k: {**own.get(k, {}), **v} for k, v in changes.items()}
+      arms[f'{arm}_{name}'] = own | merged
+  c.seeds, c.arms, c.reference = (seed,), arms, next(iter(arms))
+
+
 def corpus(
   name: str,
   model: Config,

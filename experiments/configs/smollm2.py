@@ -91,14 +91,13 @@ def get_config(variant: str = '') -> common.Config:
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=256,
-    dream_length=80,
+    dream_length=64,
     min_p=0.1,
     day_dreams=1.0,
     teacher_top_k=64,
     dream_vocab=True,
-    oversample=2,
     optimizer='muon',
-    steps=150,
+    steps=120,
     batch=8,
     learning_rate=0.03,
     # Left out for its cost here.
@@ -171,32 +170,26 @@ def _placement(c: common.Config) -> None:
 
 
 def _tune(c: common.Config) -> None:
-  """Rates, two nights, one seed that no table has."""
-  c.seeds = (101,)
-  c.task.episodes = 2
-  rates = {'1e4': 1e-4, '3e4': 3e-4, '1e3': 1e-3}
-
-  def of(learner: str, **sections) -> dict[str, common.Config]:
-    return {
-      f'{learner}_{name}': dict(
-        sections,
-        learner=learner,
-        finetune=dict(sections.get('finetune', {}), learning_rate=rate),
-      )
-      for name, rate in rates.items()
-    }
-
-  c.reference = 'sleep_3e4'
-  c.arms = (
-    of('sft')
-    | of('replay', finetune=dict(batch=2 * BATCH))
-    | of('ewc')
-    | {
-      f'wake_only_{name}': common.WAKE_ONLY | dict(model=dict(model(rate)))
-      for name, rate in rates.items()
-    }
-    | {
-      f'sleep_{name}': dict(learner='sleep', model=dict(model(rate)))
-      for name, rate in rates.items()
-    }
+  """Three rates of every learner, one night."""
+  c.task.episodes = 1
+  rates = {'low': 1e-4, 'middle': 3e-4, 'high': 1e-3}
+  finetuned = {
+    name: dict(finetune=dict(learning_rate=rate))
+    for name, rate in rates.items()
+  }
+  read = {name: dict(model=dict(model(rate))) for name, rate in rates.items()}
+  asleep = {
+    name: dict(sleep=dict(learning_rate=100 * rate))
+    for name, rate in rates.items()
+  }
+  common.tune(
+    c,
+    101,
+    dict(
+      sft=finetuned,
+      replay=finetuned,
+      ewc=finetuned,
+      wake_only=read,
+      sleep=asleep,
+    ),
   )

@@ -41,7 +41,31 @@ class ClassIncrementalConfig:
   train_examples: int = 0
   test_examples: int = 0
   text_weight: float = 0.3  # Target weight of the text's tokens; labels have 1.
+  # Share of an episode's rows that are read in the next one, so that a night
+  # does not fall on the border between two sets of classes.
+  late: float = 0.0
+  # Ask about every fifth training example, which is then not read, instead of
+  # the test split: for the choice of settings.
+  validation: bool = False
   data_dir: str = ''
+
+  def __post_init__(self):
+    if not 0 <= self.late < 1:
+      raise config.ConfigError(
+        f'task.late={self.late} is a share of an episode; choose 0 to below 1.'
+      )
+
+
+def _carve(
+  rows: list[tuple[str, str]],
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+  """Rows to read, and every fifth of each label to ask about."""
+  parts: tuple[list, list] = [], []
+  counts = collections.Counter()
+  for text, label in rows:
+    parts[counts[label] % 5 == 4].append((text, label))
+    counts[label] += 1
+  return parts
 
 
 def normalize_label(label: str) -> str:
@@ -65,7 +89,10 @@ class ClassIncremental(task_lib.Task):
     self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
     self._chat = tokenizers.chat_of(self.tokenizer) if cfg.chat else None
     train = class_incremental_data.examples(cfg.dataset, 'train', cfg.data_dir)
-    test = class_incremental_data.examples(cfg.dataset, 'test', cfg.data_dir)
+    if cfg.validation:
+      train, test = _carve(train)
+    else:
+      test = class_incremental_data.examples(cfg.dataset, 'test', cfg.data_dir)
     classes = sorted({label for _, label in train})
     order = np.random.default_rng([seed, 1]).permutation(classes)
     self.classes = order.reshape(self.episodes, per_episode)
@@ -123,22 +150,38 @@ class ClassIncremental(task_lib.Task):
     return [tok.bos, *text, *tok.encode(_MARKER)]
 
   def experience(self, episode: int) -> experience_lib.Experience:
-    """The examples of the episode's classes, shuffled in each of `passes`."""
-    rng = np.random.default_rng([self._seed, 2, episode])
-    rows = self._train[episode]
-    order = [rng.permutation(len(rows)) for _ in range(self.cfg.passes)]
-    order = np.concatenate(order)
+    """The examples of the episode's classes, shuffled in each of `passes`.
+
+    With `late`, the last rows stand in the next episode; the last has its own.
+    """
+    order = self._order(episode)
+    if self.cfg.late:
+      last = episode == self.episodes - 1
+      order = order[: None if last else len(order) - self._late(episode)]
+      if episode:
+        before = self._order(episode - 1)
+        order = before[len(before) - self._late(episode - 1) :] + order
     tokens = np.full(
       (len(order), self.cfg.length), self.tokenizer.pad, np.int32
     )
     weight = np.zeros(tokens.shape, np.float32)
-    for i, index in enumerate(order):
-      prompt, answer = rows[index]
+    for i, (prompt, answer) in enumerate(order):
       end = len(prompt) + len(answer)
       tokens[i, :end] = prompt + answer
       weight[i, : len(prompt)] = self.cfg.text_weight
       weight[i, len(prompt) : end] = 1.0
     return experience_lib.Experience(tokens, weight, frames=self._frames())
+
+  def _order(self, episode: int) -> list[tuple[list[int], list[int]]]:
+    """The rows of an episode's classes, pass after pass."""
+    rng = np.random.default_rng([self._seed, 2, episode])
+    rows = self._train[episode]
+    orders = [rng.permutation(len(rows)) for _ in range(self.cfg.passes)]
+    return [rows[i] for i in np.concatenate(orders)]
+
+  def _late(self, episode: int) -> int:
+    """How many of them are read in the next episode."""
+    return round(self.cfg.late * self.cfg.passes * len(self._train[episode]))
 
   def _frames(self) -> tuple[experience_lib.Frame, ...]:
     """In chat, an example without its text and its label."""
