@@ -114,6 +114,17 @@ def test_top_k_of_all_tokens_is_the_whole_teacher(cfg, life):
     )
 
 
+def test_the_dreams_vocabulary_serves_rollouts_too(life):
+  """With all of a small vocabulary in the dreams nothing is left out."""
+  whole = dataclasses.replace(CONFIG, steps=4, rollout_every=2)
+  own = dataclasses.replace(whole, dream_vocab=True)
+  curves = [consolidate(life, x)[1].curves for x in (whole, own)]
+  for name in ('kl', 'on_policy', 'imitation'):
+    np.testing.assert_allclose(
+      curves[0][name], curves[1][name], rtol=1e-3, atol=1e-5, err_msg=name
+    )
+
+
 def test_top_k_of_a_few_tokens_suffices_to_learn(life):
   top_k = dataclasses.replace(CONFIG, teacher_top_k=8, tokens_in_flight=64)
   _, report = consolidate(life, top_k)

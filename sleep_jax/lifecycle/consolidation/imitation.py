@@ -44,8 +44,10 @@ class Rollouts(at.Pytree):
   advantage: at.Float[jax.Array, 'B']
 
   def rows(self, index: jax.Array) -> 'Rollouts':
-    """The rows at `index`."""
-    return jax.tree.map(lambda x: x[index], self)
+    """The rows at `index`; the labels' `head` belongs to none of them."""
+    return Rollouts(
+      self.labels.rows(index), self.old_logp[index], self.advantage[index]
+    )
 
 
 def split_prefix(
