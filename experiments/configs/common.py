@@ -120,7 +120,7 @@ def tune(
     )
   arms = {}
   for arm, of_arm in trials.items():
-    own = {'learner': arm} | dict(c.arms[arm])
+    own: dict[str, Any] = {'learner': arm} | dict(c.arms[arm])
     for name, changes in of_arm.items():
       merged = {k: {**own.get(k, {}), **v} for k, v in changes.items()}
       arms[f'{arm}_{name}'] = own | merged

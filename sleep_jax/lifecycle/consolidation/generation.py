@@ -171,7 +171,8 @@ def _from_frames(
     documents = [d + x for d, x in zip(documents, new, strict=True)]
   if size > rows:  # Evenly, so that no frame is left out.
     kept = np.arange(rows) * size // rows
-    documents, of_rows = ([x[i] for i in kept] for x in (documents, of_rows))
+    documents = [documents[i] for i in kept]
+    of_rows = [of_rows[i] for i in kept]
   tokens = np.full((rows, cfg.dream_length), tokenizer.pad, np.int32)
   for row, document in zip(tokens, documents, strict=True):
     row[: len(document)] = document
