@@ -41,7 +41,7 @@ from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 
 _HEAD_MULTIPLE = 1024
-_PROBE_ROWS = 64  # Dreams on which KL is measured, and none is trained.
+_PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
 
 
 class StepMetrics(at.Pytree):
@@ -351,7 +351,9 @@ def _replay(
   replay_lib.Replay, teacher_labels.LabeledBatch, teacher_labels.LabeledBatch
 ]:
   """The job's data: D, its labels, and labelled dreams that are not in it."""
-  probe_cfg = dataclasses.replace(job.cfg, dreams=_PROBE_ROWS)
+  # No more than D has: a small D's shapes are then compiled once.
+  num_probes = min(job.cfg.dreams, _PROBE_ROWS)
+  probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
   with job.costs.phase('rollout') as cost:
     replay, probe = (
       replay_lib.sample_replay(
