@@ -11,6 +11,7 @@ import pytest
 from experiments import dream_frames
 from experiments.configs import smollm2
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import packing
 from sleep_jax.data import tokenizers
 from sleep_jax.harness import build as build_lib
@@ -156,8 +157,18 @@ def test_a_day_tells_every_wording_as_often_and_facts_apart(folder):
   for fact in task._facts[0]:
     for _, answer in fact.told():
       assert text.count(f'assistant\n{answer}\n') == 2, answer
-  assert day.frames == (tokenizers.chat_of(task.tokenizer, '').frame(
-    task.tokenizer.stop),)  # fmt: skip
+  frame = tokenizers.chat_of(task.tokenizer, '').frame(task.tokenizer.stop)
+  assert day.frames[0] == frame
+  for begin, end in day.frames[1:]:  # With an opening of its questions.
+    assert begin[: len(frame[0])] == frame[0] and end == frame[1]
+    assert len(begin) == len(frame[0]) + 2
+
+
+def test_an_opening_is_what_different_contents_share():
+  frame = ((1, 2), (3,))
+  contents = [[5, 6, 7], [5, 6, 8], [9, 9, 1], [9, 9, 1], [4, 4]]
+  got = experience_lib.with_openings(frame, contents, 2)
+  assert got == (frame, ((1, 2, 5, 6), (3,)))
 
 
 def parrot(task, known):
