@@ -151,7 +151,7 @@ def dreams(night: Night, rng: at.Key) -> dict[str, dict[str, Any]]:
       night.cfg,
       model,
       night.task.tokenizer,
-      night.cfg.dreams // 2 * night.cfg.oversample,
+      night.cfg.dreams // 2,
       jax.random.fold_in(rng, i),
       night.awake.frames,
     )

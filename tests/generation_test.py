@@ -83,17 +83,6 @@ def test_documents_of_one_seed_are_the_same_documents(pair):
   np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
-def test_equal_documents_count_once():
-  documents = generation.Documents(
-    np.array([[1, 5, 0], [1, 5, 9], [1, 6, 7]]),
-    np.array([2, 2, 3]),
-    np.array([1, 1, 1]),
-  )
-  got = generation.distinct(documents, 4)
-  rows = [row[:n].tolist() for row, n in zip(got.tokens, got.lengths)]
-  assert rows == [[1, 5], [1, 6, 7]] * 2
-
-
 def test_a_frame_that_leaves_no_room_is_refused(pair):
   with pytest.raises(config.ConfigError, match='dream_length=4 leaves no room'):
     sample(pair, 4, chat_dreams=1.0, dream_length=4)

@@ -130,7 +130,7 @@ def _live(
   if c.get('export'):
     _export(snapshot.life, pathlib.Path(c['export']))
   return summary_lib.summarize(
-    task, writer.records(), snapshot.life.model.params
+    task, c['task'], writer.records(), snapshot.life.model.params
   ) | {'learner': arm, 'seed': seed, 'identity': digest}
 
 

@@ -16,14 +16,19 @@ _TRAINING = ('wake', 'update')
 
 
 def summarize(
-  task: task_lib.Task, records: Sequence[dict[str, Any]], params: at.Params
+  task: task_lib.Task,
+  settings: dict[str, Any],
+  records: Sequence[dict[str, Any]],
+  params: at.Params,
 ) -> dict[str, Any]:
   """The summary of a life, from its task and the records of its episodes.
 
   `final` holds the metrics after the last night; `matrix[i][j]` the score of
   episode j after night i, empty where episodes have no score of their own;
   `curve` the metrics after every night, beside the steps, tokens and FLOPs of
-  training so far; `costs` tokens, FLOPs, seconds and steps by phase.
+  training so far; `costs` tokens, FLOPs, seconds and steps by phase;
+  `task_settings` what the config says (`settings`) before what the task made of
+  it, such as the folder in which a base's tokenizer lies on this machine.
   """
   matrix = [r['by_episode'] for r in records if r['by_episode']]
   last = records[-1]
@@ -32,7 +37,8 @@ def summarize(
     final |= continual.backward_transfer(matrix)
   return {
     'task': task.name,
-    'task_settings': dataclasses.asdict(task.cfg),
+    'task_settings': dataclasses.asdict(task.cfg)
+    | {k: v for k, v in settings.items() if k != 'name'},
     'columns': list(task.columns),
     'headline': list(task.headline),
     'chance_level': task.chance_level(),

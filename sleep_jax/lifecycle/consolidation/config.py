@@ -31,9 +31,6 @@ class SeedingConfig:
   # turn, and with the frames of the day's documents; the rest with BOS.
   chat_dreams: float = 0.0
   day_dreams: float = 0.0
-  # So many times as many are sampled, and of equal ones all but one dropped: a
-  # model repeats what it is surest of, and hardly dreams of the rest.
-  oversample: int = 1
   # Distillation.
   optimizer: str = 'adam'  # or muon.
   teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
@@ -112,11 +109,6 @@ class SeedingConfig:
         raise base.ConfigError(
           f'sleep.{name}={getattr(self, name)} is a fraction; choose 0 to 1.'
         )
-    if self.oversample < 1:
-      raise base.ConfigError(
-        f'sleep.oversample={self.oversample} must be at least 1 (no more than '
-        'are used).'
-      )
     if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
       raise base.ConfigError(
         f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'

@@ -94,15 +94,6 @@ def sample(
   return Documents(*(np.concatenate(x) for x in zip(*parts)))
 
 
-def distinct(documents: Documents, rows: int) -> Documents:
-  """`rows` documents, each different one about as often as any other."""
-  first: dict[bytes, int] = {}
-  for i, (row, length) in enumerate(zip(documents.tokens, documents.lengths)):
-    first.setdefault(row[:length].tobytes(), i)
-  index = np.resize(list(first.values()), rows)
-  return Documents(*(x[index] for x in documents))
-
-
 def _from_bos(
   cfg: consolidation_config.SeedingConfig,
   model: model_lib.Model,

@@ -76,9 +76,7 @@ def sample_replay(
   def draw(
     model: model_lib.Model, rows: int, key: at.Key
   ) -> generation.Documents:
-    size = rows * cfg.oversample
-    drawn = generation.sample(cfg, model, tokenizer, size, key, day)
-    return generation.distinct(drawn, rows) if cfg.oversample > 1 else drawn
+    return generation.sample(cfg, model, tokenizer, rows, key, day)
 
   if teachers.previous is None:
     tokens, lengths, _ = draw(teachers.current, cfg.dreams, current_key)

@@ -362,7 +362,7 @@ def _replay(
       for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
     )
     size = replay.tokens.size + probe.tokens.size
-    cost.add_forward(size * job.cfg.oversample)
+    cost.add_forward(size)
   teachers = job.teachers
   if job.cfg.dream_vocab:
     teachers = teachers.replace(head=_head(teachers.current, replay, probe))
