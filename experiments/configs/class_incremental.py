@@ -2,7 +2,7 @@
 
 Variants: `:clinc` (default; 10 x 15 classes), `:banking` (7 x 11), `:dbpedia`
 (7 x 10). A 0.4M-parameter base pretrained on old novels (`base_text.py`).
-Expect `sleep` ahead of the learners that do not re-read, and far behind `joint`.
+Expect `sleep` ahead of the learners that do not re-read, far behind `joint`.
 
 Settings of sleep were chosen on CLINC150, seed 11, two or three nights, by
 accuracy over all classes so far: min_p among 0, 0.1, 0.2; temperature among
