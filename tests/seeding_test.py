@@ -146,7 +146,7 @@ def test_seeding_touches_the_new_slot_alone(cfg, life):
     tokenizer=TOKENIZER,
     costs=costs_lib.CostTracker(cfg, 16),
   )
-  seeded, _ = seeding.seed(job, student, jax.random.key(3))
+  seeded = seeding.seed(job, student, jax.random.key(3)).student
   assert not paths_that_differ(before, (life, student))
   assert paths_that_differ(seeded, student) == {
     f'.memory.levels[1].bank.experts.{n}' for n in ('a', 'b', 'router', 'bias')

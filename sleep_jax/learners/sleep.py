@@ -22,6 +22,7 @@ from sleep_jax.data import padding
 from sleep_jax.learners import base
 from sleep_jax.learners import checks
 from sleep_jax.learners import self_edit
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake as wake_lib
@@ -97,6 +98,10 @@ class Sleep(base.Learner):
     if self.reads_windows:
       state = {'window': jnp.zeros((0, 2, 0), jnp.int32)}
       life = life.replace(learner_state=state)
+    if self.cfg.sleep.archive:
+      cfg = self.cfg.sleep
+      empty = archive_lib.empty(cfg.dream_length, cfg.teacher_top_k)
+      life = life.replace(archive=empty)
     if self.dreamer is not None:
       life = self_edit.init_adapter(self.dreamer, life)
     return life

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sleep_jax import array_typing as at
 from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 
@@ -28,6 +29,7 @@ class Life(at.Pytree):
   fast_at_wake: `memory.fast_state()` when it last awoke.
   opt_state: of a learner that trains `model.params`; else None.
   learner_state: what one kind of learner keeps: a context, a Fisher, a buffer.
+  archive: dreams of earlier nights, where `sleep.archive` keeps them.
   contexts: what the day was about; empty in the morning.
   frames: of all documents that were read so far, see `experience.Frame`.
   """
@@ -38,6 +40,7 @@ class Life(at.Pytree):
   rng: at.Key
   opt_state: Any = None
   learner_state: Any = None
+  archive: archive_lib.Archive | None = None
   contexts: tuple[contexts_lib.Context, ...] = struct.field(
     pytree_node=False, default=()
   )

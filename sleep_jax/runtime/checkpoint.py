@@ -40,8 +40,8 @@ _MAX_TO_KEEP = 2
 # Leaves below this many bytes share an array: tensorstore (0.1.68 to 0.1.86
 # were tested) never frees the description of an array that it has written.
 _PACK_BELOW_BYTES = 2**20
-# Leaves under this path may differ in size between checkpoint and template.
-_RESIZABLE = "['learner_state']"
+# Leaves under these paths may differ in size between checkpoint and template.
+_RESIZABLE = ("['learner_state']", "['archive']")
 # Leaves under this path are the base's where a checkpoint names one.
 _BASE = "['model']['params']"
 _ONE_LIFE = 'a life by itself'  # Identity of what `save_life` writes.

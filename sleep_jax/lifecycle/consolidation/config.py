@@ -41,6 +41,9 @@ class SeedingConfig:
   # Distil over the tokens alone that occur in the dreams, renormalised. With a
   # large vocabulary most of a step is logits of tokens that never occur.
   dream_vocab: bool = False
+  # Rows of earlier nights' dreams that are kept with what their teachers
+  # predicted, and rehearsed beside D; needs `teacher_top_k`.
+  archive: int = 0
   # Extra weight of a token per nat that the teachers disagree on it: of tokens
   # from the current model, and of those from the previous one.
   disagreement_weight: tuple[float, float] = (0.0, 0.0)
@@ -98,6 +101,11 @@ class SeedingConfig:
       raise base.ConfigError(
         f'sleep.previous_fraction={self.previous_fraction} must be (least, '
         'largest) in [0, 1].'
+      )
+    if self.archive and not self.teacher_top_k:
+      raise base.ConfigError(
+        f'sleep.archive={self.archive} keeps the likeliest tokens of each '
+        'prediction; say how many by sleep.teacher_top_k.'
       )
     if self.chat_dreams + self.day_dreams > 1.0 + 1e-6:
       raise base.ConfigError(

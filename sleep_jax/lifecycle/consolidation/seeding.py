@@ -11,7 +11,7 @@ new expert trains; nothing else is differentiated.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -25,6 +25,7 @@ from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import imitation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -80,6 +81,7 @@ class SeedingJob:
   tokenizer: tells where rows, and their segments, begin and end.
   costs: where tokens, FLOPs and seconds are written down.
   frames: of the documents that the life has read.
+  archive: dreams of earlier nights to rehearse beside D, if any are kept.
   """
 
   cfg: consolidation_config.SeedingConfig
@@ -89,27 +91,34 @@ class SeedingJob:
   tokenizer: tokenizers.Tokenizer
   costs: costs_lib.CostTracker
   frames: tuple[experience_lib.Frame, ...] = ()
+  archive: archive_lib.Archive | None = None
 
 
-def seed(
-  job: SeedingJob, student: model_lib.Model, rng: at.Key
-) -> tuple[model_lib.Model, dict[str, np.ndarray]]:
+class Seeded(NamedTuple):
+  """What seeding leaves.
+
+  curves: of `StepMetrics` (`[steps]`) together with `reward` (`[rounds]`) and
+    `probe`: KL(teacher || student) before and after, on dreams of their own.
+  dreams: D and its labels, if dreams are archived.
+  """
+
+  student: model_lib.Model
+  curves: dict[str, np.ndarray]
+  dreams: archive_lib.Archive | None
+
+
+def seed(job: SeedingJob, student: model_lib.Model, rng: at.Key) -> Seeded:
   """Trains one expert of the student by distillation from the teachers.
 
   Args:
     job: everything that stays as it is.
     student: the prospective model, the job's slot already unlocked.
     rng: random key.
-
-  Returns:
-    The student after seeding, and the curves of `StepMetrics` (`[steps]`)
-    together with `reward` (`[rounds]`) and `probe`: KL(teacher || student)
-    before and after, on dreams of their own.
   """
   replay_key, order_key, roll_key, probe_key = jax.random.split(rng, 4)
-  replay, labels, probe = _replay(job, replay_key, probe_key)
+  dreams = _dream(job, replay_key, probe_key)
   job = dataclasses.replace(
-    job, teachers=job.teachers.replace(head=labels.head)
+    job, teachers=job.teachers.replace(head=dreams.labels.head)
   )
   cfg, target = job.cfg, job.target
   student = _activate(student, target)
@@ -118,21 +127,21 @@ def seed(
     jax.tree.map(jnp.copy, bank.expert(target.slot))
   )
   state = expert, sharding.shard_params(optimizer(cfg).init(expert))
-  kl_before = _probe_kl(job, state[0], student, probe)
+  kl_before = _probe_kl(job, state[0], student, dreams.probe)
   order = order_lib.numpy_rng(order_key)
   curves, rewards, rollouts = [], [], None
   for start in range(0, cfg.steps, cfg.rollout_every):
     steps = min(cfg.rollout_every, cfg.steps - start)
     if cfg.uses_rollouts:
       rollouts, reward = _imitate(
-        job, target.put(student, state[0]), replay, order,
+        job, target.put(student, state[0]), dreams.replay, order,
         jax.random.fold_in(roll_key, start),
       )  # fmt: skip
       rewards.append(reward)
-    rows = _rows_of_steps(cfg, replay, order, steps)
+    rows = _rows_of_steps(cfg, dreams, order, steps)
     with job.costs.phase('update') as cost:
       state, metrics = seed_steps(
-        cfg, state, student, target, (labels, rollouts),
+        cfg, state, student, target, (dreams.labels, rollouts),
         sharding.shard_batch(rows, None, 'batch'),
       )  # fmt: skip
       curves.append(sharding.fetch(metrics))
@@ -144,13 +153,14 @@ def seed(
         steps=steps,
         first_layer=student.cfg.layers_of(target.level).start,
       )
-  kl_after = _probe_kl(job, state[0], student, probe)
+  kl_after = _probe_kl(job, state[0], student, dreams.probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
-  return target.put(student, state[0]), curves | {
+  curves |= {
     'reward': np.array(rewards or [0.0]),
     'probe': np.array([kl_before, kl_after]),
   }
+  return Seeded(target.put(student, state[0]), curves, dreams.to_keep)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -345,27 +355,62 @@ def _probe_kl(
   return kl
 
 
-def _replay(
-  job: SeedingJob, rng: at.Key, probe_rng: at.Key
-) -> tuple[
-  replay_lib.Replay, teacher_labels.LabeledBatch, teacher_labels.LabeledBatch
-]:
-  """The job's data: D, its labels, and labelled dreams that are not in it."""
+class _Dreams(NamedTuple):
+  """What a job learns from.
+
+  replay: D.
+  labels: of D, and after it of the archive.
+  probe: labelled dreams that are not in D.
+  archived_share: of what is rehearsed.
+  to_keep: D and its labels, if dreams are archived.
+  """
+
+  replay: replay_lib.Replay
+  labels: teacher_labels.LabeledBatch
+  probe: teacher_labels.LabeledBatch
+  archived_share: float
+  to_keep: archive_lib.Archive | None
+
+  def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Row numbers of `labels`, `[*shape]`."""
+    rows = self.replay.sample_rows(rng, *shape)
+    if not self.archived_share:
+      return rows
+    size = len(self.replay.tokens)
+    archived = rng.integers(size, len(self.labels.tokens), shape)
+    return np.where(rng.random(shape) < self.archived_share, archived, rows)
+
+
+def _dream(job: SeedingJob, rng: at.Key, probe_rng: at.Key) -> _Dreams:
+  """The job's data, sampled and labelled.
+
+  Today, the previous model and every archived night have equal shares.
+  """
+  archive = job.archive
+  nights, archived_share = job.nights, 0.0
+  if archive is not None and len(archive):
+    num_archived = len(np.unique(archive.night))
+    nights, archived_share = 0, num_archived / (num_archived + 2)
   # No more than D has: a small D's shapes are then compiled once.
   num_probes = min(job.cfg.dreams, _PROBE_ROWS)
   probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
   with job.costs.phase('rollout') as cost:
     replay, probe = (
       replay_lib.sample_replay(
-        cfg, job.teachers, job.tokenizer, job.nights, key, job.frames
+        cfg, job.teachers, job.tokenizer, nights, key, job.frames
       )
       for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
     )
     size = replay.tokens.size + probe.tokens.size
     cost.add_forward(size)
-  teachers = job.teachers
+  teachers, vocabulary = job.teachers, None
   if job.cfg.dream_vocab:
-    teachers = teachers.replace(head=_head(teachers.current, replay, probe))
+    used = [replay.tokens, probe.tokens]
+    if archived_share:
+      used.append(np.asarray(archive.teacher.tokens))
+    vocabulary = _vocabulary(teachers.current, used)
+    head = teachers.current.unembedding()[vocabulary]
+    teachers = teachers.replace(head=head)
   with job.costs.phase('teacher') as cost:
     # Every device has all rows, and takes its own rows of a batch.
     labels, probe_labels = (
@@ -375,20 +420,35 @@ def _replay(
     jax.block_until_ready(labels)
     times = 1 if job.teachers.previous is None else 2
     cost.add_forward(size, times=times)
-  return replay, labels, sharding.shard_batch(probe_labels, 'batch')
+    to_keep = None
+    if archive is not None:
+      to_keep = teacher_labels.as_archive(labels, vocabulary, job.nights)
+    if archived_share:
+      kept = teacher_labels.from_archive(archive, teachers, vocabulary)
+      if kept.prefix is not None:
+        cost.add_forward(kept.tokens.size)
+      labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
+  return _Dreams(
+    replay,
+    labels,
+    sharding.shard_batch(probe_labels, 'batch'),
+    archived_share,
+    to_keep,
+  )
 
 
-def _head(model: model_lib.Model, *replays: replay_lib.Replay) -> jax.Array:
-  """The unembedding's rows of the tokens in dreams, and a few more.
+def _vocabulary(model: model_lib.Model, used: list[np.ndarray]) -> np.ndarray:
+  """The tokens that occur, in order, and a few more.
 
   A multiple of `_HEAD_MULTIPLE`, so that few shapes are compiled.
   """
-  used = np.zeros(model.cfg.vocab, bool)
-  for replay in replays:
-    used[replay.tokens] = True
-  size = min(-(-used.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, len(used))
-  used[np.flatnonzero(~used)[: size - used.sum()]] = True
-  return model.unembedding()[np.flatnonzero(used)]
+  occurs = np.zeros(model.cfg.vocab, bool)
+  for tokens in used:
+    occurs[tokens] = True
+  size = -(-occurs.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
+  size = min(size, len(occurs))
+  occurs[np.flatnonzero(~occurs)[: size - occurs.sum()]] = True
+  return np.flatnonzero(occurs)
 
 
 def _imitate(
@@ -425,12 +485,12 @@ def _imitate(
 
 def _rows_of_steps(
   cfg: consolidation_config.SeedingConfig,
-  replay: replay_lib.Replay,
+  dreams: _Dreams,
   order: np.random.Generator,
   steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of D and of the rollouts that each step takes: `[K, B]`, `[K, R]`."""
-  rows = replay.sample_rows(order, steps, cfg.batch)
+  """Rows of labels and rollouts that each step takes: `[K, B]`, `[K, R]`."""
+  rows = dreams.sample_rows(order, steps, cfg.batch)
   groups = order.integers(0, cfg.prefixes, (steps, cfg.rollout_groups, 1))
   of_groups = (groups * cfg.group + np.arange(cfg.group)).reshape(steps, -1)
   return rows, of_groups

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.models import model as model_lib
@@ -161,3 +162,57 @@ def label_all(
     labels, _ = label(cfg, teachers, *sharding.shard_batch(batch, 'batch'))
     batches.append(labels)
   return concatenate(*batches)
+
+
+def as_archive(
+  labels: LabeledBatch, vocabulary: np.ndarray | None, night: int
+) -> archive_lib.Archive:
+  """Labelled dreams as an archive keeps them.
+
+  Args:
+    labels: with the likeliest tokens of each prediction.
+    vocabulary: `[M]`, what tokens the rows of the labels' head stand for; None
+      where predictions are of all tokens.
+    night: when they were dreamt.
+  """
+  assert isinstance(labels.teacher, divergences.TopK)
+  teacher = labels.teacher
+  if vocabulary is not None:
+    teacher = teacher.replace(tokens=jnp.asarray(vocabulary)[teacher.tokens])
+  nights = jnp.full(len(labels.tokens), night, jnp.int32)
+  return archive_lib.Archive(labels.tokens, labels.weight, teacher, nights)
+
+
+def from_archive(
+  archive: archive_lib.Archive,
+  teachers: replay_lib.Teachers,
+  vocabulary: np.ndarray | None,
+) -> LabeledBatch:
+  """Archived dreams as labels; a new expert should be off at all of them.
+
+  Args:
+    archive: with a row at least.
+    teachers: give what is computed once for a row, and the head.
+    vocabulary: see `as_archive`; it has every token of the archive.
+  """
+  teacher = archive.teacher
+  if vocabulary is not None:
+    teacher = teacher.replace(
+      tokens=jnp.searchsorted(jnp.asarray(vocabulary), teacher.tokens)
+    )
+  columns = jnp.arange(archive.tokens.shape[1])
+  positions = jnp.broadcast_to(columns, archive.tokens.shape)
+  prefixes = []
+  for i in range(0, len(archive), _LABEL_BATCH):
+    rows = slice(i, i + _LABEL_BATCH)
+    prefixes.append(
+      _frozen_prefix(teachers.current, archive.tokens[rows], positions[rows])
+    )
+  prefix = None if prefixes[0] is None else jnp.concatenate(prefixes)
+  return LabeledBatch(
+    *(archive.tokens, positions, archive.weight, teacher),
+    *(jnp.zeros_like(archive.weight), archive.weight, prefix, teachers.head),
+  )
+
+
+_frozen_prefix = jax.jit(model_lib.Model.frozen_prefix)

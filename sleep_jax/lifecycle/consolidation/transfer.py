@@ -15,7 +15,9 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
@@ -106,6 +108,7 @@ def transfer(
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = student.with_level(pair.receiver, bank=bank)
+  archive = _archive(cfg, life)
   job = seeding.SeedingJob(
     cfg,
     teachers,
@@ -114,15 +117,39 @@ def transfer(
     tokenizer,
     costs,
     life.frames,
+    archive,
   )
-  student, curves = seeding.seed(job, student, seed_key)
-  report = _report(cfg, pair, slot, curves)
+  seeded = seeding.seed(job, student, seed_key)
+  report = _report(cfg, pair, slot, seeded.curves)
   if not report.transferred:
     _warn_of_failure(cfg, report, int(life.clock.nights))
     return original, report
 
   # Update. The sender's new weights and the new expert come into force.
-  return life.with_memory(student.required_memory()), report
+  if archive is not None and seeded.dreams is not None:
+    rng = order_lib.numpy_rng(jax.random.fold_in(seed_key, 1))
+    archive = archive_lib.extend(archive, seeded.dreams, cfg.archive, rng)
+    life = life.replace(archive=archive)
+  return life.with_memory(seeded.student.required_memory()), report
+
+
+def _archive(
+  cfg: consolidation_config.SeedingConfig, life: life_lib.Life
+) -> archive_lib.Archive | None:
+  """The life's archive, perhaps a new one; None where none is kept."""
+  if not cfg.archive:
+    return None
+  archive = archive_lib.empty(cfg.dream_length, cfg.teacher_top_k)
+  if life.archive is None:
+    return archive
+  *_, length, top_k = life.archive.teacher.tokens.shape
+  if (length, top_k) != (cfg.dream_length, cfg.teacher_top_k):
+    raise config.ConfigError(
+      f'sleep.dream_length={cfg.dream_length} and sleep.teacher_top_k='
+      f'{cfg.teacher_top_k}, but the archived dreams have {length} tokens and '
+      f'{top_k} predictions each; set these, or sleep.archive=0.'
+    )
+  return life.archive
 
 
 def compute(
@@ -211,7 +238,7 @@ def free_up_slot(
       merge_cfg, teachers, target, 0, tokenizer, costs, life.frames
     )
     student = model.with_memory(previous.with_level(level, bank=bank))
-    student, _ = seeding.seed(job, student, rng)
+    student = seeding.seed(job, student, rng).student
     memory = memory.with_level(level, bank=student.bank(level))
   return life.with_memory(memory)
 

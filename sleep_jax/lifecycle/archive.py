@@ -1,0 +1,62 @@
+"""Dreams of earlier nights, kept with what their teachers predicted.
+
+Each night samples the past anew from a model that has already lost a part of
+it, and so passes on a little less every time. What was written down on the
+night when it was learnt does not fade. Dark experience replay (arXiv
+2004.07211) keeps a model's logits beside rows of the stream; here the rows are
+the model's own dreams, so that no text of a day outlives it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax import array_typing as at
+from sleep_jax.objectives import divergences
+
+
+class Archive(at.Pytree):
+  """Rows of dreams, at most as many of each night as of another."""
+
+  tokens: at.Int[at.Array, 'N T']
+  weight: at.Float[at.Array, 'N T']  # Weight of the prediction of token t+1.
+  teacher: divergences.TopK  # By numbers of the whole vocabulary.
+  night: at.Int[at.Array, 'N']  # When it was dreamt, from 0.
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  def rows(self, index: np.ndarray) -> 'Archive':
+    """The rows at `index`."""
+    return jax.tree.map(lambda x: x[index], self)
+
+
+def empty(length: int, top_k: int) -> Archive:
+  """An archive of no rows of `length` tokens, each with `top_k` predictions."""
+  return Archive(
+    jnp.zeros((0, length), jnp.int32),
+    jnp.zeros((0, length)),
+    divergences.TopK(
+      jnp.zeros((0, length, top_k), jnp.int32),
+      jnp.zeros((0, length, top_k + 1)),
+    ),
+    jnp.zeros((0,), jnp.int32),
+  )
+
+
+def extend(
+  archive: Archive, dreams: Archive, size: int, rng: np.random.Generator
+) -> Archive:
+  """Adds a night's dreams, and keeps at most `size` rows, drawn at random.
+
+  Every night keeps as many; where they do not divide `size`, earlier nights
+  keep one more.
+  """
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), archive, dreams)
+  of_row = np.asarray(both.night)
+  nights = np.unique(of_row)
+  kept = []
+  for i, night in enumerate(nights):
+    quota = size // len(nights) + (i < size % len(nights))
+    kept.append(rng.permutation(np.flatnonzero(of_row == night))[:quota])
+  return both.rows(np.sort(np.concatenate(kept)))

@@ -1,0 +1,154 @@
+"""Dreams that are kept beyond their night."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax.lifecycle import archive as archive_lib
+from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.objectives import divergences
+from sleep_jax.runtime import checkpoint
+from tests import seeding_test
+
+# pylint: disable=unused-import  (fixtures)
+from tests.seeding_test import _cfg  # noqa: F401
+from tests.seeding_test import _life  # noqa: F401
+
+CONFIG = dataclasses.replace(
+  seeding_test.CONFIG,
+  dreams=32,
+  steps=8,
+  rollout_every=4,
+  teacher_top_k=8,
+  archive=20,
+  max_kl_share=2.0,
+)
+
+
+def dreams_of(night, rows, length=4, top_k=2):
+  empty = archive_lib.empty(length, top_k)
+  grown = jax.tree.map(
+    lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), empty
+  )
+  ids = 100 * night + jnp.arange(rows)
+  return grown.replace(
+    tokens=jnp.tile(ids[:, None], (1, length)),
+    night=jnp.full((rows,), night, jnp.int32),
+  )
+
+
+def test_every_night_keeps_as_many_rows():
+  archive, rng = archive_lib.empty(4, 2), np.random.default_rng(0)
+  counts = []
+  for night in range(4):
+    archive = archive_lib.extend(archive, dreams_of(night, 30), 10, rng)
+    np.testing.assert_array_equal(archive.tokens[:, 0] // 100, archive.night)
+    assert len(np.unique(archive.tokens[:, 0])) == len(archive)
+    counts.append(np.bincount(archive.night).tolist())
+  assert counts == [[10], [5, 5], [4, 3, 3], [3, 3, 2, 2]]
+
+
+def test_a_night_with_few_dreams_keeps_them_all():
+  rng = np.random.default_rng(0)
+  archive = archive_lib.extend(
+    archive_lib.empty(4, 2), dreams_of(0, 3), 10, rng
+  )
+  archive = archive_lib.extend(archive, dreams_of(1, 30), 10, rng)
+  assert np.bincount(archive.night).tolist() == [3, 5]
+
+
+def test_an_archive_outlives_the_vocabulary_it_was_labelled_in(life):
+  """Numbers in a night's head become tokens, and numbers of another head."""
+  tokens = np.array([[1, 5, 7, 2]])
+  teacher = divergences.TopK(
+    jnp.array([[[0, 2], [1, 3], [3, 0], [2, 1]]]), jnp.zeros((1, 4, 3))
+  )
+  labels = teacher_labels.LabeledBatch(
+    jnp.asarray(tokens), jnp.arange(4)[None], jnp.ones((1, 4)), teacher,
+    jnp.ones((1, 4)), jnp.ones((1, 4)),
+  )  # fmt: skip
+  kept = teacher_labels.as_archive(labels, np.array([1, 2, 5, 7]), night=3)
+  assert kept.night.tolist() == [3]
+  assert kept.teacher.tokens.tolist() == [[[1, 5], [2, 7], [7, 1], [5, 2]]]
+  teachers = replay_lib.Teachers(life.model, None)
+  again = teacher_labels.from_archive(kept, teachers, np.array([1, 2, 4, 5, 7]))
+  assert again.teacher.tokens.tolist() == [[[0, 3], [1, 4], [4, 0], [3, 1]]]
+  assert not again.gate.any() and again.gate_weight.all()
+  np.testing.assert_array_equal(again.positions, labels.positions)
+
+
+def two_nights(life, cfg=CONFIG):
+  lives = []
+  for _ in range(2):
+    day = life.memory.deltas()
+    life, report = seeding_test.consolidate(life, cfg)
+    assert report.transferred
+    life = life_lib.end_night(life)
+    lives.append(life)
+    life = life.with_memory(life.memory.with_deltas(day))
+  return lives
+
+
+@pytest.mark.parametrize('dream_vocab', [False, True])
+def test_what_was_predicted_once_is_what_later_nights_learn(
+  life, monkeypatch, dream_vocab
+):
+  """Night 2 trains on night 1's rows, with night 1's predictions."""
+  taught, dream = [], seeding._dream
+
+  def record(*args):
+    taught.append(dream(*args))
+    return taught[-1]
+
+  monkeypatch.setattr(seeding, '_dream', record)
+  cfg = dataclasses.replace(CONFIG, dream_vocab=dream_vocab)
+  first, second = two_nights(life, cfg)
+  assert np.bincount(first.archive.night).tolist() == [20]
+  assert np.bincount(second.archive.night).tolist() == [10, 10]
+  assert [d.archived_share for d in taught] == [0.0, pytest.approx(1 / 3)]
+  size = len(taught[1].replay.tokens)
+  archived = taught[1].labels.rows(np.arange(size, size + 20))
+  np.testing.assert_array_equal(archived.tokens, first.archive.tokens)
+  for name in ('tokens', 'logprobs'):
+    np.testing.assert_array_equal(
+      getattr(archived.teacher, name), getattr(first.archive.teacher, name)
+    )
+  rows = taught[1].sample_rows(np.random.default_rng(0), 3000)
+  assert 0.3 < (rows >= size).mean() < 0.37
+  assert set(rows[rows >= size]) == set(range(size, size + 20))
+
+
+def test_a_night_that_failed_keeps_no_dreams(life):
+  failing = dataclasses.replace(CONFIG, learning_rate=0.0, max_kl_share=0.5)
+  after, report = seeding_test.consolidate(life, failing)
+  assert not report.transferred and after.archive is None
+
+
+def test_an_archive_of_other_dreams_is_refused(life):
+  life, _ = two_nights(life)
+  other = dataclasses.replace(CONFIG, teacher_top_k=4)
+  with pytest.raises(config.ConfigError, match='teacher_top_k=4'):
+    seeding_test.consolidate(life, other)
+
+
+def test_an_archive_needs_a_number_of_predictions():
+  with pytest.raises(config.ConfigError, match='teacher_top_k'):
+    dataclasses.replace(CONFIG, teacher_top_k=0)
+
+
+def test_a_checkpoint_holds_an_archive_that_has_grown(life, tmp_path):
+  empty = archive_lib.empty(CONFIG.dream_length, CONFIG.teacher_top_k)
+  template = life.replace(archive=empty)
+  life, _ = two_nights(life)
+  checkpoints = checkpoint.Checkpoints(tmp_path, 'digest')
+  checkpoints.save(checkpoint.Snapshot(0, 'sleep', life, {}))
+  checkpoints.close()
+  found = checkpoint.Checkpoints(tmp_path, 'digest').newest(template)
+  assert not seeding_test.paths_that_differ(found.life, life)
