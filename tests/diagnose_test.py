@@ -12,6 +12,8 @@ from experiments.configs import common
 from experiments.configs import quickstart
 from sleep_jax import config
 from sleep_jax.harness import live as live_lib
+from sleep_jax.harness import report as report_lib
+from sleep_jax.harness import workers
 
 SMALL = {
   'task.episodes': 2,
@@ -37,7 +39,9 @@ def _lived(tmp_path_factory):
   c = json.loads(c.to_json())
   workdir = tmp_path_factory.mktemp('diagnose')
   folder = workdir / 'lives' / 'sleep_1'
-  return c, workdir, live_lib.live(c, 'sleep', 1, folder, 0)
+  summary = live_lib.live(c, 'sleep', 1, folder, 0)
+  workers.claim_workdir(workdir, c)
+  return report_lib.read_config(workdir), workdir, summary
 
 
 def test_marks_are_those_of_the_life(lived):

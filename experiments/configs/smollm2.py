@@ -171,17 +171,21 @@ def _placement(c: common.Config) -> None:
 
 
 def _tune(c: common.Config) -> None:
-  """Three rates of every learner, one night."""
+  """Four trials of every learner that trains, one night."""
   c.task.episodes = 1
-  rates = {'low': 1e-4, 'middle': 3e-4, 'high': 1e-3}
+  rates = dict(low=1e-4, middle=3e-4, high=1e-3, highest=3e-3)
   finetuned = {
     name: dict(finetune=dict(learning_rate=rate))
     for name, rate in rates.items()
   }
+  held = {
+    f'{weight:g}': dict(finetune=dict(learning_rate=1e-3, ewc_lambda=weight))
+    for weight in (0.1, 1.0, 10.0, 100.0)
+  }
   read = {name: dict(model=dict(model(rate))) for name, rate in rates.items()}
   asleep = {
-    name: dict(sleep=dict(learning_rate=100 * rate))
-    for name, rate in rates.items()
+    f'{rate:g}': dict(sleep=dict(learning_rate=rate))
+    for rate in (0.01, 0.03, 0.06, 0.1)
   }
   common.tune(
     c,
@@ -189,7 +193,7 @@ def _tune(c: common.Config) -> None:
     dict(
       sft=finetuned,
       replay=finetuned,
-      ewc=finetuned,
+      ewc=held,
       wake_only=read,
       sleep=asleep,
     ),

@@ -48,7 +48,9 @@ def write_report(
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  """The config of a work directory of `experiments.run`.
+  """The config of a work directory of `experiments.run`, for one worker.
+
+  How lives are run is not kept there.
 
   Raises:
     ConfigError: if it is not one.
@@ -58,7 +60,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     raise config.ConfigError(
       f'{path} does not exist; give the --workdir of experiments.run.'
     )
-  return json.loads(path.read_text(encoding='utf-8'))
+  return {'workers': 1} | json.loads(path.read_text(encoding='utf-8'))
 
 
 def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
