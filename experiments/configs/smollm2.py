@@ -179,13 +179,13 @@ def _tune(c: common.Config) -> None:
     for name, rate in rates.items()
   }
   held = {
-    f'{weight:g}': dict(finetune=dict(learning_rate=1e-3, ewc_lambda=weight))
-    for weight in (0.1, 1.0, 10.0, 100.0)
+    name: dict(finetune=dict(learning_rate=1e-3, ewc_lambda=weight))
+    for name, weight in zip(rates, (0.1, 1.0, 10.0, 100.0))
   }
   read = {name: dict(model=dict(model(rate))) for name, rate in rates.items()}
   asleep = {
-    f'{rate:g}': dict(sleep=dict(learning_rate=rate))
-    for rate in (0.01, 0.03, 0.06, 0.1)
+    name: dict(sleep=dict(learning_rate=rate))
+    for name, rate in zip(rates, (0.01, 0.03, 0.06, 0.1))
   }
   common.tune(
     c,
