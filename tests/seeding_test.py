@@ -312,6 +312,12 @@ def test_splicing_keeps_whole_segments_and_reports_their_source():
   assert 0.4 < (tokens == 20).sum() / np.isin(tokens, (10, 12, 20)).sum() < 0.6
 
 
+def test_equal_segments_count_once():
+  pool = [segment(10, 2), segment(11, 2), segment(10, 2), segment(10, 11, 2)]
+  kept = replay_lib.distinct(pool)
+  assert [s.tokens.tolist() for s in kept] == [[10, 2], [11, 2], [10, 11, 2]]
+
+
 def test_segments_are_cut_at_separators():
   generated = generation.Documents(
     np.array([[1, 5, 2, 6, 7, 2, 9], [1, 3, 3, 3, 3, 3, 3]]),

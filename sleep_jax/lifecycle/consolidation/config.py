@@ -27,6 +27,9 @@ class SeedingConfig:
   # nights it is n / (n + 1) between them.
   previous_fraction: tuple[float, float] = (0.5, 1.0)
   splice: bool = True  # Interleave segments of both teachers in one row.
+  # Segments that were dreamt several times are spliced in as often as others: a
+  # model that has read a day over and over repeats a few of its sentences.
+  distinct: bool = False
   # Shares of the dreams that begin with the chat template up to the user's
   # turn, and with the frames of the day's documents; the rest with BOS.
   chat_dreams: float = 0.0

@@ -94,6 +94,8 @@ def sample_replay(
       documents(x) if whole else segments(x, tokenizer.separator)
       for x in (current, previous)
     )
+    if cfg.distinct:
+      pool, previous_pool = distinct(pool), distinct(previous_pool)
     if pool and previous_pool:
       return splice(
         (previous_pool, pool),
@@ -133,6 +135,11 @@ def segments(generated: generation.Documents, separator: int) -> list[Segment]:
     ends = np.flatnonzero(row[:length] == separator) + 1
     parts += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
   return [Segment(part, 0) for part in parts]
+
+
+def distinct(pool: list[Segment]) -> list[Segment]:
+  """The pool without those that are equal to an earlier one."""
+  return list({segment.tokens.tobytes(): segment for segment in pool}.values())
 
 
 def splice(
