@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.harness import life_folder
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -152,3 +153,10 @@ def test_a_checkpoint_holds_an_archive_that_has_grown(life, tmp_path):
   checkpoints.close()
   found = checkpoint.Checkpoints(tmp_path, 'digest').newest(template)
   assert not seeding_test.paths_that_differ(found.life, life)
+
+
+def test_a_saved_life_has_its_archive(life, tmp_path):
+  life, _ = two_nights(life)
+  life_folder.save(tmp_path / 'slept', life, {})
+  loaded, _ = life_folder.load(tmp_path / 'slept')
+  assert not seeding_test.paths_that_differ(loaded.archive, life.archive)

@@ -53,7 +53,7 @@ def shorten(monkeypatch, per_class: int = 1):
 @pytest.mark.parametrize(
   'variant, family, arms',
   [
-    ('clinc-llama3_2_3b', 'llama3_2', 'icl sft sleep'),
+    ('clinc-llama3_2_3b', 'llama3_2', 'icl sft'),
     pytest.param(
       'banking-llama3_8b', 'llama3_2', 'ewc joint', marks=pytest.mark.slow
     ),
@@ -61,7 +61,9 @@ def shorten(monkeypatch, per_class: int = 1):
       'clinc-llama3_8b_instruct', 'llama3_2', 'sleep', marks=pytest.mark.slow
     ),
     ('clinc-smollm2', 'smollm2', 'icl'),
-    ('squad-qwen2_5_7b', 'qwen2_5', 'sleep'),
+    pytest.param(
+      'squad-qwen2_5_7b', 'qwen2_5', 'sleep', marks=pytest.mark.slow
+    ),
     pytest.param(
       'squad-llama3_2_1b', 'llama3_2', 'ttt seal', marks=pytest.mark.slow
     ),

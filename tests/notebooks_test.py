@@ -9,7 +9,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize('name', ('quickstart', 'reproduce_paper'))
+@pytest.mark.parametrize(
+  'name',
+  ('quickstart', pytest.param('reproduce_paper', marks=pytest.mark.slow)),
+)
 def test_a_notebook_runs(name, monkeypatch):
   monkeypatch.setenv('SLEEP_JAX_SMALL', '1')
   notebook = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)

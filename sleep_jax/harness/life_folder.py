@@ -21,6 +21,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
@@ -105,6 +106,7 @@ def load(path: pathlib.Path) -> tuple[life_lib.Life, dict[str, Any]]:
     life = life.replace(
       clock=clock,
       fast_at_wake=_fast_at_wake(life, arrays),
+      archive=_archive(arrays),
       frames=tuple(tuple(map(tuple, frame)) for frame in notes['frames']),
     )
   except (OSError, ValueError, KeyError) as e:
@@ -162,7 +164,20 @@ def _arrays(life: life_lib.Life) -> dict[str, np.ndarray]:
   if int(clock.tokens) != int(clock.tokens_at_last_sleep):
     for name, leaf in tree_paths.leaf_paths(life.fast_at_wake).items():
       arrays[f'fast_at_wake.{name}'] = np.asarray(leaf)
+  for name, leaf in tree_paths.leaf_paths(life.archive).items():
+    arrays[f'archive.{name}'] = np.asarray(leaf)
   return arrays
+
+
+def _archive(arrays: Mapping[str, np.ndarray]) -> archive_lib.Archive | None:
+  if not any(name.startswith('archive.') for name in arrays):
+    return None
+  empty = archive_lib.empty(0, 0)
+  values = [
+    jnp.asarray(arrays[f'archive.{name}'])
+    for name in tree_paths.leaf_paths(empty)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(empty), values)
 
 
 def _fast_at_wake(
@@ -183,7 +198,11 @@ def _check_space(
 ) -> None:
   """Refuses to begin what the disk cannot hold: a mapped file would crash."""
   leaves = tree_paths.leaf_paths(
-    {'params': life.model.params, 'memory': life.memory}
+    {
+      'params': life.model.params,
+      'memory': life.memory,
+      'archive': life.archive,
+    }
   )
   needed = _SPARE + sum(
     x.nbytes for name, x in leaves.items() if name not in linked
