@@ -18,10 +18,10 @@ from sleep_jax.objectives import divergences
 class Archive(at.Pytree):
   """Rows of dreams, at most as many of each night as of another."""
 
-  tokens: at.Int[at.Array, 'N T']
-  weight: at.Float[at.Array, 'N T']  # Weight of the prediction of token t+1.
+  tokens: at.Int[jax.Array, 'N T']
+  weight: at.Float[jax.Array, 'N T']  # Weight of the prediction of token t+1.
   teacher: divergences.TopK  # By numbers of the whole vocabulary.
-  night: at.Int[at.Array, 'N']  # When it was dreamt, from 0.
+  night: at.Int[jax.Array, 'N']  # When it was dreamt, from 0.
 
   def __len__(self) -> int:
     return len(self.tokens)

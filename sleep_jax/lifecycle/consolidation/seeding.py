@@ -386,9 +386,9 @@ def _dream(job: SeedingJob, rng: at.Key, probe_rng: at.Key) -> _Dreams:
 
   Today, the previous model and every archived night have equal shares.
   """
-  archive = job.archive
+  archive = job.archive if job.archive else None  # None if it has no rows.
   nights, archived_share = job.nights, 0.0
-  if archive is not None and len(archive):
+  if archive is not None:
     num_archived = len(np.unique(archive.night))
     nights, archived_share = 0, num_archived / (num_archived + 2)
   # No more than D has: a small D's shapes are then compiled once.
@@ -406,7 +406,7 @@ def _dream(job: SeedingJob, rng: at.Key, probe_rng: at.Key) -> _Dreams:
   teachers, vocabulary = job.teachers, None
   if job.cfg.dream_vocab:
     used = [replay.tokens, probe.tokens]
-    if archived_share:
+    if archive is not None:
       used.append(np.asarray(archive.teacher.tokens))
     vocabulary = _vocabulary(teachers.current, used)
     head = teachers.current.unembedding()[vocabulary]
@@ -421,9 +421,9 @@ def _dream(job: SeedingJob, rng: at.Key, probe_rng: at.Key) -> _Dreams:
     times = 1 if job.teachers.previous is None else 2
     cost.add_forward(size, times=times)
     to_keep = None
-    if archive is not None:
+    if job.archive is not None:
       to_keep = teacher_labels.as_archive(labels, vocabulary, job.nights)
-    if archived_share:
+    if archive is not None:
       kept = teacher_labels.from_archive(archive, teachers, vocabulary)
       if kept.prefix is not None:
         cost.add_forward(kept.tokens.size)

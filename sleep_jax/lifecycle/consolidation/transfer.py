@@ -127,8 +127,8 @@ def transfer(
 
   # Update. The sender's new weights and the new expert come into force.
   if archive is not None and seeded.dreams is not None:
-    rng = order_lib.numpy_rng(jax.random.fold_in(seed_key, 1))
-    archive = archive_lib.extend(archive, seeded.dreams, cfg.archive, rng)
+    draw = order_lib.numpy_rng(jax.random.fold_in(seed_key, 1))
+    archive = archive_lib.extend(archive, seeded.dreams, cfg.archive, draw)
     life = life.replace(archive=archive)
   return life.with_memory(seeded.student.required_memory()), report
 
