@@ -21,6 +21,9 @@ class SeedingConfig:
   dreams: int = 1024  # Rows, half of them from each teacher.
   dream_length: int = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
+  # Of all turns but the last, where a frame has several: other questions, and
+  # answers that are meant. 0 = `temperature`.
+  question_temperature: float = 0.0
   # Tokens below this share of the likeliest one's probability are not sampled.
   min_p: float = 0.0
   # Least and largest fraction of tokens from the previous model; after n

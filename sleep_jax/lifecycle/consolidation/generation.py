@@ -106,7 +106,7 @@ def _from_bos(
     model,
     *sharding.shard_batch(prompts, 'batch'),
     rng,
-    _sampler(cfg, tokenizer, cfg.dream_length - 1),
+    _sampler(cfg, tokenizer, cfg.dream_length - 1, cfg.temperature),
   )
   out = sharding.fetch(out)
   bos = np.full((rows, 1), tokenizer.bos, np.int32)
@@ -137,7 +137,6 @@ def _from_frames(
   size = rows if rows < _ROWS else -(-rows // _ROWS) * _ROWS
   of_rows = [of_rows[i] for i in np.arange(size) * rows // size]
   documents: list[list[int]] = [[] for _ in of_rows]
-  sampler = _sampler(cfg, tokenizer, gap)
   for number in range(gaps):
     if number:
       ended = [i for i in range(size) if documents[i][-1] == tokenizer.stop]
@@ -146,6 +145,10 @@ def _from_frames(
       of_rows = [of_rows[i] for i in chosen]
     documents = [[*d, *f[number]] for d, f in zip(documents, of_rows)]
     width = longest + number * gap
+    temperature = cfg.temperature
+    if number < gaps - 1 and cfg.question_temperature:
+      temperature = cfg.question_temperature
+    sampler = _sampler(cfg, tokenizer, gap, temperature)
     new = []
     for i in range(0, size, _ROWS):
       prompts = padding.left_pad(
@@ -175,10 +178,11 @@ def _sampler(
   cfg: consolidation_config.SeedingConfig,
   tokenizer: tokenizers.Tokenizer,
   max_new: int,
+  temperature: float,
 ) -> sampling.SamplerConfig:
   return sampling.SamplerConfig(
     max_new=max_new,
-    temperature=cfg.temperature,
+    temperature=temperature,
     min_p=cfg.min_p,
     stop=tokenizer.stop,
     pad=tokenizer.pad,
