@@ -78,6 +78,19 @@ def test_both_turns_of_a_chat_are_made_up_within_their_frame(pair):
   assert len({tuple(row) for row in got.tokens}) > 1
 
 
+def test_questions_have_a_temperature_of_their_own(pair):
+  """Those are turns before the last; all else has the other."""
+  day = (((7,), (8,)),)
+  cold = dict(day_dreams=1.0, temperature=1.0, question_temperature=1e-3)
+  got = sample(pair, 16, day, **cold)
+  gap = (SEEDING.dream_length - 2) // 2
+  questions, answers = got.tokens[:, 1 : 1 + gap], got.tokens[:, 2 + gap :]
+  assert len({row.tobytes() for row in questions}) == 1
+  assert len({row.tobytes() for row in answers}) > 8
+  alone = sample(pair, 16, (((7,),),), **cold)
+  assert len({row.tobytes() for row in alone.tokens}) > 8
+
+
 def test_documents_of_one_seed_are_the_same_documents(pair):
   a, b = (sample(pair, 8, chat_dreams=0.5) for _ in range(2))
   np.testing.assert_array_equal(a.tokens, b.tokens)
