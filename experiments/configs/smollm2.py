@@ -91,14 +91,17 @@ def get_config(variant: str = '') -> common.Config:
   c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
-    dreams=256,
+    dreams=512,
     dream_length=64,
+    question_temperature=1.5,
     min_p=0.1,
     day_dreams=1.0,
+    distinct=True,
+    archive=512,
     teacher_top_k=64,
     dream_vocab=True,
     optimizer='muon',
-    steps=120,
+    steps=200,
     batch=8,
     learning_rate=0.03,
     # Left out for its cost here.
@@ -132,7 +135,7 @@ def _short(c: common.Config) -> None:
   c.seeds = (1,)
   c.task.update(episodes=1, facts=2, passes=1, held_out_rows=1)
   c.task.general = KNOWN[:2]
-  c.sleep.update(dreams=8, steps=4, batch=2)
+  c.sleep.update(dreams=8, archive=8, steps=4, batch=2)
   c.model.levels[0].sleep_every = 1
   c.arms = {'sleep': {}}
 
@@ -178,6 +181,10 @@ def _tune(c: common.Config) -> None:
     name: dict(finetune=dict(learning_rate=rate))
     for name, rate in rates.items()
   }
+  rehearsed = {k: v for k, v in finetuned.items() if k != 'low'}
+  rehearsed['more'] = finetuned['high'] | dict(
+    learner_config=dict(documents=512)
+  )
   held = {
     name: dict(finetune=dict(learning_rate=1e-3, ewc_lambda=weight))
     for name, weight in zip(rates, (0.1, 1.0, 10.0, 100.0))
@@ -192,7 +199,7 @@ def _tune(c: common.Config) -> None:
     101,
     dict(
       sft=finetuned,
-      replay=finetuned,
+      replay=rehearsed,
       ewc=held,
       wake_only=read,
       sleep=asleep,
