@@ -34,8 +34,8 @@ from sleep_jax.learners import sleep
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
-from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
@@ -192,7 +192,7 @@ def seeding_left(night: Night, rng: at.Key) -> dict[str, dict[str, float]]:
   locked = after.bank(receiver).set_status(slot, memory_lib.LOCKED)
   without = after.with_level(receiver, bank=locked)
   measure = functools.partial(
-    _measure, night.cfg, seeding.SlotId(receiver, slot)
+    _measure, night.cfg, job_lib.SlotId(receiver, slot)
   )
   sums: dict[str, list[float]] = {}
   rows = np.arange(len(replay.tokens))
@@ -214,7 +214,7 @@ def seeding_left(night: Night, rng: at.Key) -> dict[str, dict[str, float]]:
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
   cfg: consolidation_config.SeedingConfig,
-  target: seeding.SlotId,
+  target: job_lib.SlotId,
   without: model_lib.Model,
   after: model_lib.Model,
   labels: teacher_labels.LabeledBatch,

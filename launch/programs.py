@@ -25,6 +25,7 @@ from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
@@ -264,7 +265,7 @@ class Program:
       cfg,
       (self._shard_params(expert), self._shard_params(opt_state)),
       self.model,
-      seeding.SlotId(level, self._split((), axes=())),
+      job_lib.SlotId(level, self._split((), axes=())),
       (self._labels(cfg.dreams), rollouts),
       # Every device has all rows of D, and takes its own rows of a batch.
       (

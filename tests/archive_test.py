@@ -11,8 +11,8 @@ from sleep_jax import config
 from sleep_jax.harness import life_folder
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle.consolidation import rehearsal
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
-from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import checkpoint
@@ -102,13 +102,13 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
   life, monkeypatch, dream_vocab
 ):
   """Night 2 trains on night 1's rows, with night 1's predictions."""
-  taught, dream = [], seeding._dream
+  taught, prepare = [], rehearsal.prepare
 
   def record(*args):
-    taught.append(dream(*args))
+    taught.append(prepare(*args))
     return taught[-1]
 
-  monkeypatch.setattr(seeding, '_dream', record)
+  monkeypatch.setattr(rehearsal, 'prepare', record)
   cfg = dataclasses.replace(CONFIG, dream_vocab=dream_vocab)
   first, second = two_nights(life, cfg)
   assert np.bincount(first.archive.night).tolist() == [20]

@@ -11,6 +11,7 @@ from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
@@ -111,7 +112,7 @@ def test_a_seeding_step_lowers(variant):
     seeding_cfg,
     (expert, opt_state),
     model,
-    seeding.SlotId(1, ints()),
+    job_lib.SlotId(1, ints()),
     (labels, None),
     (ints(1, 2), ints(1, 0)),
   )

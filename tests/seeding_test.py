@@ -15,6 +15,7 @@ from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import night as night_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
@@ -138,10 +139,10 @@ def test_seeding_touches_the_new_slot_alone(cfg, life):
   student = student.with_memory(student.memory.with_level(1, bank=bank))
   teachers = replay_lib.Teachers(life.model, life.previous_memory())
   before = jax.tree.map(np.array, (life, student))
-  job = seeding.SeedingJob(
+  job = job_lib.SeedingJob(
     CONFIG,
     teachers,
-    target=seeding.SlotId(1, 0),
+    target=job_lib.SlotId(1, 0),
     nights=0,
     tokenizer=TOKENIZER,
     costs=costs_lib.CostTracker(cfg, 16),
@@ -453,7 +454,7 @@ def test_the_policy_of_a_fresh_rollout_is_that_which_drew_it(
   _, metrics = seeding.objective(
     bank.expert(0),
     cfg,
-    seeding.SlotId(1, 0),
+    job_lib.SlotId(1, 0),
     student,
     rollouts.labels,
     rollouts.replace(advantage=advantage),

@@ -12,6 +12,7 @@ from sleep_jax import config
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.lifecycle.dreaming import trials
@@ -146,7 +147,7 @@ def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
       seeding_cfg,
       (place(expert), place(opt_state)),
       model_lib.Model(cfg, place(params), place(memory)),
-      seeding.SlotId(1, jnp.int32(0)),
+      job_lib.SlotId(1, jnp.int32(0)),
       (place_rows(labels), None),
       (order, jnp.zeros((4, 0), jnp.int32)),
     )

@@ -19,6 +19,8 @@ examples each; `:placement` is one night with the fast level next to the output,
 and next to the input. SEAL's passages are in `backbones.py:squad-smollm2`.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments.configs import backbones
@@ -40,17 +42,6 @@ KNOWN = (
   66, 70, 73, 74, 76, 78, 79, 80, 83,
 )  # fmt: skip
 
-ARMS = {
-  'sleep': {},
-  'wake_only': common.WAKE_ONLY,
-  'sft': {},
-  # Half of a batch's rows are documents, so that it has twice the rows.
-  'replay': dict(finetune=dict(batch=2 * BATCH)),
-  'ewc': {},
-  'icl': dict(learner_config=dict(context=1024)),
-  'frozen': {},
-}
-
 
 def model(rate: float = 3e-4, rank: int = 32) -> common.Config:
   """The last layers fast, those beneath with experts, the others frozen."""
@@ -70,6 +61,23 @@ def model(rate: float = 3e-4, rank: int = 32) -> common.Config:
       max_len=2048,
     )
   )
+
+
+# Rates by `:tune`: the best mean of facts and general questions.
+ARMS = {
+  'sleep': {},
+  'wake_only': common.WAKE_ONLY | dict(model=dict(model(1e-4))),
+  'sft': dict(finetune=dict(learning_rate=1e-3)),
+  'replay': dict(
+    # Half of a batch's rows are documents, so that it has twice the rows.
+    finetune=dict(learning_rate=1e-3, batch=2 * BATCH),
+    # It learns what it samples; at a higher temperature it keeps less.
+    sleep=dict(question_temperature=0.0),
+  ),
+  'ewc': dict(finetune=dict(learning_rate=1e-3, ewc_lambda=1.0)),
+  'icl': dict(learner_config=dict(context=1024)),
+  'frozen': {},
+}
 
 
 def get_config(variant: str = '') -> common.Config:
@@ -157,10 +165,10 @@ def _clinc(c: common.Config) -> None:
   c.wake.window = LENGTH
   c.model.levels[1].update(slots=nights, top_k=nights)
   c.sleep.dream_length = 64
-  for arm in ('sft', 'ewc'):
-    c.arms[arm] = dict(finetune=dict(batch=2 * BATCH))
-  c.arms['replay'] = dict(finetune=dict(batch=4 * BATCH))
-  c.arms['joint'] = dict(finetune=dict(batch=2 * BATCH))
+  c.arms['joint'] = dict(finetune=dict(learning_rate=1e-3))
+  for arm in ('sft', 'ewc', 'joint'):
+    c.arms[arm].finetune.batch = 2 * BATCH
+  c.arms.replay.finetune.batch = 4 * BATCH
 
 
 def _placement(c: common.Config) -> None:
@@ -181,7 +189,7 @@ def _tune(c: common.Config) -> None:
     name: dict(finetune=dict(learning_rate=rate))
     for name, rate in rates.items()
   }
-  rehearsed = {k: v for k, v in finetuned.items() if k != 'low'}
+  rehearsed: dict[str, Any] = {k: finetuned[k] for k in rates if k != 'low'}
   rehearsed['more'] = finetuned['high'] | dict(
     learner_config=dict(documents=512)
   )

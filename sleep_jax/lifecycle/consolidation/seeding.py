@@ -13,7 +13,6 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,15 +21,14 @@ import optax.contrib
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
-from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import job as job_lib
+from sleep_jax.lifecycle.consolidation import rehearsal as rehearsal_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
-from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
@@ -40,9 +38,6 @@ from sleep_jax.objectives import policy_gradient
 from sleep_jax.runtime import finite
 from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
-
-_HEAD_MULTIPLE = 1024
-_PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
 
 
 class StepMetrics(at.Pytree):
@@ -54,44 +49,6 @@ class StepMetrics(at.Pytree):
   on_policy: jax.Array  # F on the student's own rollouts.
   imitation: jax.Array  # The policy-gradient loss.
   router: jax.Array  # Provenance cross-entropy.
-
-
-class SlotId(at.Pytree):
-  """Where an expert is: a level (0 = fastest, static), a slot of its bank."""
-
-  level: int = struct.field(pytree_node=False)
-  slot: int | jax.Array
-
-  def put(
-    self, model: model_lib.Model, expert: memory_lib.Expert
-  ) -> model_lib.Model:
-    """The model with `expert` there."""
-    bank = model.bank(self.level).with_expert(self.slot, expert)
-    return model.with_level(self.level, bank=bank)
-
-
-@dataclasses.dataclass(frozen=True)
-class SeedingJob:
-  """Who teaches, by what settings, and which expert learns.
-
-  cfg: the settings.
-  teachers: never changed.
-  target: the expert to train.
-  nights: how many nights the previous model stands for.
-  tokenizer: tells where rows, and their segments, begin and end.
-  costs: where tokens, FLOPs and seconds are written down.
-  frames: of the documents that the life has read.
-  archive: dreams of earlier nights to rehearse beside D, if any are kept.
-  """
-
-  cfg: consolidation_config.SeedingConfig
-  teachers: replay_lib.Teachers
-  target: SlotId
-  nights: int
-  tokenizer: tokenizers.Tokenizer
-  costs: costs_lib.CostTracker
-  frames: tuple[experience_lib.Frame, ...] = ()
-  archive: archive_lib.Archive | None = None
 
 
 class Seeded(NamedTuple):
@@ -107,7 +64,9 @@ class Seeded(NamedTuple):
   dreams: archive_lib.Archive | None
 
 
-def seed(job: SeedingJob, student: model_lib.Model, rng: at.Key) -> Seeded:
+def seed(
+  job: job_lib.SeedingJob, student: model_lib.Model, rng: at.Key
+) -> Seeded:
   """Trains one expert of the student by distillation from the teachers.
 
   Args:
@@ -116,9 +75,9 @@ def seed(job: SeedingJob, student: model_lib.Model, rng: at.Key) -> Seeded:
     rng: random key.
   """
   replay_key, order_key, roll_key, probe_key = jax.random.split(rng, 4)
-  dreams = _dream(job, replay_key, probe_key)
+  rehearsal = rehearsal_lib.prepare(job, replay_key, probe_key)
   job = dataclasses.replace(
-    job, teachers=job.teachers.replace(head=dreams.labels.head)
+    job, teachers=job.teachers.replace(head=rehearsal.labels.head)
   )
   cfg, target = job.cfg, job.target
   student = _activate(student, target)
@@ -127,21 +86,21 @@ def seed(job: SeedingJob, student: model_lib.Model, rng: at.Key) -> Seeded:
     jax.tree.map(jnp.copy, bank.expert(target.slot))
   )
   state = expert, sharding.shard_params(optimizer(cfg).init(expert))
-  kl_before = _probe_kl(job, state[0], student, dreams.probe)
+  kl_before = _probe_kl(job, state[0], student, rehearsal.probe)
   order = order_lib.numpy_rng(order_key)
   curves, rewards, rollouts = [], [], None
   for start in range(0, cfg.steps, cfg.rollout_every):
     steps = min(cfg.rollout_every, cfg.steps - start)
     if cfg.uses_rollouts:
       rollouts, reward = _imitate(
-        job, target.put(student, state[0]), dreams.replay, order,
+        job, target.put(student, state[0]), rehearsal.replay, order,
         jax.random.fold_in(roll_key, start),
       )  # fmt: skip
       rewards.append(reward)
-    rows = _rows_of_steps(cfg, dreams, order, steps)
+    rows = _rows_of_steps(cfg, rehearsal, order, steps)
     with job.costs.phase('update') as cost:
       state, metrics = seed_steps(
-        cfg, state, student, target, (dreams.labels, rollouts),
+        cfg, state, student, target, (rehearsal.labels, rollouts),
         sharding.shard_batch(rows, None, 'batch'),
       )  # fmt: skip
       curves.append(sharding.fetch(metrics))
@@ -153,14 +112,14 @@ def seed(job: SeedingJob, student: model_lib.Model, rng: at.Key) -> Seeded:
         steps=steps,
         first_layer=student.cfg.layers_of(target.level).start,
       )
-  kl_after = _probe_kl(job, state[0], student, dreams.probe)
+  kl_after = _probe_kl(job, state[0], student, rehearsal.probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}
   curves |= {
     'reward': np.array(rewards or [0.0]),
     'probe': np.array([kl_before, kl_after]),
   }
-  return Seeded(target.put(student, state[0]), curves, dreams.to_keep)
+  return Seeded(target.put(student, state[0]), curves, rehearsal.to_keep)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -168,7 +127,7 @@ def seed_steps(
   cfg: consolidation_config.SeedingConfig,
   state: tuple[memory_lib.Expert, Any],
   student: model_lib.Model,
-  target: SlotId,
+  target: job_lib.SlotId,
   data: tuple[teacher_labels.LabeledBatch, imitation.Rollouts | None],
   rows: tuple[jax.Array, jax.Array],
 ) -> tuple[tuple[memory_lib.Expert, Any], StepMetrics]:
@@ -198,7 +157,7 @@ def seed_steps(
 def objective(
   expert: memory_lib.Expert,
   cfg: consolidation_config.SeedingConfig,
-  target: SlotId,
+  target: job_lib.SlotId,
   student: model_lib.Model,
   labels: teacher_labels.LabeledBatch,
   rollouts: imitation.Rollouts | None,
@@ -327,7 +286,9 @@ def _token_logprobs(
   )
 
 
-def _activate(student: model_lib.Model, target: SlotId) -> model_lib.Model:
+def _activate(
+  student: model_lib.Model, target: job_lib.SlotId
+) -> model_lib.Model:
   """The student with the target slot routed as it will be when in force.
 
   So that what the expert learns, and what it displaces, is what the next day
@@ -342,7 +303,7 @@ _measure = jax.jit(objective, static_argnums=1)
 
 
 def _probe_kl(
-  job: SeedingJob,
+  job: job_lib.SeedingJob,
   expert: memory_lib.Expert,
   student: model_lib.Model,
   probe: teacher_labels.LabeledBatch,
@@ -355,104 +316,8 @@ def _probe_kl(
   return kl
 
 
-class _Dreams(NamedTuple):
-  """What a job learns from.
-
-  replay: D.
-  labels: of D, and after it of the archive.
-  probe: labelled dreams that are not in D.
-  archived_share: of what is rehearsed.
-  to_keep: D and its labels, if dreams are archived.
-  """
-
-  replay: replay_lib.Replay
-  labels: teacher_labels.LabeledBatch
-  probe: teacher_labels.LabeledBatch
-  archived_share: float
-  to_keep: archive_lib.Archive | None
-
-  def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Row numbers of `labels`, `[*shape]`."""
-    rows = self.replay.sample_rows(rng, *shape)
-    if not self.archived_share:
-      return rows
-    size = len(self.replay.tokens)
-    archived = rng.integers(size, len(self.labels.tokens), shape)
-    return np.where(rng.random(shape) < self.archived_share, archived, rows)
-
-
-def _dream(job: SeedingJob, rng: at.Key, probe_rng: at.Key) -> _Dreams:
-  """The job's data, sampled and labelled.
-
-  Today, the previous model and every archived night have equal shares.
-  """
-  archive = job.archive if job.archive else None  # None if it has no rows.
-  nights, archived_share = job.nights, 0.0
-  if archive is not None:
-    num_archived = len(np.unique(archive.night))
-    nights, archived_share = 0, num_archived / (num_archived + 2)
-  # No more than D has: a small D's shapes are then compiled once.
-  num_probes = min(job.cfg.dreams, _PROBE_ROWS)
-  probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
-  with job.costs.phase('rollout') as cost:
-    replay, probe = (
-      replay_lib.sample_replay(
-        cfg, job.teachers, job.tokenizer, nights, key, job.frames
-      )
-      for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
-    )
-    size = replay.tokens.size + probe.tokens.size
-    cost.add_forward(size)
-  teachers, vocabulary = job.teachers, None
-  if job.cfg.dream_vocab:
-    used = [replay.tokens, probe.tokens]
-    if archive is not None:
-      used.append(np.asarray(archive.teacher.tokens))
-    vocabulary = _vocabulary(teachers.current, used)
-    head = teachers.current.unembedding()[vocabulary]
-    teachers = teachers.replace(head=head)
-  with job.costs.phase('teacher') as cost:
-    # Every device has all rows, and takes its own rows of a batch.
-    labels, probe_labels = (
-      sharding.replicate(teacher_labels.label_all(job.cfg, teachers, rows))
-      for rows in (replay, probe)
-    )
-    jax.block_until_ready(labels)
-    times = 1 if job.teachers.previous is None else 2
-    cost.add_forward(size, times=times)
-    to_keep = None
-    if job.archive is not None:
-      to_keep = teacher_labels.as_archive(labels, vocabulary, job.nights)
-    if archive is not None:
-      kept = teacher_labels.from_archive(archive, teachers, vocabulary)
-      if kept.prefix is not None:
-        cost.add_forward(kept.tokens.size)
-      labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
-  return _Dreams(
-    replay,
-    labels,
-    sharding.shard_batch(probe_labels, 'batch'),
-    archived_share,
-    to_keep,
-  )
-
-
-def _vocabulary(model: model_lib.Model, used: list[np.ndarray]) -> np.ndarray:
-  """The tokens that occur, in order, and a few more.
-
-  A multiple of `_HEAD_MULTIPLE`, so that few shapes are compiled.
-  """
-  occurs = np.zeros(model.cfg.vocab, bool)
-  for tokens in used:
-    occurs[tokens] = True
-  size = -(-occurs.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
-  size = min(size, len(occurs))
-  occurs[np.flatnonzero(~occurs)[: size - occurs.sum()]] = True
-  return np.flatnonzero(occurs)
-
-
 def _imitate(
-  job: SeedingJob,
+  job: job_lib.SeedingJob,
   student: model_lib.Model,
   replay: replay_lib.Replay,
   order: np.random.Generator,
@@ -485,12 +350,12 @@ def _imitate(
 
 def _rows_of_steps(
   cfg: consolidation_config.SeedingConfig,
-  dreams: _Dreams,
+  rehearsal: rehearsal_lib.Rehearsal,
   order: np.random.Generator,
   steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of labels and rollouts that each step takes: `[K, B]`, `[K, R]`."""
-  rows = dreams.sample_rows(order, steps, cfg.batch)
+  rows = rehearsal.sample_rows(order, steps, cfg.batch)
   groups = order.integers(0, cfg.prefixes, (steps, cfg.rollout_groups, 1))
   of_groups = (groups * cfg.group + np.arange(cfg.group)).reshape(steps, -1)
   return rows, of_groups

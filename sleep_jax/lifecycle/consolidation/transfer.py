@@ -22,6 +22,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.metrics import costs as costs_lib
@@ -109,10 +110,10 @@ def transfer(
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = student.with_level(pair.receiver, bank=bank)
   archive = _archive(cfg, life)
-  job = seeding.SeedingJob(
+  job = job_lib.SeedingJob(
     cfg,
     teachers,
-    seeding.SlotId(pair.receiver, slot),
+    job_lib.SlotId(pair.receiver, slot),
     int(life.clock.nights),
     tokenizer,
     costs,
@@ -233,8 +234,8 @@ def free_up_slot(
     teachers = replay_lib.Teachers(
       model.with_memory(previous), previous_memory=None
     )
-    target = seeding.SlotId(level, younger[0])
-    job = seeding.SeedingJob(
+    target = job_lib.SlotId(level, younger[0])
+    job = job_lib.SeedingJob(
       merge_cfg, teachers, target, 0, tokenizer, costs, life.frames
     )
     student = model.with_memory(previous.with_level(level, bank=bank))

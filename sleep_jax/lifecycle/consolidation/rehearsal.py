@@ -1,0 +1,116 @@
+"""What a night rehearses: D, labelled by its teachers, and archived dreams."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sleep_jax import array_typing as at
+from sleep_jax.lifecycle import archive as archive_lib
+from sleep_jax.lifecycle.consolidation import job as job_lib
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import sharding
+
+_HEAD_MULTIPLE = 1024
+_PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
+
+
+class Rehearsal(NamedTuple):
+  """What a job rehearses.
+
+  replay: D.
+  labels: of D, and after it of the archive.
+  probe: labelled dreams that are not in D.
+  archived_share: of what is rehearsed.
+  to_keep: D and its labels, if dreams are archived.
+  """
+
+  replay: replay_lib.Replay
+  labels: teacher_labels.LabeledBatch
+  probe: teacher_labels.LabeledBatch
+  archived_share: float
+  to_keep: archive_lib.Archive | None
+
+  def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Row numbers of `labels`, `[*shape]`."""
+    rows = self.replay.sample_rows(rng, *shape)
+    if not self.archived_share:
+      return rows
+    size = len(self.replay.tokens)
+    archived = rng.integers(size, len(self.labels.tokens), shape)
+    return np.where(rng.random(shape) < self.archived_share, archived, rows)
+
+
+def prepare(
+  job: job_lib.SeedingJob, rng: at.Key, probe_rng: at.Key
+) -> Rehearsal:
+  """The job's data, sampled and labelled.
+
+  Today, the previous model and every archived night have equal shares.
+  """
+  archive = job.archive if job.archive else None  # None if it has no rows.
+  nights, archived_share = job.nights, 0.0
+  if archive is not None:
+    num_archived = len(np.unique(archive.night))
+    nights, archived_share = 0, num_archived / (num_archived + 2)
+  # No more than D has: a small D's shapes are then compiled once.
+  num_probes = min(job.cfg.dreams, _PROBE_ROWS)
+  probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
+  with job.costs.phase('rollout') as cost:
+    replay, probe = (
+      replay_lib.sample_replay(
+        cfg, job.teachers, job.tokenizer, nights, key, job.frames
+      )
+      for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
+    )
+    size = replay.tokens.size + probe.tokens.size
+    cost.add_forward(size)
+  teachers, vocabulary = job.teachers, None
+  if job.cfg.dream_vocab:
+    used = [replay.tokens, probe.tokens]
+    if archive is not None:
+      used.append(np.asarray(archive.teacher.tokens))
+    vocabulary = _vocabulary(teachers.current, used)
+    head = teachers.current.unembedding()[vocabulary]
+    teachers = teachers.replace(head=head)
+  with job.costs.phase('teacher') as cost:
+    # Every device has all rows, and takes its own rows of a batch.
+    labels, probe_labels = (
+      sharding.replicate(teacher_labels.label_all(job.cfg, teachers, rows))
+      for rows in (replay, probe)
+    )
+    jax.block_until_ready(labels)
+    times = 1 if job.teachers.previous is None else 2
+    cost.add_forward(size, times=times)
+    to_keep = None
+    if job.archive is not None:
+      to_keep = teacher_labels.as_archive(labels, vocabulary, job.nights)
+    if archive is not None:
+      kept = teacher_labels.from_archive(archive, teachers, vocabulary)
+      if kept.prefix is not None:
+        cost.add_forward(kept.tokens.size)
+      labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
+  return Rehearsal(
+    replay,
+    labels,
+    sharding.shard_batch(probe_labels, 'batch'),
+    archived_share,
+    to_keep,
+  )
+
+
+def _vocabulary(model: model_lib.Model, used: list[np.ndarray]) -> np.ndarray:
+  """The tokens that occur, in order, and a few more.
+
+  A multiple of `_HEAD_MULTIPLE`, so that few shapes are compiled.
+  """
+  occurs = np.zeros(model.cfg.vocab, bool)
+  for tokens in used:
+    occurs[tokens] = True
+  size = -(-occurs.sum() // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
+  size = min(size, len(occurs))
+  occurs[np.flatnonzero(~occurs)[: size - occurs.sum()]] = True
+  return np.flatnonzero(occurs)
