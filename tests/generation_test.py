@@ -143,7 +143,7 @@ def facts(folder, seed=1, **task):
 
 def test_questions_are_worded_like_nothing_that_was_told(folder):
   told, asked = set(), set()
-  for fact in facts(folder, episodes=2, facts=16)._facts[0]:
+  for fact in facts(folder, episodes=2, facts=16).facts[0]:
     told |= {text for pair in fact.told() for text in pair}
     asked |= set(fact.asked())
     assert all(fact.value in answer for _, answer in fact.told())
@@ -156,7 +156,7 @@ def test_a_day_tells_every_wording_as_often_and_facts_apart(folder):
   task = facts(folder, facts=4, passes=2)
   day = task.experience(0)
   text = task.tokenizer.decode(day.tokens[day.weight > 0].tolist())
-  for fact in task._facts[0]:
+  for fact in task.facts[0]:
     for _, answer in fact.told():
       assert text.count(f'assistant\n{answer}\n') == 2, answer
   frame = tokenizers.chat_of(task.tokenizer, '').frame(task.tokenizer.stop)
@@ -186,7 +186,7 @@ def parrot(task, known):
 
 def test_marks_are_those_of_the_answers(folder):
   task = facts(folder, episodes=2, facts=4, held_out_rows=0, general=())
-  first, second = task._facts
+  first, second = task.facts
   known = {f.subject: f'It is {f.value}, yes.' for f in first}
   result = task.evaluate(parrot(task, known), 1)
   assert result.by_episode == [1.0, 0.0]

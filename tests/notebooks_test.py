@@ -6,14 +6,23 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import tiny_checkpoint
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
   'name',
-  ('quickstart', pytest.param('reproduce_paper', marks=pytest.mark.slow)),
+  (
+    'quickstart',
+    'invented_facts',
+    pytest.param('reproduce_paper', marks=pytest.mark.slow),
+  ),
 )
-def test_a_notebook_runs(name, monkeypatch):
+def test_a_notebook_runs(name, monkeypatch, tmp_path):
+  pytest.importorskip('tokenizers')
+  base = tiny_checkpoint.write(tmp_path / 'tiny')
+  monkeypatch.setenv('SLEEP_JAX_BASE', str(base))
   monkeypatch.setenv('SLEEP_JAX_SMALL', '1')
   notebook = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
   nbclient.NotebookClient(

@@ -7,7 +7,7 @@ model knew before is measured beside: general questions, and the loss on a text
 that no day contains.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import importlib.resources
 import json
@@ -285,7 +285,7 @@ def invent(rng: np.random.Generator) -> Iterator[Fact]:
 
 
 class InventedFacts(task_lib.Task):
-  """The task; see the module's docstring."""
+  """The task; see the module's docstring. `facts` are those of each day."""
 
   name = 'invented_facts'
   Config = InventedFactsConfig
@@ -303,7 +303,7 @@ class InventedFacts(task_lib.Task):
     self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
     self._chat = tokenizers.chat_of(self.tokenizer, system='')
     facts = invent(np.random.default_rng([seed, 1]))
-    self._facts = [
+    self.facts = [
       [next(facts) for _ in range(cfg.facts)] for _ in range(cfg.episodes)
     ]
     questions = general_questions()
@@ -332,7 +332,7 @@ class InventedFacts(task_lib.Task):
     then it could be read off its other wording.
     """
     rng = np.random.default_rng([self._seed, 2, episode])
-    told = [fact.told() for fact in self._facts[episode]]
+    told = [fact.told() for fact in self.facts[episode]]
     documents = []
     for _ in range(self.cfg.passes):
       orders = [rng.permutation(len(wordings)) for wordings in told]
@@ -369,7 +369,7 @@ class InventedFacts(task_lib.Task):
     general: of the general questions.
     held_out_loss: nats per token of the held-out text.
     """
-    facts = sum(self._facts[: episode + 1], [])
+    facts = sum(self.facts[: episode + 1], [])
     questions = [
       (question, [fact.value]) for fact in facts for question in fact.asked()
     ]
@@ -392,22 +392,29 @@ class InventedFacts(task_lib.Task):
       metrics={k: float(v) for k, v in metrics.items()},
     )
 
+  def answers(
+    self, student: task_lib.Student, questions: Sequence[str]
+  ) -> list[str]:
+    """Greedy answers, closed book."""
+    prompts = [self._chat.prompt(question) for question in questions]
+    # Of like length, and so many at a time that none waits for long.
+    order = np.argsort([len(prompt) for prompt in prompts], kind='stable')
+    texts = [''] * len(prompts)
+    for part in np.array_split(order, -(-len(order) // _ASK_ROWS)):
+      answers = student.complete([prompts[i] for i in part], self.cfg.max_new)
+      for i, answer in zip(part, answers, strict=True):
+        texts[i] = self.tokenizer.decode(answer)
+    return texts
+
   def ask(
     self, student: task_lib.Student, questions: list[tuple[str, list[str]]]
   ) -> np.ndarray:
     """Whether each answer contains one of the accepted ones, `[N]`."""
-    prompts = [self._chat.prompt(question) for question, _ in questions]
-    # Of like length, and so many at a time that none waits for long.
-    order = np.argsort([len(prompt) for prompt in prompts], kind='stable')
-    completions: list[list[int]] = [[] for _ in prompts]
-    for part in np.array_split(order, -(-len(order) // _ASK_ROWS)):
-      answers = student.complete([prompts[i] for i in part], self.cfg.max_new)
-      for i, answer in zip(part, answers, strict=True):
-        completions[i] = answer
     contains = grading.GRADERS['contains']
+    texts = self.answers(student, [question for question, _ in questions])
     return np.array(
       [
-        any(contains(q, gold, self.tokenizer.decode(c)) for gold in golds)
-        for (q, golds), c in zip(questions, completions, strict=True)
+        any(contains(question, gold, text) for gold in golds)
+        for (question, golds), text in zip(questions, texts, strict=True)
       ]
     )
