@@ -109,7 +109,6 @@ def transfer(
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = student.with_level(pair.receiver, bank=bank)
-  archive = _archive(cfg, life)
   job = job_lib.SeedingJob(
     cfg,
     teachers,
@@ -118,7 +117,7 @@ def transfer(
     tokenizer,
     costs,
     life.frames,
-    archive,
+    _archive(cfg, life),
   )
   seeded = seeding.seed(job, student, seed_key)
   report = _report(cfg, pair, slot, seeded.curves)
@@ -127,11 +126,23 @@ def transfer(
     return original, report
 
   # Update. The sender's new weights and the new expert come into force.
-  if archive is not None and seeded.dreams is not None:
-    draw = order_lib.numpy_rng(jax.random.fold_in(seed_key, 1))
-    archive = archive_lib.extend(archive, seeded.dreams, cfg.archive, draw)
-    life = life.replace(archive=archive)
+  life = _keep_dreams(cfg, life, seeded.dreams, jax.random.fold_in(seed_key, 1))
   return life.with_memory(seeded.student.required_memory()), report
+
+
+def _keep_dreams(
+  cfg: consolidation_config.SeedingConfig,
+  life: life_lib.Life,
+  dreams: archive_lib.Archive | None,
+  rng: at.Key,
+) -> life_lib.Life:
+  """The life with these dreams in its archive, if it keeps one."""
+  archive = _archive(cfg, life)
+  if archive is None or dreams is None:
+    return life
+  draw = order_lib.numpy_rng(rng)
+  archive = archive_lib.extend(archive, dreams, cfg.archive, draw)
+  return life.replace(archive=archive)
 
 
 def _archive(
