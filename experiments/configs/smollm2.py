@@ -11,8 +11,8 @@ two facts, to see it run. Weights come by `sleep-jax fetch smollm2` (93 MB).
       --workdir=runs/smollm2
   python -m experiments.report --workdir=runs/smollm2 --out=results/smollm2
 
-Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every learner
-there (results/README.md has what was run).
+Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
+learner there (results/README.md has what was run).
 
 `:clinc` is class-incremental CLINC150, five nights of fifteen classes with ten
 examples each; `:placement` is one night with the fast level next to the output,
