@@ -19,9 +19,7 @@ from sleep_jax.models import flops
 _WINDOWS = (32, 64, 96, 128, 192, 256)  # Lengths of a row to choose from.
 _MOST_LANES = 8
 _PASSES = 3
-# Of the fast level in a day. Eight invented facts in prose, asked in chat form
-# (SmolLM2-135M, one seed): 0.19 after 12 updates, 0.56 after 48.
-_LEAST_UPDATES = 40
+_LEAST_UPDATES = 40  # Of the fast level in a day; fewer teach it little.
 _MOST_PASSES = 12
 _TOKENS_A_DAY = 16_384  # Of documents; more are spread over several days.
 _MOST_NIGHTS = 8

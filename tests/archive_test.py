@@ -17,10 +17,8 @@ from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import checkpoint
 from tests import seeding_test
-
-# pylint: disable=unused-import  (fixtures)
-from tests.seeding_test import _cfg  # noqa: F401
-from tests.seeding_test import _life  # noqa: F401
+from tests.seeding_test import _cfg  # noqa: F401  (a fixture)
+from tests.seeding_test import _life  # noqa: F401  (a fixture)
 
 CONFIG = dataclasses.replace(
   seeding_test.CONFIG,
@@ -139,9 +137,17 @@ def test_an_archive_of_other_dreams_is_refused(life):
     seeding_test.consolidate(life, other)
 
 
-def test_an_archive_needs_a_number_of_predictions():
-  with pytest.raises(config.ConfigError, match='teacher_top_k'):
-    dataclasses.replace(CONFIG, teacher_top_k=0)
+@pytest.mark.parametrize(
+  'bad, message',
+  [
+    (dict(teacher_top_k=0), 'sleep.archive=20 .* sleep.teacher_top_k'),
+    (dict(distinct=True, splice=False), 'set sleep.splice=True'),
+    (dict(question_temperature=-1.0), 'question_temperature=-1.0 must be'),
+  ],
+)
+def test_settings_of_dreams_that_mean_nothing_are_refused(bad, message):
+  with pytest.raises(config.ConfigError, match=message):
+    dataclasses.replace(CONFIG, **bad)
 
 
 def test_a_checkpoint_holds_an_archive_that_has_grown(life, tmp_path):

@@ -55,6 +55,9 @@ def shorten(monkeypatch, per_class: int = 1):
   [
     ('clinc-llama3_2_3b', 'llama3_2', 'icl sft'),
     pytest.param(
+      'clinc-llama3_2_3b', 'llama3_2', 'sleep', marks=pytest.mark.slow
+    ),
+    pytest.param(
       'banking-llama3_8b', 'llama3_2', 'ewc joint', marks=pytest.mark.slow
     ),
     pytest.param(

@@ -108,6 +108,16 @@ class SeedingConfig:
         f'sleep.previous_fraction={self.previous_fraction} must be (least, '
         'largest) in [0, 1].'
       )
+    if self.distinct and not self.splice:
+      raise base.ConfigError(
+        'sleep.distinct=True is about the segments that sleep.splice '
+        'interleaves; set sleep.splice=True.'
+      )
+    if self.question_temperature < 0:
+      raise base.ConfigError(
+        f'sleep.question_temperature={self.question_temperature} must be '
+        'positive, or 0 for sleep.temperature.'
+      )
     if self.archive and not self.teacher_top_k:
       raise base.ConfigError(
         f'sleep.archive={self.archive} keeps the likeliest tokens of each '
