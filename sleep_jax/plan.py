@@ -23,12 +23,15 @@ _LEAST_UPDATES = 40  # Of the fast level in a day; fewer teach it little.
 _MOST_PASSES = 12
 _TOKENS_A_DAY = 16_384  # Of documents; more are spread over several days.
 _MOST_NIGHTS = 8
-_DREAMS = (64, 256)  # Least and most.
+_DREAM_TOKENS = 32_768  # Of a night's dreams, or four times those of the day.
+_STEP_TOKENS = 512  # Of dreams in one step, where that is 2 to 8 rows.
+_EPOCHS = 3  # Over the dreams.
 # Shares of the dreams that begin as the day's documents did, and as a chat.
 _DAY_DREAMS, _CHAT_DREAMS = 0.75, 0.25
 _LEAST_TURNS = 48  # Tokens of a question and its answer that a row must hold.
 _MIN_P = 0.1  # Of `SeedingConfig`: on real text, noise is most of the tail.
-_LARGE_VOCABULARY = 4096  # From here on, logits of likely tokens alone count.
+# From here on, logits of likely tokens alone count, few enough to archive.
+_LARGE_VOCABULARY, _TEACHER_TOP_K = 4096, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +142,10 @@ class Plan:
       learning_rate=self.expert_learning_rate,
       alpha=1.0,
       lam=0.0,
-      teacher_top_k=64 if large else 0,
+      optimizer='muon',
+      teacher_top_k=_TEACHER_TOP_K if large else 0,
       dream_vocab=large,
+      archive=self.dreams if large else 0,
     )
 
   def night_flops(self, cfg: config.ModelConfig) -> float:
@@ -213,11 +218,12 @@ def plan(
   passes = choose('passes', passes)
   choose('fast_learning_rate', 3e-4)
   choose('sleep_every', max(2, groups * passes - 1))
-  dreams = min(max(4 * rows, _DREAMS[0]), _DREAMS[1])
-  choose('dreams', dreams)
-  choose('steps', 150)
-  choose('dream_batch', 8)
-  choose('expert_learning_rate', 2e-3)
+  least = 2 * (_DREAM_TOKENS // 2 // max(1, window))
+  dreams = choose('dreams', max(4 * rows, least))
+  some = next((n for n in (8, 4) if n * window <= _STEP_TOKENS), 2)
+  dream_batch = max(1, choose('dream_batch', some))
+  choose('steps', -(-_EPOCHS * dreams // dream_batch))
+  choose('expert_learning_rate', 0.03)
   choose('slots', max(_MOST_NIGHTS, days + 1))
   choose('rank', min(64, cfg.dim // 2))
   out = Plan(**values)

@@ -26,7 +26,7 @@ PLAN = dict(
   fast_learning_rate=1e-2,
   dreams=32,
   steps=60,
-  expert_learning_rate=2e-2,
+  expert_learning_rate=0.1,
   rank=16,
   slots=2,
 )
@@ -268,6 +268,9 @@ def test_a_plan_fits_any_amount_of_text(sizes, layers):
   assert updates - 2 <= plan.sleep_every <= 2 * updates
   seeding = plan.seeding(cfg.vocab, 40)
   assert seeding.teacher_top_k and seeding.chat_dreams
+  assert seeding.archive == seeding.dreams
+  assert seeding.steps * seeding.batch >= 3 * seeding.dreams
+  assert seeding.batch * plan.window <= 512 or seeding.batch == 2
   assert str(plan.passes) in str(plan)
 
 

@@ -16,7 +16,7 @@ from tests import tiny_checkpoint
 ROOT = pathlib.Path(__file__).parent.parent
 SET = (
   'window=64', 'passes=8', 'fast_learning_rate=1e-2', 'dreams=32', 'steps=60',
-  'expert_learning_rate=2e-2', 'rank=16', 'slots=2',
+  'expert_learning_rate=0.1', 'rank=16', 'slots=2',
 )  # fmt: skip
 NOTES = '\n\n'.join(tiny_checkpoint.FACTS) + '\n\n'
 
