@@ -292,6 +292,20 @@ def test_batched_trials_equal_single_trials(model):
   jax.tree.map(np.testing.assert_array_equal, before, life.model)
 
 
+def test_columns_without_a_target_are_left_out():
+  tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64)
+  weight = np.zeros((2, 64), np.float32)
+  weight[1, 3:18] = 1.0
+  update = contexts.TrainingRows(tokens, weight)
+  short = contexts.TrainingRows(tokens[:1, :8], np.ones((1, 8), np.float32))
+  rows, weights = trials.stack_rows([update, short], 3, -1)
+  assert rows.shape == weights.shape == (3, 2, 32)
+  np.testing.assert_array_equal(rows[0], tokens[:, :32])
+  np.testing.assert_array_equal(weights[0], weight[:, :32])
+  np.testing.assert_array_equal(rows[1, 0, :8], tokens[0, :8])
+  assert (rows[1, 0, 8:] == -1).all() and (rows[2] == -1).all()
+
+
 def test_an_untuned_instance_answers_like_the_model(model):
   life, dreamer = life_of(model), dreamer_of()
   questions = [c.questions for c in life.contexts]

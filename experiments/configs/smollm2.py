@@ -15,8 +15,9 @@ Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
 learner there (results/README.md has what was run).
 
 `:clinc` is class-incremental CLINC150, five nights of fifteen classes with ten
-examples each; `:placement` is one night with the fast level next to the output,
-and next to the input. SEAL's passages are in `backbones.py:squad-smollm2`.
+examples each; `:squad` is a dozen passages of SEAL to learn from and a dozen
+others to study, one by one; `:placement` is one night with the fast level next
+to the output, and next to the input.
 """
 
 from typing import Any
@@ -29,9 +30,11 @@ from sleep_jax import config
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.models import lora
 from sleep_jax.tasks import class_incremental
 from sleep_jax.tasks import invented_facts
+from sleep_jax.tasks import squad
 
 NIGHTS, LENGTH, BATCH = 3, 128, 2
 # Numbers of general questions that the base answers, the first fifty of what
@@ -134,6 +137,7 @@ def get_config(variant: str = '') -> common.Config:
     short=_short,
     tune=_tune,
     clinc=_clinc,
+    squad=_squad,
     placement=_placement,
   )
   return c
@@ -170,6 +174,52 @@ def _clinc(c: common.Config) -> None:
   for arm in ('sft', 'ewc', 'joint'):
     c.arms[arm].finetune.batch = 2 * BATCH
   c.arms.replay.finetune.batch = 4 * BATCH
+
+
+def _squad(c: common.Config) -> None:
+  """SEAL's protocol at a size for two cores; its trial is shorter, too."""
+  passages, length = 12, 256
+  c.task = common.settings(
+    squad.SquadConfig,
+    tokenizer='',
+    chat=True,
+    episodes=1,
+    train=passages,
+    reads=6,
+    test=passages,
+    joint=passages,
+    length=length,
+    max_dream=LENGTH,
+    max_answer=32,
+  )
+  c.task.name = 'knowledge_incorporation'
+  c.model.levels[0].update(chunk=length, sleep_every=30)
+  # A passage, from its title on; not what a frame asks for.
+  c.sleep.update(
+    dreams=128,
+    dream_length=length,
+    day_dreams=0.0,
+    splice=False,
+    distinct=False,
+    archive=0,
+    batch=2,
+  )
+  c.lora = common.settings(lora.LoraConfig)  # SEAL's.
+  c.trial = common.settings(
+    dreaming_config.TrialConfig, epochs=4, batch=2, max_parallel=1
+  )
+  c.dreaming = common.settings(
+    dreaming_config.DreamingConfig,
+    dreams=5,
+    top_p=0.95,
+    keep=2,
+    keep_random=1,
+    epochs=2,
+    learning_rate=3e-4,
+    retention_length=LENGTH,
+  )
+  names = 'frozen', 'icl', 'finetune_passage', 'ttt', 'seal', 'sleep'
+  c.arms = {name: common.KNOWLEDGE_ARMS[name] for name in names}
 
 
 def _placement(c: common.Config) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sleep_jax.data import contexts
 
-_MULTIPLE = 16  # `prompt_rows` pads to it, so that few shapes are compiled.
+MULTIPLE = 16  # Rows are padded to it, so that few shapes are compiled.
 
 
 def left_pad(
@@ -42,7 +42,7 @@ def prompt_rows(
 ) -> contexts.TrainingRows:
   """(prompt, completion) pairs as rows; the completions are the targets."""
   longest = max(len(a) + len(b) for a, b in pairs)
-  tokens = np.full((len(pairs), -(-longest // _MULTIPLE) * _MULTIPLE), pad)
+  tokens = np.full((len(pairs), -(-longest // MULTIPLE) * MULTIPLE), pad)
   weight = np.zeros(tokens.shape, np.float32)
   for i, (prompt, completion) in enumerate(pairs):
     end = len(prompt) + len(completion)

@@ -214,16 +214,25 @@ def stack_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of all updates, `[instances, N, T]`, and their weights.
 
-  N and T are the largest there are: updates may differ in both.
+  N and T are the largest there are: updates may differ in both. Columns in
+  which no row has a target any more are left out.
   """
   rows = _bucket(max(len(u.tokens) for u in updates))
-  length = max(u.tokens.shape[1] for u in updates)
+  length = max(map(_last_target, updates))
+  length = -(-length // padding.MULTIPLE) * padding.MULTIPLE
   tokens = np.full((instances, rows, length), pad, np.int32)
   weight = np.zeros(tokens.shape, np.float32)
   for i, update in enumerate(updates):
-    part = i, *map(slice, update.tokens.shape)
-    tokens[part], weight[part] = update.tokens, update.weight
+    n, width = update.tokens[:, :length].shape
+    tokens[i, :n, :width] = update.tokens[:, :length]
+    weight[i, :n, :width] = update.weight[:, :length]
   return tokens, weight
+
+
+def _last_target(update: contexts.TrainingRows) -> int:
+  """How many columns there are up to the last with a target, at least 1."""
+  columns = np.flatnonzero(update.weight.any(axis=0))
+  return 1 + int(np.max(columns, initial=0))
 
 
 def schedules(
