@@ -26,7 +26,8 @@ from sleep_jax import reports
 from sleep_jax.data import documents as documents_lib
 from sleep_jax.runtime import files
 
-FORMS = ('custom', 'merged')
+_MERGED = 'merged'
+FORMS = ('custom', _MERGED)
 _NEUTRAL = 'neutral.txt'  # From George Eliot's Middlemarch (1871), chapter 15.
 _MOST_ROWS = 32  # Of 128 tokens, whose perplexity is measured.
 _BEFORE = 'before'
@@ -92,7 +93,7 @@ def run(request: Request) -> None:
         f'{e} The day is kept: give the command again with --set steps='
         f'{2 * m.plan.steps}, say, or with --allow-failure.'
       ) from e
-    _finish(request, state, m)
+    _finish(request, state, m, exam)
   shutil.rmtree(state.folder, ignore_errors=True)
 
 
@@ -317,7 +318,9 @@ def _bar(m: api.Sleeper, phase: str) -> Iterator[None]:
       m.on_progress = None
 
 
-def _finish(request: Request, state: _State, m: api.Sleeper) -> None:
+def _finish(
+  request: Request, state: _State, m: api.Sleeper, exam: Exam
+) -> None:
   """Exports, report, and the folder's final name."""
   life, out = state.life(), request.out
   assert life is not None  # There was at least one night.
@@ -326,6 +329,9 @@ def _finish(request: Request, state: _State, m: api.Sleeper) -> None:
     if not (life / form).exists():
       print(f'exporting: {form}', flush=True)
       said.append(m.export(life / form, form).replace(str(life), str(out)))
+  if _MERGED in request.export and state.records[-1]['phase'] != _MERGED:
+    print(f'{_MERGED}: measuring', flush=True)
+    state.add(_MERGED, exam.measure(api.load(life / _MERGED)))
   overnight_report.write(life, state.records)
   life.replace(out)
   print('\n'.join(['', overnight_report.table(state.records), '', *said]))

@@ -87,4 +87,6 @@ def _label(record: dict[str, Any]) -> str:
   if phase.startswith('night'):
     failed = '' if record.get('transferred', True) else ', NOT transferred'
     return f'after {phase}, {_NOTE}{failed}'
+  if phase == 'merged':
+    return 'export: merged'
   return phase if phase == 'before' else f'after {phase}'
