@@ -14,7 +14,7 @@ two facts, to see it run. Weights come by `sleep-jax fetch smollm2` (93 MB).
 Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
 learner there (results/README.md has what was run).
 
-`:clinc` is class-incremental CLINC150, five nights of fifteen classes with ten
+`:clinc` is class-incremental CLINC150, five nights of fifteen classes with seven
 examples each; `:squad` is a dozen passages of SEAL to learn from and a dozen
 others to study, one by one; `:placement` is one night with the fast level next
 to the output, and next to the input.
@@ -154,7 +154,7 @@ def _short(c: common.Config) -> None:
 
 
 def _clinc(c: common.Config) -> None:
-  """CLINC150 in chat form, 150 examples a day, twice; rates are the facts'."""
+  """CLINC150 in chat form, 105 examples a day, twice; rates are the facts'."""
   nights = 5
   c.task = common.settings(
     class_incremental.ClassIncrementalConfig,
@@ -163,7 +163,7 @@ def _clinc(c: common.Config) -> None:
     length=64,
     passes=2,
     episodes=nights,
-    train_examples=10,
+    train_examples=7,
     test_examples=3,
   )
   c.task.name = 'class_incremental'
