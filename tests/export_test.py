@@ -320,6 +320,27 @@ def test_padding_counts_neither_in_the_fit_nor_in_the_measure(tmp_path):
   assert reports[0].tokens == 4 * (rows.shape[1] - 1)
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [dict(enough=1e9), dict(enough=0.0, learning_rate=30.0)],
+  ids=['enough', 'no better'],
+)
+def test_columns_are_kept_where_distillation_gains_nothing(tmp_path, changes):
+  model = slept_model(tmp_path / 'source', 'llama3_2', 'partition')
+  rows, cfg = dreams(model, 16), export.MergeConfig(steps=2)
+  changed = dataclasses.replace(cfg, **changes)
+  report, fitted = (
+    export.merged(model, tmp_path / name, None, dreams=rows, cfg=x)
+    for name, x in (
+      ('out', changed),
+      ('fitted', dataclasses.replace(cfg, steps=0)),
+    )
+  )
+  assert report.final == report.fitted == fitted.final
+  out, other = (read_plain(tmp_path / n).params for n in ('out', 'fitted'))
+  assert equal(out, other)
+
+
 def test_an_adapter_is_merged_before_anything_else(tmp_path):
   model = without_experts(
     slept_model(tmp_path / 'source', 'llama3_2', 'partition')

@@ -28,6 +28,9 @@ class MergeConfig:
   """How what a plain block lacks is approximated by columns of its MLP."""
 
   steps: int = 200  # Of distillation into the added columns; 0 = none.
+  # Nats a token: columns by least squares that lose no more are kept as they
+  # are. The others are distilled, and kept as they were if that is no better.
+  enough: float = 0.01
   batch: int = 8  # Rows of a step.
   # Of a step, as a share of the root mean square of a matrix.
   learning_rate: float = 0.02
@@ -54,7 +57,7 @@ class MergeReport:
   hidden: width of its MLPs, and of the model's own.
   base: loss of the backbone without the memory.
   fitted: loss of the columns by least squares alone.
-  final: loss of what was written.
+  final: loss of what was written: of the fitted, or of the distilled columns.
   tokens: how many these are measured on.
   seconds: of fitting, distillation and measuring.
   warning: '' unless there is no tokenizer.
@@ -79,7 +82,7 @@ class MergeReport:
         for name, loss in (
           ('base without the memory', self.base),
           ('fitted by least squares', self.fitted),
-          ('written, after distillation', self.final),
+          ('written', self.final),
         )
       ]
     return '\n'.join([*lines, *filter(None, [self.warning])])
@@ -140,14 +143,19 @@ def _approximate(
   plain = fold.plain_model(model.cfg, params)
   columns = fold.fit(model, params, (rest.tokens, rest.real), cfg)
   fitted = refine.measure(model, fold.with_columns(plain, columns), held)
-  columns = refine.distil(model, plain, columns, rest, cfg)
+  final = fitted
+  if fitted.kl > cfg.enough:
+    distilled = refine.distil(model, plain, columns, rest, cfg)
+    loss = refine.measure(model, fold.with_columns(plain, distilled), held)
+    if loss.kl < fitted.kl:
+      columns, final = distilled, loss
   merged = fold.with_columns(plain, columns)
   report = MergeReport(
     pathlib.Path(),
     hidden=(merged.cfg.levels[0].hidden, model.cfg.levels[-1].hidden),
     base=refine.measure(model, model.with_memory(None), held),
     fitted=fitted,
-    final=refine.measure(model, merged, held),
+    final=final,
     tokens=int(held.real.sum()),
     seconds=time.monotonic() - start,
   )
