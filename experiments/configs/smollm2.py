@@ -206,7 +206,7 @@ def _squad(c: common.Config) -> None:
   )
   c.lora = common.settings(lora.LoraConfig)  # SEAL's.
   c.trial = common.settings(
-    dreaming_config.TrialConfig, epochs=4, batch=2, max_parallel=1
+    dreaming_config.TrialConfig, epochs=4, batch=2, max_parallel=4
   )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,

@@ -214,12 +214,13 @@ def stack_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of all updates, `[instances, N, T]`, and their weights.
 
-  N and T are the largest there are: updates may differ in both. Columns in
-  which no row has a target any more are left out.
+  N and T are the largest there are, or a little more: updates may differ in
+  both, and few shapes are compiled. Columns in which no row has a target any
+  more are left out.
   """
   rows = _bucket(max(len(u.tokens) for u in updates))
-  length = max(map(_last_target, updates))
-  length = -(-length // padding.MULTIPLE) * padding.MULTIPLE
+  length = -(-max(map(_last_target, updates)) // padding.MULTIPLE)
+  length = _bucket(length) * padding.MULTIPLE
   tokens = np.full((instances, rows, length), pad, np.int32)
   weight = np.zeros(tokens.shape, np.float32)
   for i, update in enumerate(updates):
