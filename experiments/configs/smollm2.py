@@ -14,10 +14,10 @@ two facts, to see it run. Weights come by `sleep-jax fetch smollm2` (93 MB).
 Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
 learner there (results/README.md has what was run).
 
-`:clinc` is class-incremental CLINC150, five nights of fifteen classes with seven
-examples each; `:squad` is a dozen passages of SEAL to learn from and a dozen
-others to study, one by one; `:placement` is one night with the fast level next
-to the output, and next to the input.
+`:clinc` is class-incremental CLINC150, five nights of fifteen classes with
+seven examples each; `:squad` is a dozen passages of SEAL to learn from and a
+dozen others to study, one by one; `:placement` is one night with the fast level
+next to the output, and next to the input.
 """
 
 from typing import Any
