@@ -15,7 +15,7 @@ Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
 learner there (results/README.md has what was run).
 
 `:clinc` is class-incremental CLINC150, five nights of fifteen classes with
-seven examples each; `:squad` is a dozen passages of SEAL to learn from and a
+seven examples each; `:squad` is six passages of SEAL to learn from and a
 dozen others to study, one by one; `:placement` is one night with the fast level
 next to the output, and next to the input.
 """
@@ -178,14 +178,14 @@ def _clinc(c: common.Config) -> None:
 
 def _squad(c: common.Config) -> None:
   """SEAL's protocol at a size for two cores; its trial is shorter, too."""
-  passages, length = 12, 256
+  train, passages, length = 6, 12, 256
   c.task = common.settings(
     squad.SquadConfig,
     tokenizer='',
     chat=True,
     episodes=1,
-    train=passages,
-    reads=6,
+    train=train,
+    reads=12,
     test=passages,
     joint=passages,
     length=length,
@@ -212,7 +212,7 @@ def _squad(c: common.Config) -> None:
     dreaming_config.DreamingConfig,
     dreams=5,
     top_p=0.95,
-    keep=2,
+    keep=1,
     keep_random=1,
     epochs=2,
     learning_rate=3e-4,
