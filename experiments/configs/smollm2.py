@@ -206,7 +206,11 @@ def _squad(c: common.Config) -> None:
   )
   c.lora = common.settings(lora.LoraConfig)  # SEAL's.
   c.trial = common.settings(
-    dreaming_config.TrialConfig, epochs=4, batch=2, max_parallel=4
+    dreaming_config.TrialConfig,
+    epochs=6,
+    joint_epochs=3,
+    window=length,
+    max_parallel=4,
   )
   c.dreaming = common.settings(
     dreaming_config.DreamingConfig,

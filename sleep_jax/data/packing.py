@@ -8,11 +8,15 @@ pretraining of most models.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 
 from sleep_jax import config
+from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import experience as experience_lib
+
+Rows = TypeVar('Rows', experience_lib.Experience, contexts_lib.TrainingRows)
 
 
 def pack(
@@ -61,9 +65,7 @@ def lengths(weight: np.ndarray) -> np.ndarray:
   return np.where(is_target.any(axis=1), last, 0)
 
 
-def repack(
-  experience: experience_lib.Experience, length: int, pad: int
-) -> experience_lib.Experience:
+def repack(rows: Rows, length: int, pad: int) -> Rows:
   """The same documents in the same order, in fewer rows of `length` tokens.
 
   A document that does not fit behind the others begins the next row; one that
@@ -71,7 +73,7 @@ def repack(
   beginning of the next: the weight of its first token is 0.
 
   Args:
-    experience: rows `[N, T]` of one document each.
+    rows: `[N, T]`, of one document each.
     length: tokens of a new row.
     pad: the token that fills a row's end, at weight 0.
 
@@ -80,27 +82,26 @@ def repack(
   """
   if length < 2:
     raise config.ConfigError(
-      f'rows of {length} tokens (wake.window) have no target; use 2 or more.'
+      f'rows of {length} tokens (wake.window, trial.window) have no target; '
+      'use 2 or more.'
     )
-  rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
+  new: list[list[tuple[np.ndarray, np.ndarray]]] = []
   used = length  # So that the first piece begins a row.
-  sizes = lengths(experience.weight)
-  for tokens, weight, size in zip(
-    experience.tokens, experience.weight, sizes, strict=True
-  ):
+  sizes = lengths(rows.weight)
+  for tokens, weight, size in zip(rows.tokens, rows.weight, sizes, strict=True):
     for start in range(0, size, length):
       part = slice(start, min(start + length, size))
       part_weight = np.array(weight[part], np.float32)
       if not start:
         part_weight[0] = 0.0
       if used + len(part_weight) > length:
-        rows.append([])
+        new.append([])
         used = 0
-      rows[-1].append((tokens[part], part_weight))
+      new[-1].append((tokens[part], part_weight))
       used += len(part_weight)
-  out = np.full((len(rows), length), pad, np.int32)
+  out = np.full((len(new), length), pad, np.int32)
   out_weight = np.zeros(out.shape, np.float32)
-  for i, pieces in enumerate(rows):
+  for i, pieces in enumerate(new):
     row, row_weight = (np.concatenate(x) for x in zip(*pieces, strict=True))
     out[i, : len(row)], out_weight[i, : len(row)] = row, row_weight
-  return dataclasses.replace(experience, tokens=out, weight=out_weight)
+  return dataclasses.replace(rows, tokens=out, weight=out_weight)

@@ -14,6 +14,9 @@ class TrialConfig:
 
   epochs: int = 10
   batch: int = 1  # Rows of a step.
+  # Rows of an update are packed side by side into rows of so many tokens, as
+  # those of a day are by `wake.window`; 0 = one each.
+  window: int = 0
   learning_rate: float = 1e-3
   # Of many contexts studied together, as SEAL trains 200 otherwise than one.
   joint_epochs: int = 0  # 0: as above.
@@ -28,6 +31,12 @@ class TrialConfig:
         raise base.ConfigError(
           f'trial.{name}={getattr(self, name)} must be at least 1.'
         )
+
+    if self.window == 1 or self.window < 0:
+      raise base.ConfigError(
+        f'trial.window={self.window}: rows of a token have no target; use 2 or '
+        'more, or 0 for a row each.'
+      )
 
   def joint(self) -> 'TrialConfig':
     """The same for many contexts together."""

@@ -83,8 +83,8 @@ def _parse(
   update = contexts_lib.Rejected('empty')
   if tokens:
     update = dreamer.format.parse(context, tokens)
-  if isinstance(update, contexts_lib.TrainingRows) and (
-    trials.num_steps(dreamer.trial, update) > dreamer.trial.max_steps
-  ):
-    update = contexts_lib.Rejected('too long')
+  if isinstance(update, contexts_lib.TrainingRows):
+    steps = trials.num_steps(dreamer.trial, trials.packed(dreamer, update))
+    if steps > dreamer.trial.max_steps:
+      update = contexts_lib.Rejected('too long')
   return Dream(context, tokens, update)

@@ -15,6 +15,7 @@ import optax
 from sleep_jax import array_typing as at
 from sleep_jax.data import contexts
 from sleep_jax.data import order as order_lib
+from sleep_jax.data import packing
 from sleep_jax.data import padding
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
@@ -50,6 +51,7 @@ def run(
     each instance stayed finite, `[instances]`.
   """
   model = model.merged()
+  updates = [None if u is None else packed(dreamer, u) for u in updates]
   completions, finite = [], []
   for start in range(0, len(updates), dreamer.trial.max_parallel):
     part = slice(start, start + dreamer.trial.max_parallel)
@@ -199,6 +201,16 @@ def _answers(
     for rows, row_counts, asked in zip(tokens, counts, questions)
   ]
   return completions, prompts.size + tokens.size
+
+
+def packed(
+  dreamer: dreamer_lib.Dreamer, update: contexts.TrainingRows
+) -> contexts.TrainingRows:
+  """The rows that an instance trains on, by `trial.window`."""
+  window = dreamer.trial.window
+  if not window:
+    return update
+  return packing.repack(update, window, dreamer.tokenizer.pad)
 
 
 def num_steps(
