@@ -306,6 +306,28 @@ def test_columns_without_a_target_are_left_out():
   assert (rows[1, 0, 8:] == -1).all() and (rows[2] == -1).all()
 
 
+def test_rows_of_an_update_are_packed_side_by_side(model):
+  tokens = np.arange(1, 25, dtype=np.int32).reshape(4, 6)
+  weight = np.tile(np.float32([1, 1, 1, 1, 0, 0]), (4, 1))
+  update = contexts.TrainingRows(tokens, weight, epochs=3, learning_rate=0.1)
+  dreamer = dreamer_of()
+  assert trials.packed(dreamer, update) is update
+  trial = dataclasses.replace(dreamer.trial, window=8, batch=1)
+  dreamer = dataclasses.replace(dreamer, trial=trial)
+  packed = trials.packed(dreamer, update)
+  np.testing.assert_array_equal(packed.tokens, tokens[:, :4].reshape(2, 8))
+  # No row is told to predict the beginning of the next.
+  np.testing.assert_array_equal(packed.weight, [[0, 1, 1, 1] * 2] * 2)
+  assert (packed.epochs, packed.learning_rate) == (3, 0.1)
+  assert trials.num_steps(trial, packed) == 6
+  # What is run is what is packed.
+  questions, key = [[]], jax.random.key(0)
+  trials.run(dreamer, life_of(model).model, [update], questions, key)
+  assert dreamer.costs.totals()['trials']['steps'] == 6
+  with pytest.raises(config.ConfigError, match='trial.window=1'):
+    dreaming_config.TrialConfig(window=1)
+
+
 def test_an_untuned_instance_answers_like_the_model(model):
   life, dreamer = life_of(model), dreamer_of()
   questions = [c.questions for c in life.contexts]
