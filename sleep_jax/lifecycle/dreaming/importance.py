@@ -17,6 +17,7 @@ from sleep_jax import config
 from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
+from sleep_jax.inference import budget
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import trials
@@ -25,7 +26,9 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 
-_BATCH = 32  # Gradients in memory at a time.
+_BATCH = 32  # Most gradients in memory at a time,
+_ROWS = 512  # and most rows of theirs.
+_LOGITS = 4  # So many arrays of the logits' size does a gradient need.
 
 
 def importance_scores(
@@ -138,7 +141,12 @@ def gradients(
     )
     return jnp.concatenate([pair.b.ravel() for pair in pairs]), loss
 
-  return jax.lax.map(of_set, (tokens, weight), batch_size=_BATCH)
+  _, num_rows, length = tokens.shape
+  rows = budget.rows_per_pass(
+    model.cfg, width=length, columns=_LOGITS * length, most=_ROWS
+  )
+  sets = max(1, min(_BATCH, rows // num_rows))
+  return jax.lax.map(of_set, (tokens, weight), batch_size=sets)
 
 
 def score_gradients(
