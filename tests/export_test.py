@@ -39,7 +39,7 @@ PLACES = {
 }
 FAMILIES = ('llama3_2', 'qwen2_5', 'qwen3')
 CASES = [(family, place) for family in FAMILIES for place in PLACES]
-MERGE = export.MergeConfig(steps=150, batch=16, learning_rate=0.03)
+MERGE = export.MergeConfig(steps=150, enough=0.0, batch=16, learning_rate=0.03)
 MERGED = [('llama3_2', 'partition'), ('qwen3', 'stack')]
 
 
