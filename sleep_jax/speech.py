@@ -89,9 +89,10 @@ class Speaker:
 
   def text(self, documents: generation.Documents) -> list[str]:
     """What was made up, without what the frames add."""
+    rows = zip(documents.tokens, documents.starts, documents.lengths)
     return [
       chat_lib.turns(self.tokenizer, row[start:end].tolist())
-      for row, end, start in zip(*documents, strict=True)
+      for row, start, end in rows
     ]
 
   def perplexity(

@@ -80,7 +80,7 @@ def test_both_turns_of_a_chat_are_made_up_within_their_frame(pair):
 
 def test_questions_have_a_temperature_of_their_own(pair):
   """Those are turns before the last; all else has the other."""
-  day = (((7,), (8,)),)
+  day = (((7,), (8, 9)),)
   cold = dict(day_dreams=1.0, temperature=1.0, question_temperature=1e-3)
   got = sample(pair, 16, day, **cold)
   gap = (SEEDING.dream_length - 2) // 2

@@ -45,6 +45,12 @@ def _banking() -> ml_collections.ConfigDict:
   c = class_incremental.get_config('banking')
   c.task.update(passes=1)
   c.model.levels[0].sleep_every = 20
+  c.wake.rehearsed = 0
+  c.sleep.update(
+    temperature=1.0, question_temperature=0.0, question_weight=1.0, min_p=0.1,
+    day_dreams=0.0, oversample=1, archive=0, teacher_top_k=0,
+    sender_reset='restart', max_kl_share=0.8,
+  )  # fmt: skip
   c.sleep.update(**_SEEDING)
   arms = ('sft', 'ewc', 'wake_only', 'sleep', 'joint')
   c.arms = {name: c.arms[name].to_dict() for name in arms}

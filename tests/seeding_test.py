@@ -292,15 +292,18 @@ def test_seed_steps_compile_once(life):
 
 
 def segment(*tokens, start=0):
-  return replay_lib.Segment(np.array(tokens), start)
+  weight = np.ones(len(tokens), np.float32)
+  return replay_lib.Segment(np.array(tokens), start, weight)
 
 
 def test_splicing_keeps_whole_segments_and_reports_their_source():
   current = [segment(10, 11, 2), segment(12, 2)]
   previous = [segment(20, 21, 22, 2)]
-  tokens, lengths, source, row_prob = replay_lib.splice(
-    (previous, current), (50, 16), 0.5, [1], np.random.default_rng(0)
+  cfg = dataclasses.replace(CONFIG, dreams=50, dream_length=16)
+  tokens, lengths, weight, source, row_prob = replay_lib.splice(
+    cfg, (previous, current), 0.5, [1], np.random.default_rng(0)
   )
+  assert (weight == 1).all()
   assert tokens.shape == (50, 16)
   assert (lengths == 16).all() and row_prob is None
   assert (tokens[:, 0] == 1).all()
@@ -322,8 +325,7 @@ def test_equal_segments_count_once():
 def test_segments_are_cut_at_separators():
   generated = generation.Documents(
     np.array([[1, 5, 2, 6, 7, 2, 9], [1, 3, 3, 3, 3, 3, 3]]),
-    np.array([7, 7]),
-    np.array([1, 1]),
+    *(np.array([7, 7]), np.array([1, 1]), np.array([1, 1]), np.zeros(2)),
   )
   got = replay_lib.segments(generated, separator=2)
   assert [g.tokens.tolist() for g in got] == [[5, 2], [6, 7, 2]]
@@ -332,16 +334,22 @@ def test_segments_are_cut_at_separators():
 def test_documents_keep_their_beginning_and_an_end_that_was_cut():
   """Where only the end of a document separates, none is dropped."""
   generated = generation.Documents(
-    np.array([[1, 5, 2, 0], [8, 9, 3, 4]]), np.array([3, 4]), np.array([1, 2])
+    np.array([[1, 5, 2, 0], [8, 9, 3, 4]]),
+    *(np.array([3, 4]), np.array([1, 2]), np.array([1, 3]), np.zeros(2)),
   )
-  got = replay_lib.documents(generated)
+  cfg = dataclasses.replace(
+    CONFIG, dreams=50, dream_length=8, question_weight=0.25
+  )
+  got = replay_lib.documents(cfg, generated)
   assert [(g.tokens.tolist(), g.start) for g in got] == [
     ([1, 5, 2], 1),
     ([8, 9, 3, 4], 2),
   ]
-  tokens, _, source, _ = replay_lib.splice(
-    (got[:1], got[1:]), (50, 8), 0.25, [], np.random.default_rng(0)
+  tokens, _, weight, source, _ = replay_lib.splice(
+    cfg, (got[:1], got[1:]), 0.25, [], np.random.default_rng(0)
   )
+  assert (weight[(tokens == 3) | (tokens == 9)] == 0.25).all()
+  assert (weight[(tokens == 4) | (tokens == 5)] == 1).all()
   assert set(tokens[:, 0]) == {1, 8}
   # A frame's tokens are one teacher's; the first of its own has two.
   assert (source[tokens == 9] == 1).all() and (source[tokens == 8] == 1).all()

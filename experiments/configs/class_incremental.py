@@ -62,15 +62,26 @@ def get_config(variant: str = 'clinc') -> common.Config:
   )
   c.task.name = 'class_incremental'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=12)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=3072,
     dream_length=v['length'],
-    min_p=0.1,
+    # Other texts every time, and to each the label that is meant.
+    day_dreams=1.0,
+    question_temperature=1.0,
+    temperature=0.0,
+    oversample=4,
+    question_weight=0.2,
     previous_fraction=(0.25, 0.6),
     splice=False,  # A document is one example.
-    steps=500,
+    archive=4500,
+    teacher_top_k=8,
+    # Rehearsed while awake, the fast weights know all days; what a restart
+    # throws away, no expert of a night gets back.
+    sender_reset='carry',
+    max_kl_share=5.0,  # So that student and teacher differ little to begin with.
+    steps=600,
     batch=16,
     optimizer='muon',
     learning_rate=0.06,
@@ -83,12 +94,13 @@ def get_config(variant: str = 'clinc') -> common.Config:
     finetune.FinetuneConfig, batch=BATCH, learning_rate=2e-3, ewc_lambda=0.1
   )
   c.arms = {
-    'icl': {},
+    # The base has read rows of 64 tokens: half of one is left for a question.
+    'icl': dict(learner_config=dict(context=32)),
     'sft': {},
     # Half of a batch's rows are documents, so that it has twice the rows.
     'replay': dict(finetune=dict(batch=2 * BATCH)),
     'ewc': {},
-    'wake_only': common.WAKE_ONLY,
+    'wake_only': common.WAKE_ONLY | dict(wake=dict(rehearsed=0)),
     'sleep': {},
     'joint': {},
   }

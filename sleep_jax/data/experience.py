@@ -15,8 +15,17 @@ _BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
 
 
 # The fixed parts of a kind of document, in order: what a model writes after
-# each of them, up to its stop token, is the content. A frame has none.
+# each of them, up to the token that ends it, is the content. A frame has none.
 Frame = tuple[tuple[int, ...], ...]
+
+
+def gap_ends(frame: Frame, stop: int) -> tuple[int, ...]:
+  """The token that ends what is written after each part of a frame.
+
+  A part of one token is a mark that ends what stands before it, like the colon
+  in `text : label`; everything else ends with `stop`.
+  """
+  return *(part[0] if len(part) == 1 else stop for part in frame[1:]), stop
 
 
 def with_openings(

@@ -92,15 +92,16 @@ class ReplayFinetune(finetune.Finetune):
     """
     key = jax.random.fold_in(life.rng, life.clock.nights)
     with self.setup.costs.phase('rollout') as cost:
-      tokens, lengths, _ = generation.sample(
-        self.cfg.sampling(),
+      cfg = self.cfg.sampling()
+      tokens, lengths, *_ = generation.sample(
+        cfg,
         life.model.merged(),
         self.setup.tokenizer,
         self.cfg.documents or shape[0],
         jax.random.fold_in(key, 1),
         life.frames,
       )
-      cost.add_forward(tokens.size)
+      cost.add_forward(tokens.size, times=cfg.oversample)
     if self.setup.tokenizer.stop >= 0 and tokens.shape[1] < shape[1]:
       written = [x[:n].tolist() for x, n in zip(tokens, lengths, strict=True)]
       return packing.pack(written, shape[1], self.setup.tokenizer.pad)

@@ -70,7 +70,11 @@ class Sleep(base.Learner):
     return self.cfg.wake.reads == 'windows'
 
   def batch_rows(self) -> dict[str, int]:
-    rows = {} if self.reads_windows else {'wake.batch': self.cfg.wake.batch}
+    wake, rows = self.cfg.wake, {}
+    if not self.reads_windows:
+      rows['wake.batch'] = wake.batch
+    if wake.rehearsed:
+      rows['wake.rehearsed'] = wake.rehearsed
     if self.cfg.sleep.consolidate:
       rows |= checks.seeding_rows(self.cfg.sleep)
     return rows
@@ -82,6 +86,12 @@ class Sleep(base.Learner):
       study_nights = int(self.dreamer is not None and cfg.dreaming.study_night)
       checks.check_slots(model, cfg.sleep, self.setup.episodes + study_nights)
       checks.check_judge(cfg.sleep)
+    if cfg.wake.rehearsed and not (cfg.sleep.consolidate and cfg.sleep.archive):
+      raise config.ConfigError(
+        f'wake.rehearsed={cfg.wake.rehearsed} dreams an update, but none are '
+        'kept; set sleep.consolidate=True and sleep.archive, or '
+        'wake.rehearsed=0.'
+      )
     if not self.reads_windows:
       return
     recurrent_training.check(model, cfg.recurrence)
@@ -205,17 +215,26 @@ class Sleep(base.Learner):
     tokens, weight = padding.pad_to_batches(
       experience.tokens, experience.weight, cfg.batch
     )
+    chunk = schedule.base_chunk(self.setup.model.cfg, tokens.shape[1])
     with self.setup.costs.phase('wake') as cost:
+      dreams = wake_lib.draw_rehearsed(
+        cfg,
+        life.archive,
+        tokens.size // (cfg.batch * chunk),
+        jax.random.fold_in(life.rng, life.clock.tokens),
+      )
       memory, clock, loss = wake_lib.read_day(
         cfg,
         life.model.merged(),
         life.clock.tokens,
         tokens,
         weight,
+        dreams,
         defer_due_update=self.cfg.sleep.consolidate,
       )
       loss = jax.block_until_ready(loss)
-      cost.add_online(tokens.size, steps=loss.size)
+      rehearsed = 0 if dreams is None else dreams.tokens.size
+      cost.add_online(tokens.size + rehearsed, steps=loss.size)
     finite.check_finite('wake', loss, memory)
     tenth = max(1, loss.size // 10)
     life = life.with_memory(memory)

@@ -16,12 +16,15 @@ import optax
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import order as order_lib
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 
 
@@ -34,12 +37,21 @@ class WakeConfig:
   reads: str = 'updates'
   batch: int = 8  # Rows read side by side; one update averages over them.
   carry_memory: bool = True  # False: fast memory is per row, and ends with it.
+  # Archived dreams (`sleep.archive`) that every update also distils from, so
+  # that what earlier nights taught is not overwritten by the day; each counts
+  # as much as a row of the day.
+  rehearsed: int = 0
   # Documents are packed into rows of so many tokens (`data.packing`), where a
   # clock is slower than they are long; 0 = rows are read as the task has them.
   window: int = 0
 
   def __post_init__(self):
     config.lookup(self.reads, {'updates': 0, 'windows': 0}, 'wake.reads')
+    if self.rehearsed and not (self.reads == 'updates' and self.carry_memory):
+      raise config.ConfigError(
+        f'wake.rehearsed={self.rehearsed} is about updates that last; set '
+        'wake.reads=updates and wake.carry_memory=True, or wake.rehearsed=0.'
+      )
 
 
 @functools.partial(
@@ -51,6 +63,7 @@ def read_day(
   clock: at.Int[jax.Array, ''],
   tokens: at.Int[jax.Array, 'N T'],
   weight: at.Float[jax.Array, 'N T'],
+  dreams: archive_lib.Archive | None = None,
   *,
   defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array, at.Float[jax.Array, 'M']]:
@@ -62,14 +75,16 @@ def read_day(
     clock: tokens read so far, per row of a batch.
     tokens: the day's rows; N must be a multiple of `cfg.batch`.
     weight: of every token as a target.
+    dreams: what each chunk's update rehearses, leaves `[M, R, ...]`; see
+      `draw_rehearsed`.
     defer_due_update: leave an update that coincides with its level's
       consolidation pending.
 
   Returns:
     Memory and clock after the day, and the prequential loss of every chunk in
-    nats per token, `[N / batch * T / c]`. With memory per row (`carry_memory`
-    false) each row starts from the model's memory and its changes end with it:
-    the memory that comes back is the one that went in.
+    nats per token, `[M]`, M = N / batch * T / c. With memory per row
+    (`carry_memory` false) each row starts from the model's memory and its
+    changes end with it: the memory that comes back is the one that went in.
   """
   rows, length = tokens.shape
   if rows % cfg.batch:
@@ -100,17 +115,40 @@ def read_day(
         defer_due_update=False,
       )[1]
 
-    return (memory, clock + length), jax.vmap(read_row)(*group).mean(0)
+    return (memory, clock + length), jax.vmap(read_row)(*group[:2]).mean(0)
 
   groups = sharding.shard_batch(
     (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
   )
+  if dreams is not None:
+    dreams = jax.tree.map(
+      lambda x: x.reshape(shape[0], -1, *x.shape[1:]), dreams
+    )
   (memory, clock), loss = jax.lax.scan(
     carried if cfg.carry_memory else per_row,
     (model.required_memory(), clock),
-    groups,
+    (*groups, dreams),
   )
   return sharding.shard_params(memory), clock, loss.reshape(-1)
+
+
+def draw_rehearsed(
+  cfg: WakeConfig,
+  archive: archive_lib.Archive | None,
+  chunks: int,
+  rng: at.Key,
+) -> archive_lib.Archive | None:
+  """`cfg.rehearsed` archived dreams for each chunk of a day.
+
+  Returns:
+    Leaves `[chunks, cfg.rehearsed, ...]`; None where nothing is rehearsed, or
+    nothing has been archived.
+  """
+  if not cfg.rehearsed or archive is None or not len(archive):
+    return None
+  draw = order_lib.numpy_rng(rng)
+  index = draw.integers(0, len(archive), (chunks, cfg.rehearsed))
+  return sharding.shard_batch(archive.rows(index), None, 'batch')
 
 
 def read_rows(
@@ -118,6 +156,7 @@ def read_rows(
   clock: jax.Array,
   tokens_BxT: jax.Array,
   weight_BxT: jax.Array,
+  dreams: archive_lib.Archive | None = None,
   *,
   defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array]:
@@ -137,10 +176,17 @@ def read_rows(
   def shift_left(x_BxT: jax.Array) -> jax.Array:
     return jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1)))
 
-  def step(carry, chunk):
+  def objective(deltas, model, cache, chunk, dreams):
+    loss, cache = chunk_loss(deltas, model, cache, chunk)
+    total = loss
+    if dreams is not None:
+      total += len(dreams) / rows * dreams_loss(deltas, model, dreams)
+    return total, (loss, cache)
+
+  def step(carry, xs):
     memory, cache, clock = carry
-    (loss, cache), grads = jax.value_and_grad(chunk_loss, has_aux=True)(
-      memory.deltas(), model.with_memory(memory), cache, chunk
+    grads, (loss, cache) = jax.grad(objective, has_aux=True)(
+      memory.deltas(), model.with_memory(memory), cache, *xs
     )
     clock += c
     memory = update_levels(
@@ -149,11 +195,31 @@ def read_rows(
     return (memory, cache, clock), loss
 
   targets, target_weight = shift_left(tokens_BxT), shift_left(weight_BxT)
-  xs = tuple(map(chunks, (tokens_BxT, targets, target_weight)))
+  xs = tuple(map(chunks, (tokens_BxT, targets, target_weight))), dreams
   cache = cache_lib.init_cache(model.cfg, rows, length)
   memory = model.required_memory()
   (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
   return memory, loss
+
+
+def dreams_loss(
+  deltas: tuple[at.Tree | None, ...],
+  model: model_lib.Model,
+  dreams: archive_lib.Archive,
+) -> jax.Array:
+  """Mean KL(teacher || model) of archived dreams, nats per token.
+
+  `deltas` replace the fast changes of the model's memory.
+  """
+  memory = model.required_memory().with_deltas(deltas)
+  out = model.with_memory(memory).forward(dreams.tokens)
+  kl = divergences.from_hidden(
+    divergences.forward_kl,
+    dreams.teacher,
+    (out.hidden, model.unembedding()),
+    chunk=dreams.tokens.size,
+  )
+  return (kl * dreams.weight).sum() / jnp.maximum(dreams.weight.sum(), 1.0)
 
 
 def chunk_loss(

@@ -184,9 +184,10 @@ class ClassIncremental(task_lib.Task):
     return round(self.cfg.late * self.cfg.passes * len(self._train[episode]))
 
   def _frames(self) -> tuple[experience_lib.Frame, ...]:
-    """In chat, an example without its text and its label."""
+    """An example without its text and its label."""
     if self._chat is None:
-      return ()
+      tok = self.tokenizer
+      return (((tok.bos,), tuple(tok.encode(_MARKER))),)
     before, between = self._chat.frame(self.tokenizer.stop)
     return (((*before, *self.tokenizer.encode(_REQUEST)), between),)
 

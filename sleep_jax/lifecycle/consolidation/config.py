@@ -24,6 +24,12 @@ class SeedingConfig:
   # Of all turns but the last, where a frame has several: other questions, and
   # answers that are meant. 0 = `temperature`.
   question_temperature: float = 0.0
+  # Weight of questions' tokens as targets; answers have 1. See
+  # `generation.Documents.last_turns`.
+  question_weight: float = 1.0
+  # Documents to choose each dream from: those that are whole and different,
+  # evenly over their last turns, see `generation.keep`; 1 = as they come.
+  oversample: int = 1
   # Tokens below this share of the likeliest one's probability are not sampled.
   min_p: float = 0.0
   # Least and largest fraction of tokens from the previous model; after n
@@ -118,6 +124,15 @@ class SeedingConfig:
         f'sleep.question_temperature={self.question_temperature} must be '
         'positive, or 0 for sleep.temperature.'
       )
+    if self.oversample < 1:
+      raise base.ConfigError(
+        f'sleep.oversample={self.oversample} must be at least 1.'
+      )
+    if not self.temperature and self.chat_dreams + self.day_dreams < 1.0:
+      raise base.ConfigError(
+        'sleep.temperature=0 writes the same document every time that it '
+        'begins with BOS; set sleep.day_dreams=1, or a temperature.'
+      )
     if self.archive and not self.teacher_top_k:
       raise base.ConfigError(
         f'sleep.archive={self.archive} keeps the likeliest tokens of each '
@@ -128,7 +143,10 @@ class SeedingConfig:
         f'sleep.chat_dreams={self.chat_dreams} and sleep.day_dreams='
         f'{self.day_dreams} are shares of one whole; lower one of them.'
       )
-    for name in ('lam', 'alpha', 'gamma', 'chat_dreams', 'day_dreams'):
+    for name in (
+      *('lam', 'alpha', 'gamma', 'chat_dreams', 'day_dreams'),
+      'question_weight',
+    ):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise base.ConfigError(
           f'sleep.{name}={getattr(self, name)} is a fraction; choose 0 to 1.'

@@ -15,6 +15,7 @@ import numpy as np
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
 from sleep_jax.data import tokenizers
 from sleep_jax.inference import sampling
@@ -29,11 +30,25 @@ class Documents(NamedTuple):
   """Generated documents, right-padded.
 
   starts: columns before the first token that the model chose.
+  last_turns: columns before the last turn; what comes before it in a frame of
+    several turns is a question.
+  logprobs: of the last turn as it was sampled, the mean over its tokens.
   """
 
   tokens: np.ndarray  # [N, T]
   lengths: np.ndarray  # [N]
   starts: np.ndarray  # [N]
+  last_turns: np.ndarray  # [N]
+  logprobs: np.ndarray  # [N], nats per token
+
+  def rows(self, index: np.ndarray) -> 'Documents':
+    """The documents at `index`."""
+    return Documents(*(x[index] for x in self))
+
+  def endings(self) -> list[bytes]:
+    """The last turn of each, to be compared with others."""
+    parts = zip(self.tokens, self.last_turns, self.lengths, strict=True)
+    return [row[start:end].tobytes() for row, start, end in parts]
 
 
 def frames(
@@ -69,6 +84,9 @@ def sample(
 ) -> Documents:
   """`rows` documents of at most `cfg.dream_length` tokens.
 
+  With `cfg.oversample` above 1 they are the best of so many times as many, see
+  `keep`.
+
   Args:
     cfg: how they are sampled, and the shares of the ways to begin.
     model: who writes them.
@@ -77,6 +95,63 @@ def sample(
     rng: random key.
     day: frames of the documents that the life has read.
   """
+  if cfg.oversample == 1:
+    return _sample(cfg, model, tokenizer, rows, rng, day)
+  drafts = oversample(cfg, model, tokenizer, rows, rng, day)
+  return keep(drafts, rows, tokenizer.stop, rng)
+
+
+def oversample(
+  cfg: consolidation_config.SeedingConfig,
+  model: model_lib.Model,
+  tokenizer: tokenizers.Tokenizer,
+  rows: int,
+  rng: at.Key,
+  day: tuple[experience_lib.Frame, ...] = (),
+) -> Documents:
+  """What `sample` has to choose from: `cfg.oversample * rows` documents."""
+  return _sample(cfg, model, tokenizer, cfg.oversample * rows, rng, day)
+
+
+def keep(drafts: Documents, rows: int, stop: int, rng: at.Key) -> Documents:
+  """`rows` of the drafts: whole, different, and as even as can be over endings.
+
+  A model dreams some answers far more often than others, and of those that it
+  dreams most of all it would forget the rest. Of one answer, those documents
+  come first after which it was surest. Some come twice if there are too few.
+
+  Args:
+    drafts: at least one.
+    rows: how many.
+    stop: the token that ends a document; without it none is whole, and all
+      are kept that are different.
+    rng: decides between answers that have as many documents.
+  """
+  ends = drafts.tokens[np.arange(len(drafts.tokens)), drafts.lengths - 1]
+  usable = np.flatnonzero(ends == stop)
+  if not len(usable):
+    usable = np.arange(len(drafts.tokens))
+  first = {drafts.tokens[i].tobytes(): i for i in usable[::-1]}
+  order = np.array(sorted(first.values()))
+  order = order[np.argsort(-drafts.logprobs[order], kind='stable')]
+  counts: dict[bytes, int] = {}
+  rank, endings = np.zeros(len(order)), drafts.endings()
+  for place, i in enumerate(order):
+    rank[place] = counts.get(endings[i], 0)
+    counts[endings[i]] = counts.get(endings[i], 0) + 1
+  tie = order_lib.numpy_rng(jax.random.fold_in(rng, rows)).random(len(order))
+  return drafts.rows(np.resize(order[np.lexsort((tie, rank))], rows))
+
+
+def _sample(
+  cfg: consolidation_config.SeedingConfig,
+  model: model_lib.Model,
+  tokenizer: tokenizers.Tokenizer,
+  rows: int,
+  rng: at.Key,
+  day: tuple[experience_lib.Frame, ...],
+) -> Documents:
+  """`rows` documents as they come."""
   shares = frames(cfg, tokenizer, day)
   ends = np.rint(np.cumsum([share for _, share in shares]) * rows).astype(int)
   sizes = np.diff(ends, prepend=0)
@@ -84,13 +159,15 @@ def sample(
   if len(shares[0][0]) == len(shares[0][0][0]) == 1:
     bos, (_, *shares), (_, *sizes) = int(sizes[0]), shares, sizes
   parts = [_from_bos(cfg, model, tokenizer, bos, rng)] if bos else []
-  # Frames with as many gaps are filled in one batch.
-  wanted: dict[int, list[experience_lib.Frame]] = {}
+  # Frames whose gaps end alike are filled in one batch.
+  wanted: dict[tuple[int, ...], list[experience_lib.Frame]] = {}
   for (frame, _), size in zip(shares, sizes, strict=True):
-    wanted.setdefault(len(frame), []).extend([frame] * int(size))
-  for gaps, of_rows in wanted.items():
-    key = jax.random.fold_in(rng, gaps)
-    parts.append(_from_frames(cfg, model, tokenizer, of_rows, key))
+    ends = experience_lib.gap_ends(frame, tokenizer.stop)
+    wanted.setdefault(ends, []).extend([frame] * int(size))
+  for ends, of_rows in wanted.items():
+    if of_rows:
+      key = jax.random.fold_in(rng, len(ends))
+      parts.append(_from_frames(cfg, model, tokenizer, of_rows, key))
   return Documents(*(np.concatenate(x) for x in zip(*parts)))
 
 
@@ -106,12 +183,22 @@ def _from_bos(
     model,
     *sharding.shard_batch(prompts, 'batch'),
     rng,
-    _sampler(cfg, tokenizer, cfg.dream_length - 1, cfg.temperature),
+    _sampler(cfg, cfg.dream_length - 1, tokenizer.stop, tokenizer.pad),
   )
   out = sharding.fetch(out)
   bos = np.full((rows, 1), tokenizer.bos, np.int32)
   tokens = np.concatenate([bos, out.tokens], 1)
-  return Documents(tokens, out.lengths + 1, np.ones(rows, int))
+  starts, logprobs = np.ones(rows, int), out.logprobs.sum(1) / out.lengths
+  return Documents(tokens, out.lengths + 1, starts, starts, logprobs)
+
+
+class _Draft(NamedTuple):
+  """A document as far as it is written."""
+
+  frame: experience_lib.Frame
+  tokens: list[int]
+  last_turn: int = 0  # Where the latest gap begins.
+  logprob: float = 0.0  # Of that gap, nats per token.
 
 
 def _from_frames(
@@ -123,67 +210,119 @@ def _from_frames(
 ) -> Documents:
   """Fills the gaps of each row's frame, one after the other.
 
-  All frames have as many gaps. A document of which any gap but the last was cut
-  short is dropped, and others stand for it.
+  The gaps of all frames end alike. A document of which any gap but the last is
+  empty or was cut short is dropped, and others stand for it. A gap may take
+  twice its share of the room: questions are longer than answers, or shorter.
   """
-  rows, gaps = len(of_rows), len(of_rows[0])
+  rows, ends = len(of_rows), experience_lib.gap_ends(of_rows[0], tokenizer.stop)
   longest = max(sum(map(len, frame)) for frame in of_rows)
-  gap = (cfg.dream_length - longest) // gaps
-  if gap < 1:
+  room = cfg.dream_length - longest
+  if room < len(ends):
     raise config.ConfigError(
       f'sleep.dream_length={cfg.dream_length} leaves no room in a frame of '
       f'{longest} tokens; raise it.'
     )
+  gap = min(2 * room // len(ends), room)
   size = rows if rows < _ROWS else -(-rows // _ROWS) * _ROWS
-  of_rows = [of_rows[i] for i in np.arange(size) * rows // size]
-  documents: list[list[int]] = [[] for _ in of_rows]
-  for number in range(gaps):
+  drafts = [_Draft(of_rows[i], []) for i in np.arange(size) * rows // size]
+  most = min(cfg.dream_length - 1, model.cfg.max_len - gap)
+  for number in range(len(ends)):
     if number:
-      ended = [i for i in range(size) if documents[i][-1] == tokenizer.stop]
-      chosen = np.resize(ended or np.arange(size), size)
-      documents = [documents[i] for i in chosen]
-      of_rows = [of_rows[i] for i in chosen]
-    documents = [[*d, *f[number]] for d, f in zip(documents, of_rows)]
-    width = longest + number * gap
+      drafts = _whole(drafts, ends[number - 1], most)
     temperature = cfg.temperature
-    if number < gaps - 1 and cfg.question_temperature:
+    if number < len(ends) - 1 and cfg.question_temperature:
       temperature = cfg.question_temperature
-    sampler = _sampler(cfg, tokenizer, gap, temperature)
-    new = []
-    for i in range(0, size, _ROWS):
-      prompts = padding.left_pad(
-        documents[i : i + _ROWS], tokenizer.pad, width=width
-      )
-      out = sampling.generate(
-        model,
-        *sharding.shard_batch(prompts, 'batch'),
-        jax.random.fold_in(jax.random.fold_in(rng, number), i),
-        sampler,
-      )
-      out = sharding.fetch(out)
-      new += [x[:n].tolist() for x, n in zip(out.tokens, out.lengths)]
-    documents = [d + x for d, x in zip(documents, new, strict=True)]
-  if size > rows:  # Evenly, so that no frame is left out.
-    kept = np.arange(rows) * size // rows
-    documents = [documents[i] for i in kept]
-    of_rows = [of_rows[i] for i in kept]
+    sampler = _sampler(cfg, gap, ends[number], tokenizer.pad, temperature)
+    key = jax.random.fold_in(rng, number)
+    width = min(longest + number * gap, most)
+    drafts = _continue(model, drafts, number, width, sampler, key)
+  # Evenly, so that no frame is left out.
+  drafts = [drafts[i] for i in np.arange(rows) * size // rows]
   tokens = np.full((rows, cfg.dream_length), tokenizer.pad, np.int32)
-  for row, document in zip(tokens, documents, strict=True):
-    row[: len(document)] = document
-  lengths = np.array([len(document) for document in documents])
-  return Documents(tokens, lengths, np.array([len(f[0]) for f in of_rows]))
+  for row, draft in zip(tokens, drafts, strict=True):
+    row[: len(draft.tokens)] = draft.tokens[: cfg.dream_length]
+  return Documents(
+    tokens,
+    np.array([min(len(d.tokens), cfg.dream_length) for d in drafts]),
+    np.array([len(d.frame[0]) for d in drafts]),
+    np.array([d.last_turn for d in drafts]),
+    np.array([d.logprob for d in drafts]),
+  )
+
+
+def _whole(drafts: list[_Draft], end: int, most: int) -> list[_Draft]:
+  """As many drafts, of those whose gap ends, is not empty and leaves room.
+
+  If there are none, of all, cut where `most` tokens would be exceeded.
+  """
+
+  def room(draft: _Draft) -> int:
+    return most - sum(map(len, draft.frame[1:]))
+
+  def goes_on(draft: _Draft) -> bool:
+    return (
+      draft.tokens[-1] == end
+      and len(draft.tokens) > draft.last_turn + 1
+      and len(draft.tokens) <= room(draft)
+    )
+
+  chosen = [d for d in drafts if goes_on(d)]
+  chosen = chosen or [d._replace(tokens=d.tokens[: room(d)]) for d in drafts]
+  return [chosen[i % len(chosen)] for i in range(len(drafts))]
+
+
+def _continue(
+  model: model_lib.Model,
+  drafts: list[_Draft],
+  number: int,
+  width: int,
+  sampler: sampling.SamplerConfig,
+  rng: at.Key,
+) -> list[_Draft]:
+  """Each draft with the frame's part `number` and what is written after it.
+
+  Args:
+    model: who writes.
+    drafts: before the part.
+    number: of the frame's parts and gaps.
+    width: columns that no draft exceeds.
+    sampler: how, and how much.
+    rng: random key.
+  """
+  prompts = []
+  for draft in drafts:
+    part = list(draft.frame[number])
+    if number and part == draft.tokens[-1:]:
+      part = []  # It ended the gap before it.
+    prompts.append([*draft.tokens, *part])
+  written = []
+  for i in range(0, len(drafts), _ROWS):
+    rows = padding.left_pad(prompts[i : i + _ROWS], sampler.pad, width=width)
+    batch = sharding.shard_batch(rows, 'batch')
+    key = jax.random.fold_in(rng, i)
+    out = sharding.fetch(sampling.generate(model, *batch, key, sampler))
+    logprobs = out.logprobs.sum(1) / out.lengths
+    written += zip(out.tokens, out.lengths.tolist(), logprobs.tolist())
+  return [
+    _Draft(draft.frame, prompt + new[:count].tolist(), len(prompt), logprob)
+    for draft, prompt, (new, count, logprob) in zip(
+      drafts, prompts, written, strict=True
+    )
+  ]
 
 
 def _sampler(
   cfg: consolidation_config.SeedingConfig,
-  tokenizer: tokenizers.Tokenizer,
   max_new: int,
-  temperature: float,
+  stop: int,
+  pad: int,
+  temperature: float | None = None,
 ) -> sampling.SamplerConfig:
+  """How a gap is filled; `temperature` stands in place of `cfg`'s."""
   return sampling.SamplerConfig(
     max_new=max_new,
-    temperature=temperature,
+    temperature=cfg.temperature if temperature is None else temperature,
     min_p=cfg.min_p,
-    stop=tokenizer.stop,
-    pad=tokenizer.pad,
+    stop=stop,
+    pad=pad,
   )

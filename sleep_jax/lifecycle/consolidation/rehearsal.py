@@ -25,7 +25,8 @@ class Rehearsal(NamedTuple):
   labels: of D, and after it of the archive.
   probe: labelled dreams that are not in D.
   archived_share: of what is rehearsed.
-  to_keep: D and its labels, if dreams are archived.
+  to_keep: of D, with labels, what is the current model's, if dreams are
+    archived: what the previous one knows was archived on an earlier night.
   """
 
   replay: replay_lib.Replay
@@ -67,7 +68,9 @@ def prepare(
       for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
     )
     size = replay.tokens.size + probe.tokens.size
-    cost.add_forward(size)
+    cost.add_forward(size, times=job.cfg.oversample)
+    if job.cfg.oversample > 1:  # The current model's half, by both teachers.
+      cost.add_forward(size // 2, times=2 * job.cfg.oversample)
   teachers, vocabulary = job.teachers, None
   if job.cfg.dream_vocab:
     used = [replay.tokens, probe.tokens]
@@ -87,7 +90,9 @@ def prepare(
     cost.add_forward(size, times=times)
     to_keep = None
     if job.archive is not None:
-      to_keep = teacher_labels.as_archive(labels, vocabulary, job.nights)
+      current = np.average(replay.source, axis=1, weights=replay.weight) > 0.5
+      own = labels.rows(np.flatnonzero(current))
+      to_keep = teacher_labels.as_archive(own, vocabulary, job.nights)
     if archive is not None:
       kept = teacher_labels.from_archive(archive, teachers, vocabulary)
       if kept.prefix is not None:

@@ -9,6 +9,7 @@ one context; every token is labelled by the teacher that generated it.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -19,6 +20,12 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.objectives import losses
+from sleep_jax.runtime import sharding
+
+# Nats per token by which a last turn must be likelier to be of the day.
+_NEW = 1.0
+_SCORED = 64  # Rows scored at a time; bounds the memory of their logits.
 
 
 class Teachers(at.Pytree):
@@ -45,6 +52,7 @@ class Replay(NamedTuple):
 
   tokens: np.ndarray  # [N, T]
   lengths: np.ndarray  # [N]
+  weight: np.ndarray  # [N, T], of each token as a target; 0 = padding.
   source: np.ndarray  # [N, T], the current model's share in each token.
   row_prob: np.ndarray | None  # [N], probability of a row; None = uniform.
 
@@ -72,69 +80,145 @@ def sample_replay(
   fraction: coverage needs them. `day` are frames of what the life has read.
   """
   current_key, previous_key, splice_key = jax.random.split(rng, 3)
-
-  def draw(
-    model: model_lib.Model, rows: int, key: at.Key
-  ) -> generation.Documents:
-    return generation.sample(cfg, model, tokenizer, rows, key, day)
-
   if teachers.previous is None:
-    tokens, lengths, _ = draw(teachers.current, cfg.dreams, current_key)
-    return Replay(tokens, lengths, np.ones(tokens.shape, np.float32), None)
+    drawn = generation.sample(
+      cfg, teachers.current, tokenizer, cfg.dreams, current_key, day
+    )
+    source = np.ones(drawn.tokens.shape, np.float32)
+    return Replay(
+      drawn.tokens, drawn.lengths, _weight(cfg, drawn), source, None
+    )
   least, most = cfg.previous_fraction
   previous_fraction = min(max(least, nights / (nights + 1)), most)
   half = cfg.dreams // 2
-  current = draw(teachers.current, half, current_key)
-  previous = draw(teachers.previous, half, previous_key)
+  current = _sample_new(cfg, teachers, tokenizer, half, current_key, day)
+  previous = generation.sample(
+    cfg, teachers.previous, tokenizer, half, previous_key, day
+  )
   if cfg.splice:
     # Where nothing but the end of a document separates, whole documents with
     # their own beginnings are what is interleaved.
     whole = tokenizer.separator == tokenizer.stop
     pool, previous_pool = (
-      documents(x) if whole else segments(x, tokenizer.separator)
+      documents(cfg, x) if whole else segments(x, tokenizer.separator)
       for x in (current, previous)
     )
     if cfg.distinct:
       pool, previous_pool = distinct(pool), distinct(previous_pool)
     if pool and previous_pool:
       return splice(
+        cfg,
         (previous_pool, pool),
-        (cfg.dreams, cfg.dream_length),
         previous_fraction,
         [] if whole else [tokenizer.bos],
         order_lib.numpy_rng(splice_key),
       )
-  tokens, lengths, starts = (np.concatenate(x) for x in zip(current, previous))
+  both = generation.Documents(
+    *(np.concatenate(x) for x in zip(current, previous))
+  )
   is_current = np.arange(2 * half) < half
-  source = np.repeat(is_current[:, None], tokens.shape[1], 1)
+  source = np.repeat(is_current[:, None], both.tokens.shape[1], 1)
   source = source.astype(np.float32)
-  source[np.arange(2 * half), starts] = 1.0 - previous_fraction
+  source[np.arange(2 * half), both.starts] = 1.0 - previous_fraction
   row_prob = np.where(is_current, 1.0 - previous_fraction, previous_fraction)
-  return Replay(tokens, lengths, source, row_prob / row_prob.sum())
+  return Replay(
+    both.tokens,
+    both.lengths,
+    _weight(cfg, both),
+    source,
+    row_prob / row_prob.sum(),
+  )
+
+
+def _weight(
+  cfg: consolidation_config.SeedingConfig, drawn: generation.Documents
+) -> np.ndarray:
+  """1 on a document's tokens, `question_weight` on those of its questions."""
+  column = np.arange(drawn.tokens.shape[1])
+  inside = column < drawn.lengths[:, None]
+  question = column < drawn.last_turns[:, None]
+  weight = np.where(question, cfg.question_weight, 1.0) * inside
+  return weight.astype(np.float32)
+
+
+def _sample_new(
+  cfg: consolidation_config.SeedingConfig,
+  teachers: Teachers,
+  tokenizer: tokenizers.Tokenizer,
+  rows: int,
+  rng: at.Key,
+  day: tuple[experience_lib.Frame, ...],
+) -> generation.Documents:
+  """`rows` documents of the current model.
+
+  Where there are more to choose from, of those that the day taught: whose last
+  turn the current model finds likelier than the previous one does.
+  """
+  current, previous = teachers.current, teachers.previous
+  if cfg.oversample == 1 or previous is None:
+    return generation.sample(cfg, current, tokenizer, rows, rng, day)
+  drafts = generation.oversample(cfg, current, tokenizer, rows, rng, day)
+  gain = _ending_logprobs(current, drafts) - _ending_logprobs(previous, drafts)
+  new = np.flatnonzero(gain > _NEW)
+  if len(new):
+    drafts = drafts.rows(new)
+  return generation.keep(drafts, rows, tokenizer.stop, rng)
+
+
+def _ending_logprobs(
+  model: model_lib.Model, drawn: generation.Documents
+) -> np.ndarray:
+  """`[N]`, nats per token of the last turns."""
+  parts = []
+  for i in range(0, len(drawn.tokens), _SCORED):
+    rows = drawn.rows(np.arange(i, min(i + _SCORED, len(drawn.tokens))))
+    spans = rows.last_turns, rows.lengths
+    batch = sharding.shard_batch((rows.tokens, *spans), 'batch')
+    parts.append(sharding.fetch(_mean_logprob(model, *batch)))
+  return np.concatenate(parts)
+
+
+@jax.jit
+def _mean_logprob(
+  model: model_lib.Model, tokens: jax.Array, first: jax.Array, end: jax.Array
+) -> at.Float[jax.Array, 'B']:
+  """Mean log-probability of the tokens in columns `first` to `end`."""
+  logprobs = losses.token_logprobs(model.forward(tokens).logits, tokens)
+  column = jnp.arange(1, tokens.shape[1])
+  inside = (column >= first[:, None]) & (column < end[:, None])
+  return (logprobs * inside).sum(1) / jnp.maximum(inside.sum(1), 1)
 
 
 class Segment(NamedTuple):
-  """Part of a document; `start` is the first token that the model chose."""
+  """Part of a document.
+
+  start: the first token that the model chose.
+  weight: of each token as a target.
+  """
 
   tokens: np.ndarray
   start: int
+  weight: np.ndarray
 
 
-def documents(generated: generation.Documents) -> list[Segment]:
+def documents(
+  cfg: consolidation_config.SeedingConfig, drawn: generation.Documents
+) -> list[Segment]:
   """Each document as one segment."""
+  rows = zip(drawn.tokens, drawn.lengths, drawn.starts, _weight(cfg, drawn))
   return [
-    Segment(row[:length], int(start))
-    for row, length, start in zip(*generated, strict=True)
+    Segment(row[:length], int(start), weight[:length])
+    for row, length, start, weight in rows
   ]
 
 
-def segments(generated: generation.Documents, separator: int) -> list[Segment]:
+def segments(drawn: generation.Documents, separator: int) -> list[Segment]:
   """The whole segments of all rows, each ending with `separator`, BOS cut."""
   parts = []
-  for row, length in zip(generated.tokens, generated.lengths, strict=True):
+  for row, length in zip(drawn.tokens, drawn.lengths, strict=True):
     ends = np.flatnonzero(row[:length] == separator) + 1
     parts += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
-  return [Segment(part, 0) for part in parts]
+  return [Segment(part, 0, np.ones(len(part), np.float32)) for part in parts]
 
 
 def distinct(pool: list[Segment]) -> list[Segment]:
@@ -143,8 +227,8 @@ def distinct(pool: list[Segment]) -> list[Segment]:
 
 
 def splice(
+  cfg: consolidation_config.SeedingConfig,
   pools: tuple[list[Segment], list[Segment]],
-  shape: tuple[int, int],
   previous_fraction: float,
   begin: list[int],
   rng: np.random.Generator,
@@ -152,8 +236,8 @@ def splice(
   """Rows that interleave segments of two teachers.
 
   Args:
+    cfg: how many rows, and how long.
     pools: segments of the previous and of the current model.
-    shape: rows, and tokens of a row.
     previous_fraction: probability that a segment is from the previous model.
     begin: the tokens that begin a row.
     rng: draws segments and their order.
@@ -162,12 +246,13 @@ def splice(
     Full rows. `source` is 1 or 0 within a segment; the first token that a model
     chose has the share of both, since either could have been next.
   """
-  rows, length = shape
+  rows, length = cfg.dreams, cfg.dream_length
   shuffled = [list(pool) for pool in pools]
   for pool in shuffled:
     rng.shuffle(pool)
   num_used = [0, 0]
   tokens = np.zeros((rows, length), np.int32)
+  weight = np.ones((rows, length), np.float32)
   source = np.zeros((rows, length), np.float32)
   tokens[:, : len(begin)] = begin
   for row in range(rows):
@@ -175,12 +260,13 @@ def splice(
     while end < length:
       teacher = int(rng.random() >= previous_fraction)
       pool = shuffled[teacher]
-      segment, start = pool[num_used[teacher] % len(pool)]
-      segment = segment[: length - end]
+      part, start, of_part = pool[num_used[teacher] % len(pool)]
+      segment = part[: length - end]
       num_used[teacher] += 1
       tokens[row, end : end + len(segment)] = segment
+      weight[row, end : end + len(segment)] = of_part[: length - end]
       source[row, end : end + len(segment)] = teacher
       if end + start < length:
         source[row, end + start] = 1.0 - previous_fraction
       end += len(segment)
-  return Replay(tokens, np.full(rows, length), source, None)
+  return Replay(tokens, np.full(rows, length), weight, source, None)

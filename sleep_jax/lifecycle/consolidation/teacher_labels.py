@@ -153,9 +153,8 @@ def label_all(
 ) -> LabeledBatch:
   """`label` over all rows of D, a batch at a time."""
   columns = np.arange(replay.tokens.shape[1])
-  inside = (columns < replay.lengths[:, None]).astype(np.float32)
   positions = np.broadcast_to(columns, replay.tokens.shape)
-  rows = replay.tokens, positions, inside, replay.source
+  rows = replay.tokens, positions, replay.weight, replay.source
   batches = []
   for i in range(0, len(replay.tokens), _LABEL_BATCH):
     batch = tuple(x[i : i + _LABEL_BATCH] for x in rows)
