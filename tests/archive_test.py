@@ -22,7 +22,7 @@ from tests.seeding_test import _life  # noqa: F401  (a fixture)
 
 CONFIG = dataclasses.replace(
   seeding_test.CONFIG,
-  dreams=32,
+  dreams=64,
   steps=8,
   rollout_every=4,
   teacher_top_k=8,
@@ -124,6 +124,23 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
   assert set(rows[rows >= size]) == set(range(size, size + 20))
 
 
+def test_only_what_the_day_taught_is_kept(life, monkeypatch):
+  """Of rows that are half the previous model's, an earlier night has those."""
+  prepared, prepare = [], rehearsal.prepare
+
+  def record(*args):
+    prepared.append(prepare(*args))
+    return prepared[-1]
+
+  monkeypatch.setattr(rehearsal, 'prepare', record)
+  cfg = dataclasses.replace(CONFIG, archive=1000, splice=False)
+  after, _ = seeding_test.consolidate(life, cfg)
+  source = prepared[0].replay.source
+  kept = prepared[0].replay.tokens[source.mean(axis=1) > 0.5]
+  assert len(kept) == cfg.dreams // 2
+  np.testing.assert_array_equal(after.archive.tokens, kept)
+
+
 def test_a_night_that_failed_keeps_no_dreams(life):
   failing = dataclasses.replace(CONFIG, learning_rate=0.0, max_kl_share=0.5)
   after, report = seeding_test.consolidate(life, failing)
@@ -143,6 +160,9 @@ def test_an_archive_of_other_dreams_is_refused(life):
     (dict(teacher_top_k=0), 'sleep.archive=20 .* sleep.teacher_top_k'),
     (dict(distinct=True, splice=False), 'set sleep.splice=True'),
     (dict(question_temperature=-1.0), 'question_temperature=-1.0 must be'),
+    (dict(oversample=0), 'sleep.oversample=0 must be at least 1'),
+    (dict(question_weight=2.0), 'sleep.question_weight=2.0 is a fraction'),
+    (dict(temperature=0.0), 'sleep.day_dreams=1'),
   ],
 )
 def test_settings_of_dreams_that_mean_nothing_are_refused(bad, message):

@@ -16,8 +16,10 @@ from sleep_jax.data import packing
 from sleep_jax.data import tokenizers
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import live
+from sleep_jax.inference import scoring
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.tasks import invented_facts
 from sleep_jax.weights import load as load_lib
@@ -89,6 +91,71 @@ def test_questions_have_a_temperature_of_their_own(pair):
   assert len({row.tobytes() for row in answers}) > 8
   alone = sample(pair, 16, (((7,),),), **cold)
   assert len({row.tobytes() for row in alone.tokens}) > 8
+
+
+def test_a_mark_ends_the_gap_before_it(pair):
+  """A part of one token is written by the model itself, once."""
+  model, tok = pair
+  free = sample(pair, 16, (((7,), (8, 9)),), day_dreams=1.0)
+  mark = int(np.bincount(free.tokens[:, 1:12].reshape(-1)).argmax())
+  got = sample(pair, 16, (((7,), (mark,)),), day_dreams=1.0)
+  for row, length, start, last in zip(*got[:4], strict=True):
+    assert (start, row[0], row[last - 1]) == (1, 7, mark)
+    assert last >= 3 and mark not in row[1 : last - 1]
+    assert last < length <= SEEDING.dream_length
+  again = scoring.score(
+    model,
+    [row[:last].tolist() for row, last in zip(got.tokens, got.last_turns)],
+    [
+      row[last:end].tolist()
+      for row, last, end in zip(got.tokens, got.last_turns, got.lengths)
+    ],
+    pad=tok.pad,
+    costs=costs_lib.CostTracker(model.cfg, SEEDING.dream_length),
+  )
+  size = got.lengths - got.last_turns
+  np.testing.assert_allclose(
+    got.logprobs, again.answer_logprob / size, rtol=1e-3
+  )
+
+
+def drafts_of(rows):
+  """Documents `(question, answer, log-probability)`; 2 ends one."""
+  tokens = np.zeros((len(rows), 8), np.int32)
+  for row, (question, answer, _) in zip(tokens, rows):
+    row[: len(question + answer)] = question + answer
+  return generation.Documents(
+    tokens,
+    np.array([len(q + a) for q, a, _ in rows]),
+    np.ones(len(rows), int),
+    np.array([len(q) for q, *_ in rows]),
+    np.array([logprob for *_, logprob in rows]),
+  )
+
+
+def test_drafts_are_kept_whole_different_and_evenly_over_endings():
+  drafts = drafts_of(
+    [
+      ([1, 10], [5, 2], -0.3),
+      ([1, 11], [5, 2], -0.1),
+      ([1, 11], [5, 2], -0.1),
+      ([1, 12], [5, 2], -0.2),
+      ([1, 13], [6, 2], -0.9),
+      ([1, 14], [6, 6], -0.0),
+      ([1, 15], [7, 2], -0.8),
+    ]
+  )
+  kept = generation.keep(drafts, 4, 2, jax.random.key(0))
+  got = {tuple(row[1:3].tolist()) for row in kept.tokens}
+  assert got == {(11, 5), (12, 5), (13, 6), (15, 7)}
+  # The surest first; with too few, some come twice, and none that was cut.
+  three = generation.keep(drafts, 3, 2, jax.random.key(0))
+  assert sorted(three.tokens[:, 1]) == [11, 13, 15]
+  many = generation.keep(drafts, 12, 2, jax.random.key(0))
+  counts = np.bincount(many.tokens[:, 1])
+  assert counts[[10, 11, 12, 13, 15]].sum() == 12 and counts.max() == 3
+  none_whole = generation.keep(drafts, 2, 99, jax.random.key(0))
+  assert len(none_whole.tokens) == 2
 
 
 def test_documents_of_one_seed_are_the_same_documents(pair):

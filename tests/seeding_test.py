@@ -24,6 +24,7 @@ from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.objectives import losses
 from tests import conftest
 
 CONFIG = consolidation_config.SeedingConfig(
@@ -320,6 +321,52 @@ def test_equal_segments_count_once():
   pool = [segment(10, 2), segment(11, 2), segment(10, 2), segment(10, 11, 2)]
   kept = replay_lib.distinct(pool)
   assert [s.tokens.tolist() for s in kept] == [[10, 2], [11, 2], [10, 11, 2]]
+
+
+def test_of_many_drafts_those_are_dreamt_that_the_day_taught(life):
+  cfg = dataclasses.replace(
+    CONFIG, oversample=4, dreams=16, temperature=1.0, previous_fraction=(0, 0)
+  )
+  teachers = replay_lib.Teachers(life.model, life.previous_memory())
+  args = TOKENIZER, 16, jax.random.key(2), ()
+  drafts = generation.oversample(cfg, teachers.current, *args)
+  gain = -np.subtract(
+    *(
+      replay_lib._ending_logprobs(x, drafts)
+      for x in (teachers.previous, teachers.current)
+    )
+  )
+  new = {row.tobytes() for row in drafts.tokens[gain > 1.0]}
+  assert 0 < len(new) < len(drafts.tokens)
+  got = replay_lib._sample_new(cfg, teachers, *args)
+  assert len(got.tokens) == 16
+  assert {row.tobytes() for row in got.tokens} <= new
+  # What decides is the mean of the log-probabilities of the last turn.
+  logits = life.model.forward(jnp.asarray(drafts.tokens)).logits
+  logp = losses.token_logprobs(logits, jnp.asarray(drafts.tokens))
+  first, end = drafts.last_turns[3], drafts.lengths[3]
+  np.testing.assert_allclose(
+    replay_lib._ending_logprobs(life.model, drafts)[3],
+    logp[3, first - 1 : end - 1].mean(),
+    rtol=1e-5,
+  )
+
+
+def test_questions_weigh_less_in_what_is_learnt(life):
+  """Of a document's tokens, those before its last turn."""
+  drawn = generation.Documents(
+    np.array([[1, 5, 6, 7, 2, 0]]),
+    *(np.array([5]), np.array([1]), np.array([3]), np.zeros(1)),
+  )
+  cfg = dataclasses.replace(CONFIG, question_weight=0.25)
+  weight = replay_lib._weight(cfg, drawn)
+  assert weight.tolist() == [[0.25, 0.25, 0.25, 1.0, 1.0, 0.0]]
+  replay = replay_lib.Replay(
+    drawn.tokens, drawn.lengths, weight, np.ones((1, 6), np.float32), None
+  )
+  teachers = replay_lib.Teachers(life.model, None)
+  labels = teacher_labels.label_all(cfg, teachers, replay)
+  assert labels.weight.tolist() == [[0.25, 0.25, 1.0, 1.0, 0.0, 0.0]]
 
 
 def test_segments_are_cut_at_separators():

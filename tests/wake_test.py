@@ -1,16 +1,20 @@
 """Eq. 2: causal, chunk-parallel, each level on its clock."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
+from sleep_jax.objectives import divergences
 from sleep_jax.objectives import losses
 from tests import conftest
 
@@ -177,3 +181,48 @@ def test_wake_compiles_once(cfg, params, tokens):
   for shift in range(3):
     read(cfg, params, (tokens + shift) % cfg.vocab, defer_due_update=True)
   assert wake.read_day._cache_size() == 1
+
+
+def archive_of(model, rows):
+  """An archive of these rows, with the model's own predictions."""
+  teacher = divergences.top_k(model.forward(rows).logits, 4)
+  return archive_lib.Archive(
+    rows, jnp.ones(rows.shape), teacher, jnp.zeros(len(rows), jnp.int32)
+  )
+
+
+def test_what_is_rehearsed_is_not_overwritten_by_the_day(cfg, params, tokens):
+  """KL to the archive stays lower, and the day is scored as it was."""
+  wake_cfg = dataclasses.replace(CONFIG, rehearsed=8)
+  memory = memory_lib.init_memory(cfg)
+  model = model_lib.Model(cfg, params, memory)
+  archive = archive_of(model, tokens[::-1])
+  rows = jnp.tile(tokens, (8, 1))
+  chunks = rows.size // (2 * schedule.base_chunk(cfg, rows.shape[1]))
+  dreams = wake.draw_rehearsed(wake_cfg, archive, chunks, jax.random.PRNGKey(0))
+  assert dreams.tokens.shape == (chunks, 8, rows.shape[1])
+  assert dreams.teacher.tokens.shape == (chunks, 8, rows.shape[1], 4)
+  kls, scores = [], []
+  for rehearsed in (None, dreams):
+    after, _, loss = wake.read_day(
+      wake_cfg, model, jnp.int32(0), rows, jnp.ones(rows.shape), rehearsed,
+      defer_due_update=False,
+    )  # fmt: skip
+    kls.append(float(wake.dreams_loss(after.deltas(), model, archive)))
+    scores.append(np.asarray(loss))
+  assert abs(float(wake.dreams_loss(memory.deltas(), model, archive))) < 1e-5
+  assert 0 < kls[1] < 0.7 * kls[0]
+  assert scores[0][0] == scores[1][0]
+
+
+def test_nothing_is_rehearsed_before_the_first_night(cfg, params, tokens):
+  model = model_lib.Model(cfg, params)
+  archive = archive_of(model, tokens)
+  key, wake_cfg = jax.random.PRNGKey(0), wake.WakeConfig(rehearsed=2)
+  assert (
+    wake.draw_rehearsed(wake_cfg, archive.rows(np.arange(0)), 3, key) is None
+  )
+  assert wake.draw_rehearsed(wake_cfg, None, 3, key) is None
+  assert wake.draw_rehearsed(CONFIG, archive, 3, key) is None
+  with pytest.raises(config.ConfigError, match='wake.rehearsed=2'):
+    wake.WakeConfig(rehearsed=2, carry_memory=False)

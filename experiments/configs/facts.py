@@ -69,6 +69,8 @@ SFT = dict(finetune=dict(learning_rate=5e-4))
 LEARNERS = {
   'icl': {},
   'sft': SFT,
+  # Half of a batch's rows are documents, so that it has twice the rows.
+  'replay': dict(finetune=dict(learning_rate=5e-4, batch=2 * BATCH)),
   'ewc': {},
   'wake_only': dict(
     common.WAKE_ONLY,

@@ -94,6 +94,7 @@ def get_config() -> common.Config:
     'frozen': {},
     'sft': {},
     'sft_gentle': dict(learner='sft', finetune=dict(learning_rate=1e-4)),
+    'replay': dict(finetune=dict(batch=2 * BATCH)),
     'ewc': {},
     'ewc_strong': dict(learner='ewc', finetune=dict(ewc_lambda=100.0)),
     'wake_only': common.WAKE_ONLY,

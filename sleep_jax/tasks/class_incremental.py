@@ -186,8 +186,9 @@ class ClassIncremental(task_lib.Task):
   def _frames(self) -> tuple[experience_lib.Frame, ...]:
     """An example without its text and its label."""
     if self._chat is None:
-      tok = self.tokenizer
-      return (((tok.bos,), tuple(tok.encode(_MARKER))),)
+      # Its last token is what ends a text, whatever the tokenizer puts before.
+      mark = self.tokenizer.encode(_MARKER)[-1]
+      return (((self.tokenizer.bos,), (mark,)),)
     before, between = self._chat.frame(self.tokenizer.stop)
     return (((*before, *self.tokenizer.encode(_REQUEST)), between),)
 

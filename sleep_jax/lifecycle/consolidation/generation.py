@@ -198,7 +198,7 @@ class _Draft(NamedTuple):
   frame: experience_lib.Frame
   tokens: list[int]
   last_turn: int = 0  # Where the latest gap begins.
-  logprob: float = 0.0  # Of that gap, nats per token.
+  logprobs: tuple[float, ...] = ()  # Of that gap's tokens, nats.
 
 
 def _from_frames(
@@ -246,7 +246,9 @@ def _from_frames(
     np.array([min(len(d.tokens), cfg.dream_length) for d in drafts]),
     np.array([len(d.frame[0]) for d in drafts]),
     np.array([d.last_turn for d in drafts]),
-    np.array([d.logprob for d in drafts]),
+    np.array(
+      [np.mean(d.logprobs[: cfg.dream_length - d.last_turn]) for d in drafts]
+    ),
   )
 
 
@@ -301,11 +303,15 @@ def _continue(
     batch = sharding.shard_batch(rows, 'batch')
     key = jax.random.fold_in(rng, i)
     out = sharding.fetch(sampling.generate(model, *batch, key, sampler))
-    logprobs = out.logprobs.sum(1) / out.lengths
-    written += zip(out.tokens, out.lengths.tolist(), logprobs.tolist())
+    written += zip(out.tokens, out.logprobs, out.lengths)
   return [
-    _Draft(draft.frame, prompt + new[:count].tolist(), len(prompt), logprob)
-    for draft, prompt, (new, count, logprob) in zip(
+    _Draft(
+      draft.frame,
+      prompt + new[:count].tolist(),
+      len(prompt),
+      tuple(logprobs[:count].tolist()),
+    )
+    for draft, prompt, (new, logprobs, count) in zip(
       drafts, prompts, written, strict=True
     )
   ]
