@@ -111,6 +111,49 @@ def test_the_evaluation_asks_nothing_of_later_episodes():
   assert not names & {tuple(p[-3:-1]) for p in student.prompts}
 
 
+def test_facts_are_asked_in_words_that_no_stream_has():
+  cfg = SMALL | dict(wordings=3)
+  task = tasks.build('facts', cfg, seed=1)
+  asked = set(task.tokenizer.encode('lives-in~2 works-as~2 eats~2 plays~2'))
+  told = task.experience(1).tokens
+  assert not asked & set(told.reshape(-1).tolist())
+  words = {f[2] for f in facts_in(task.experience(1))}
+  assert words == set(
+    task.tokenizer.encode('lives-in works-as eats plays')
+    + task.tokenizer.encode('lives-in~1 works-as~1 eats~1 plays~1')
+  )
+  student = oracle(task, set())
+  task.evaluate(student, 1)
+  assert {prompt[-1] for prompt in student.prompts} == asked
+  assert not asked & {t for prompt in student.prompts for t in prompt[:-1]}
+  # The base reads every wording.
+  tok = facts.build_tokenizer(3)
+  rows = facts.pretraining_rows(
+    facts.FactEncoder(tok, 3), task.cfg, np.random.default_rng(0), 60
+  )
+  assert asked <= set(rows.reshape(-1).tolist())
+
+
+def test_a_changed_fact_is_told_again_and_asked_by_its_newest_value():
+  task = tasks.build('facts', SMALL | dict(changes=3), seed=1)
+  days = [facts_in(task.experience(i)) for i in range(3)]
+  first = {f[:3]: f for f in days[0]}
+  again = [f for f in days[1] if f[:3] in first]
+  assert len(again) == 3
+  assert all(first[f[:3]] != f and first[f[:3]][3] != f[3] for f in again)
+  newest = {}
+  for f in [*days[0], *days[1]]:
+    newest[f[:3]] = f
+  result = task.evaluate(oracle(task, set(newest.values())), 1)
+  assert result.metrics['accuracy'] == result.metrics['accuracy_changed'] == 1
+  stale = task.evaluate(oracle(task, days[0]), 1)
+  assert stale.metrics['accuracy_changed'] == 0.0
+  assert stale.by_episode == [1 - 3 / len(days[0]), 0.0]
+  assert 'accuracy_changed' in task.columns
+  with pytest.raises(config.ConfigError, match='task.wordings=0'):
+    tasks.build('facts', SMALL | dict(wordings=0), seed=1)
+
+
 def test_too_many_entities_are_refused():
   with pytest.raises(config.ConfigError, match='names are left'):
     tasks.build('facts', SMALL | dict(entities=5000), seed=0)

@@ -1,8 +1,8 @@
 """Pretrains the base model of `facts`: facts of a fixed world, and their form.
 
 Every third document is about entities that are drawn anew, so that the model
-also learns to read facts from its context. Cost: about 5 minutes on one CPU
-core.
+also learns to read facts from its context. `:words` has relations in three
+wordings (`facts.py:hard`). Cost: about 5 minutes on one CPU core each.
 
   python -m experiments.run --config=experiments/configs/base_facts.py
 """
@@ -11,13 +11,16 @@ import ml_collections
 
 from experiments.configs import common
 from sleep_jax import config
+from sleep_jax.tasks import facts
+
+WORDINGS = 3  # Of `:words`.
 
 
-def model() -> common.Config:
+def model(wordings: int = 1) -> common.Config:
   """The backbone of every `facts` experiment."""
   return ml_collections.ConfigDict(
     dict(
-      vocab=168,
+      vocab=facts.build_tokenizer(wordings).vocab,
       dim=64,
       layers=2,
       heads=4,
@@ -29,8 +32,14 @@ def model() -> common.Config:
   )
 
 
-def get_config() -> common.Config:
+def get_config(variant: str = '') -> common.Config:
   """Settings of the recipe."""
+  wordings = config.lookup(variant, {'': 1, 'words': WORDINGS}, 'variant')
   return common.corpus(
-    'base_facts', model(), corpus='facts', length=64, steps=4000
+    f'base_facts_{variant}' if variant else 'base_facts',
+    model(wordings),
+    corpus='facts',
+    length=64,
+    wordings=wordings,
+    steps=4000,
   )

@@ -2,9 +2,10 @@
 
 Variants: none, the table of learners and ablations (95 core minutes, the
 seconds in lives.json); `:cost`, what a step costs at equal rows and whether
-more passes bring `sft` to the retention of `sleep`; `:hard`, twice the facts in
-a quarter of the rank, so that the ablations leave the ceiling. A table under
-results/ is written by, for example,
+more passes bring `sft` to the retention of `sleep`; `:hard`, twenty nights of
+32 facts into experts of rank 8, told in two wordings and asked in a third, and
+eight a night that get another value. A table under results/ is written by, for
+example,
 
   python -m experiments.run --config=experiments/configs/facts.py:hard \
       --workdir=runs/facts_hard
@@ -32,10 +33,13 @@ ROWS, BATCH, LENGTH = 960, 8, 64
 
 
 def sleeping_model(
-  slots: int, rank: int = 32, learning_rate: float = 3e-3
+  slots: int,
+  rank: int = 32,
+  learning_rate: float = 3e-3,
+  wordings: int = 1,
 ) -> common.Config:
   """The base with clocks: level 1 is fast, level 2 grows experts."""
-  model = base_facts.model()
+  model = base_facts.model(wordings)
   fast, slow = model.levels
   fast.update(
     chunk=LENGTH,
@@ -132,10 +136,15 @@ def _cost(c: common.Config) -> None:
 
 
 def _hard(c: common.Config) -> None:
-  """32 facts a night into experts of rank 8."""
-  c.model = sleeping_model(NIGHTS, rank=8)
-  c.task.entities = 8
-  keep = ('no_imitation', 'no_expansion', 'no_provenance')
-  c.arms = {'sleep': {}} | {
-    k: v for k, v in ablations(rank=8).items() if k in keep
-  }
+  """More facts a night than an expert holds, in other words, that change."""
+  nights, rank, wordings = 20, 8, base_facts.WORDINGS
+  c.base = 'sleep_jax/assets/base_facts_words.npz'
+  c.model = sleeping_model(nights, rank, wordings=wordings)
+  c.task.update(episodes=nights, entities=8, wordings=wordings, changes=8)
+  # Without `joint`, which would read 210 days.
+  learners = {k: v for k, v in LEARNERS.items() if k != 'joint'}
+  learners['wake_only'] = dict(
+    common.WAKE_ONLY,
+    model=dict(sleeping_model(nights, rank, 1e-3, wordings)),
+  )
+  c.arms = learners | ablations(rank)

@@ -46,6 +46,7 @@ class CorpusConfig:
   episodes: int = 10  # Evaluations.
   rows: int = 12_800  # Of an episode; facts_windows has no end.
   length: int = 64  # Tokens of a row, or of a window.
+  wordings: int = 1  # Of facts, see `facts.FactsConfig`.
   eval_rows: int = 640
   windows: int = 4  # Of facts_windows: the most that a sequence has.
   new_entities: tuple[int, int] = (1, 8)  # Of facts_windows: first, last.
@@ -107,9 +108,9 @@ def _bulletins(cfg: CorpusConfig) -> Source:
 
 
 def _facts(cfg: CorpusConfig) -> Source:
-  tokenizer = facts.build_tokenizer()
-  encoder = facts.FactEncoder(tokenizer)
-  facts_cfg = facts.FactsConfig(length=cfg.length)
+  tokenizer = facts.build_tokenizer(cfg.wordings)
+  encoder = facts.FactEncoder(tokenizer, cfg.wordings)
+  facts_cfg = facts.FactsConfig(length=cfg.length, wordings=cfg.wordings)
 
   def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     return facts.pretraining_rows(encoder, facts_cfg, rng, rows)

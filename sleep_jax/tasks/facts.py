@@ -3,7 +3,9 @@
 A fact is `name surname relation value .`, five words of a closed vocabulary.
 The base model is trained on a fixed set of facts; each episode has facts of new
 entities. The evaluation is closed book, over all episodes so far and over the
-base's facts, at the start of a document and after other facts.
+base's facts, at the start of a document and after other facts. A relation may
+have several wordings, of which one is only ever asked about, and facts may
+change their value from one episode to the next.
 """
 
 import dataclasses
@@ -37,23 +39,44 @@ class FactsConfig:
   length: int = 64  # Tokens of a row.
   context: int = 8  # Facts before the question of a mixed-context probe.
   probes: int = 2  # Mixed contexts per fact.
+  # Words for each relation. Streams have all but the last, questions that one;
+  # the base knows all of them, and that they say the same.
+  wordings: int = 1
+  # Facts of earlier episodes that an episode tells again, with another value.
+  changes: int = 0
   world_seed: int = 0  # Of the base's facts; must be that of its pretraining.
 
+  def __post_init__(self):
+    if self.wordings < 1 or self.changes < 0:
+      raise config.ConfigError(
+        f'task.wordings={self.wordings} must be at least 1, and task.changes='
+        f'{self.changes} at least 0.'
+      )
 
-def build_tokenizer() -> tokenizers.WordTokenizer:
+
+def _wording(number: int) -> list[str]:
+  """A word for each relation."""
+  return [r if not number else f'{r}~{number}' for r in RELATIONS]
+
+
+def build_tokenizer(wordings: int = 1) -> tokenizers.WordTokenizer:
   """The closed vocabulary of `facts`."""
   values = [f'{r.split("-")[0]}{i}' for r in RELATIONS for i in range(_VALUES)]
+  others = sum(map(_wording, range(1, wordings)), [])
   return tokenizers.WordTokenizer(
-    ['.', *SYLLABLES, *RELATIONS, *values], separator='.'
+    ['.', *SYLLABLES, *RELATIONS, *values, *others], separator='.'
   )
 
 
 class FactEncoder:
   """Entities and facts as tokens; an array of facts is `[facts, 5]`."""
 
-  def __init__(self, tokenizer: tokenizers.WordTokenizer):
+  def __init__(self, tokenizer: tokenizers.WordTokenizer, wordings: int = 1):
     self._name = np.array([tokenizer.encode(s)[0] for s in SYLLABLES])
-    self._relation = np.array([tokenizer.encode(r)[0] for r in RELATIONS])
+    self._wordings = np.array(
+      [tokenizer.encode(' '.join(_wording(i))) for i in range(wordings)]
+    )
+    self._relation = self._wordings[0]
     self._first_value = tokenizer.encode('lives0')[0]
     self._stop = tokenizer.separator
     self._bos = tokenizer.bos
@@ -85,6 +108,34 @@ class FactEncoder:
       ],
       axis=1,
     ).astype(np.int32)
+
+  def reword(
+    self, facts: np.ndarray, wordings: int, rng: np.random.Generator
+  ) -> np.ndarray:
+    """Facts `[..., 5]`, each in one of the first `wordings` wordings."""
+    if wordings <= 1:
+      return facts
+    return self._in(facts, rng.integers(0, wordings, facts.shape[:-1]))
+
+  def as_asked(self, facts: np.ndarray) -> np.ndarray:
+    """Facts `[..., 5]` in the last wording."""
+    return self._in(facts, np.array(len(self._wordings) - 1))
+
+  def _in(self, facts: np.ndarray, wording: np.ndarray) -> np.ndarray:
+    facts = facts.copy()
+    facts[..., 2] = self._wordings[wording, self._relation_of(facts)]
+    return facts
+
+  def _relation_of(self, facts: np.ndarray) -> np.ndarray:
+    return (facts[..., 3] - self._first_value) // _VALUES
+
+  def change(self, facts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The facts with other values."""
+    facts, first = facts.copy(), self._relation_of(facts) * _VALUES
+    first += self._first_value
+    by = rng.integers(1, _VALUES, len(facts))
+    facts[:, 3] = first + (facts[:, 3] - first + by) % _VALUES
+    return facts
 
   def rows(self, facts_RxNx5: np.ndarray, length: int) -> np.ndarray:
     """Documents: BOS, then the row's facts, cut at `length`."""
@@ -118,7 +169,7 @@ def pretraining_rows(
     repeated = new_facts[rng.integers(0, rng.integers(1, 7), per_row)]
     swap = rng.random(per_row) < 0.75
     pick[row, swap] = repeated[swap]
-  return encoder.rows(pick, cfg.length)
+  return encoder.rows(encoder.reword(pick, cfg.wordings, rng), cfg.length)
 
 
 def pretraining_windows(
@@ -186,23 +237,42 @@ class Facts(task_lib.Task):
 
   def __init__(self, cfg: FactsConfig, seed: int):
     self.cfg, self.episodes = cfg, cfg.episodes
-    self.tokenizer = build_tokenizer()
+    self.tokenizer = build_tokenizer(cfg.wordings)
     self._seed = seed
-    self._encoder = FactEncoder(self.tokenizer)
+    self._encoder = FactEncoder(self.tokenizer, cfg.wordings)
+    if cfg.changes:
+      self.columns = (*self.columns, 'accuracy_changed')
     taken, self._base = base_facts(self._encoder, cfg)
     rng = np.random.default_rng([seed, 1])
     pairs = self._encoder.pairs(rng, cfg.episodes * cfg.entities, taken)
-    self._new = [
+    new = [
       self._encoder.facts(rng, p)
       for p in pairs.reshape(cfg.episodes, cfg.entities)
     ]
+    # What each episode tells; what is true after it, by the episode that was
+    # the first to tell it; and which of that has ever changed.
+    self._told, self._true, self._changed = [], [], []
+    true, changed = np.zeros((0, _FACT), np.int32), np.zeros(0, bool)
+    for episode, facts in enumerate(new):
+      draw = np.random.default_rng([seed, 4, episode])
+      again = draw.permutation(len(true))[: cfg.changes]
+      true = true.copy()
+      true[again] = self._encoder.change(true[again], draw)
+      changed = changed.copy()
+      changed[again] = True
+      self._told.append(np.concatenate([facts, true[again]]))
+      true = np.concatenate([true, facts])
+      changed = np.concatenate([changed, np.zeros(len(facts), bool)])
+      self._true.append(np.split(true, episode + 1))
+      self._changed.append(changed)
 
   def experience(self, episode: int) -> experience_lib.Experience:
     """The facts of the episode, each equally often, in random order."""
     rng = np.random.default_rng([self._seed, 2, episode])
-    facts, cfg = self._new[episode], self.cfg
+    facts, cfg = self._told[episode], self.cfg
     per_row = -(-(cfg.length - 1) // _FACT)
     stream = order_lib.shuffled(facts, cfg.rows * per_row, rng)
+    stream = self._encoder.reword(stream, cfg.wordings - 1, rng)
     stream = stream.reshape(cfg.rows, per_row, _FACT)
     tokens = self._encoder.rows(stream, cfg.length)
     return experience_lib.Experience(tokens, np.ones(tokens.shape, np.float32))
@@ -214,11 +284,13 @@ class Facts(task_lib.Task):
 
     accuracy, accuracy_first, accuracy_last: mean over episodes, of the first
       and of the newest one.
+    accuracy_changed: of facts that have changed, by their newest value; 0 while
+      none has.
     base_accuracy: on the base's facts.
     answer_prob, answer_prob_first: probability of the value, as accuracy.
     """
     rng = np.random.default_rng([self._seed, 3, episode])
-    groups = [self._base, *self._new[: episode + 1]]
+    groups = [self._base, *self._true[episode]]
     known = np.concatenate(groups)
     start, mixed, sizes = [], [], []
     for facts in groups:
@@ -227,7 +299,9 @@ class Facts(task_lib.Task):
         start.append((fact, known[:0]))
         for _ in range(self.cfg.probes):
           others = known[(known != fact).any(1)]
-          mixed.append((fact, rng.choice(others, self.cfg.context)))
+          others = rng.choice(others, self.cfg.context)
+          told = self._encoder.reword(others, self.cfg.wordings - 1, rng)
+          mixed.append((fact, told))
     hit_start, _ = self._probe(student, start)
     hit_mixed, prob = self._probe(student, mixed)
     group = np.repeat(np.arange(len(groups)), sizes)
@@ -239,9 +313,15 @@ class Facts(task_lib.Task):
     accuracy = means(hit_mixed, group_mixed)
     at_start = means(hit_start, group)
     answer_prob = means(prob, group_mixed)
+    metrics = {}
+    if self.cfg.changes:
+      new = hit_mixed[group_mixed > 0].reshape(-1, self.cfg.probes)
+      changed = new[self._changed[episode]]
+      metrics['accuracy_changed'] = float(changed.sum() / max(changed.size, 1))
     return experience_lib.EvalResult(
       by_episode=accuracy[1:],
-      metrics={
+      metrics=metrics
+      | {
         'base_accuracy': accuracy[0],
         'accuracy': float(np.mean(accuracy[1:])),
         'accuracy_first': accuracy[1],
@@ -260,9 +340,10 @@ class Facts(task_lib.Task):
     probes: list[tuple[np.ndarray, np.ndarray]],
   ) -> tuple[np.ndarray, np.ndarray]:
     """Of each (fact, context): whether its value is answered, and its prob."""
+    asked = self._encoder.as_asked(np.array([fact for fact, _ in probes]))
     prompts = [
       [self.tokenizer.bos, *context.reshape(-1).tolist(), *fact[:3].tolist()]
-      for fact, context in probes
+      for fact, (_, context) in zip(asked, probes, strict=True)
     ]
     answers = [[int(fact[3])] for fact, _ in probes]
     response = student.respond(prompts, answers)
