@@ -112,6 +112,24 @@ def test_sleep_uses_a_slot_each_night_and_wake_only_none():
     assert life.memory.levels[1].bank.status.tolist() == want
 
 
+def test_archived_dreams_are_rehearsed_while_awake():
+  s = setup()
+  sleep = dict(archive=8, teacher_top_k=8)
+  learner = build('sleep', s, wake=dict(rehearsed=4), sleep=sleep)
+  life = learner.init(jax.random.PRNGKey(0))
+  size = TASK.experience(0).tokens.size
+  learner.wake(life, TASK.experience(0))
+  assert s.costs.totals()['wake']['tokens'] == size  # Of an empty archive.
+  kept = jax.tree.map(
+    lambda x: jnp.zeros((8, *x.shape[1:]), x.dtype), life.archive
+  )
+  learner.wake(life.replace(archive=kept), TASK.experience(1))
+  # Four dreams to a batch of four rows.
+  assert s.costs.totals()['wake']['tokens'] == 3 * size
+  with pytest.raises(config.ConfigError, match='wake.rehearsed=4 dreams an up'):
+    build('sleep', setup(), wake=dict(rehearsed=4))
+
+
 def test_an_unknown_learner_lists_the_known():
   with pytest.raises(
     config.ConfigError,
