@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 from ml_collections.config_flags import config_path
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sleep_jax.harness import workers
 from sleep_jax.metrics import continual
 from sleep_jax.metrics import statistics
 from sleep_jax.runtime import checkpoint
+from sleep_jax.runtime import compilation
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -254,6 +256,23 @@ def test_intervals_are_paired_t_intervals():
   assert mean == 2.0
   assert half == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
   assert np.isnan(statistics.interval([1.0])[1])
+
+
+def test_programs_are_dropped_before_memory_maps_run_out(tmp_path):
+  def proc(maps, limit):
+    (tmp_path / 'self').mkdir(exist_ok=True)
+    (tmp_path / 'sys/vm').mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'self/maps').write_text('a map\n' * maps)
+    (tmp_path / 'sys/vm/max_map_count').write_text(f'{limit}\n')
+    return tmp_path
+
+  double = jax.jit(lambda x: 2 * x)
+  double(1.0)
+  assert not compilation.drop_programs_near_limit(proc(30, 100))
+  assert double._cache_size() == 1
+  assert compilation.drop_programs_near_limit(proc(40, 100))
+  assert double._cache_size() == 0
+  assert not compilation.drop_programs_near_limit(tmp_path / 'not_linux')
 
 
 def test_workers_claim_their_directory_once(tmp_path):

@@ -100,7 +100,9 @@ _worker = 0
 def _live(
   c: build_lib.Settings, arm: str, seed: int, folder: str
 ) -> dict[str, Any]:
-  return live_lib.live(c, arm, seed, pathlib.Path(folder), _worker)
+  summary = live_lib.live(c, arm, seed, pathlib.Path(folder), _worker)
+  compilation.drop_programs_near_limit()
+  return summary
 
 
 def live_all(

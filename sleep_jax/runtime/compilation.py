@@ -1,5 +1,6 @@
 """The persistent cache of compiled XLA programs."""
 
+import gc
 import os
 import pathlib
 
@@ -7,6 +8,7 @@ from absl import logging
 import jax
 
 _DEFAULT_CACHE = '~/.cache/sleep_jax/xla'
+_PROC = pathlib.Path('/proc')  # Of Linux; elsewhere there is no such limit.
 
 
 def folder() -> pathlib.Path:
@@ -23,3 +25,28 @@ def enable_cache() -> None:
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_compilation_cache_dir', str(folder()))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def drop_programs_near_limit(proc: pathlib.Path = _PROC) -> bool:
+  """Drops this process's compiled programs if it nears its memory maps' limit.
+
+  Every program maps memory of its own, and Linux kills a process that has
+  65,530 maps by default; several lives with many programs reach that. What is
+  dropped comes back from the persistent cache.
+
+  Args:
+    proc: where Linux tells the limit, and how many maps there are.
+
+  Returns:
+    Whether they were dropped.
+  """
+  maps, limit = proc / 'self/maps', proc / 'sys/vm/max_map_count'
+  if not (maps.exists() and limit.exists()):
+    return False
+  with open(maps, encoding='utf-8', errors='replace') as lines:
+    count = sum(1 for _ in lines)
+  if count < int(limit.read_text(encoding='utf-8')) / 3:
+    return False
+  jax.clear_caches()
+  gc.collect()
+  return True
