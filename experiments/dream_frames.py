@@ -97,9 +97,9 @@ def contents(
   generated: generation.Documents, tokenizer: tokenizers.Tokenizer
 ) -> list[str]:
   """The documents' texts after their beginning."""
+  rows = zip(generated.tokens, generated.starts, generated.lengths)
   return [
-    tokenizer.decode(tokens[start:length].tolist())
-    for tokens, length, start in zip(*generated, strict=True)
+    tokenizer.decode(tokens[start:end].tolist()) for tokens, start, end in rows
   ]
 
 

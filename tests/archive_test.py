@@ -77,7 +77,9 @@ def test_an_archive_outlives_the_vocabulary_it_was_labelled_in(life):
   assert kept.night.tolist() == [3]
   assert kept.teacher.tokens.tolist() == [[[1, 5], [2, 7], [7, 1], [5, 2]]]
   teachers = replay_lib.Teachers(life.model, None)
-  again = teacher_labels.from_archive(kept, teachers, np.array([1, 2, 4, 5, 7]))
+  again = teacher_labels.from_archive(
+    CONFIG, kept, teachers, np.array([1, 2, 4, 5, 7])
+  )
   assert again.teacher.tokens.tolist() == [[[0, 3], [1, 4], [4, 0], [3, 1]]]
   assert not again.gate.any() and again.gate_weight.all()
   np.testing.assert_array_equal(again.positions, labels.positions)
@@ -141,6 +143,51 @@ def test_only_what_the_day_taught_is_kept(life, monkeypatch):
   np.testing.assert_array_equal(after.archive.tokens, kept)
 
 
+def test_what_the_current_model_contradicts_has_no_weight(life):
+  """Of the archive, and of what the previous model says."""
+  tokens = jnp.array([[1, 5, 7, 9]])
+  logits = life.model.forward(tokens).logits
+  told = jax.nn.softmax(logits).max(-1)
+  sure = float(jnp.sort(told[0])[1:3].mean())  # Of two tokens of the four.
+  cfg = dataclasses.replace(CONFIG, contradicted=sure, teacher_top_k=2)
+  teachers = replay_lib.Teachers(life.model, None)
+  agrees = divergences.top_k(logits, 2)
+  other = divergences.top_k(-logits, 2)
+  for teacher, want in ((agrees, [1.0] * 4), (other, 1.0 - (told[0] > sure))):
+    kept = archive_lib.Archive(
+      tokens, jnp.ones((1, 4)), teacher, jnp.zeros(1, jnp.int32)
+    )
+    labels = teacher_labels.from_archive(cfg, kept, teachers, None)
+    np.testing.assert_array_equal(labels.weight[0], want)
+  # By `label`, where the previous model is the teacher and has another token.
+  teachers = replay_lib.Teachers(life.model, life.previous_memory())
+  args = tokens, jnp.arange(4)[None], jnp.ones((1, 4)), jnp.zeros((1, 4))
+  labels, _ = teacher_labels.label(cfg, teachers, *args)
+  before = teachers.previous.forward(tokens).logits.argmax(-1)
+  differs = (before != logits.argmax(-1)) & (told > sure)
+  assert differs[0, :3].any()
+  np.testing.assert_array_equal(labels.weight[0, :3], 1.0 - differs[0, :3])
+
+
+def test_a_contradiction_stays_in_the_archive(life):
+  """The next day rehearses what is left."""
+  first, second = two_nights(
+    life, dataclasses.replace(CONFIG, contradicted=0.0)
+  )
+  rows = {row.tobytes(): w for row, w in zip(*_rows(first.archive))}
+  lost = 0
+  for row, weight in zip(*_rows(second.archive)):
+    if row.tobytes() in rows:
+      before = rows[row.tobytes()]
+      assert ((weight == before) | (weight == 0)).all()
+      lost += (weight != before).sum()
+  assert lost > 0
+
+
+def _rows(archive):
+  return np.asarray(archive.tokens), np.asarray(archive.weight)
+
+
 def test_a_night_that_failed_keeps_no_dreams(life):
   failing = dataclasses.replace(CONFIG, learning_rate=0.0, max_kl_share=0.5)
   after, report = seeding_test.consolidate(life, failing)
@@ -163,6 +210,7 @@ def test_an_archive_of_other_dreams_is_refused(life):
     (dict(oversample=0), 'sleep.oversample=0 must be at least 1'),
     (dict(question_weight=2.0), 'sleep.question_weight=2.0 is a fraction'),
     (dict(temperature=0.0), 'sleep.day_dreams=1'),
+    (dict(contradicted=1.5), 'sleep.contradicted=1.5 is a fraction'),
   ],
 )
 def test_settings_of_dreams_that_mean_nothing_are_refused(bad, message):

@@ -202,7 +202,7 @@ VARIANTS = {
     *('clinc_tune', 'clinc_late'),
   ),
   'depo': ('', 'paper'),
-  'facts': ('', 'cost', 'hard'),
+  'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),
   'quickstart': ('',),
   'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
   'smollm2': ('', 'short', 'tune', 'clinc', 'squad', 'placement'),

@@ -4,8 +4,8 @@ Variants: none, the table of learners and ablations (95 core minutes, the
 seconds in lives.json); `:cost`, what a step costs at equal rows and whether
 more passes bring `sft` to the retention of `sleep`; `:hard`, twenty nights of
 32 facts into experts of rank 8, told in two wordings and asked in a third, and
-eight a night that get another value. A table under results/ is written by, for
-example,
+eight a night that get another value; `:hard_ablations` and `:hard_tune` go with
+it. A table under results/ is written by, for example,
 
   python -m experiments.run --config=experiments/configs/facts.py:hard \
       --workdir=runs/facts_hard
@@ -15,7 +15,8 @@ example,
 The settings of the baselines were chosen on seed 100, three nights, by mean
 recall (and not on the seeds of the table): sft learning rate among 2e-3, 1e-3,
 5e-4; ewc lambda among 0.1, 1, 2, 10, 100; wake_only learning rate among 3e-3,
-1e-3; icl window among 64 and 128.
+1e-3; icl window among 64 and 128. Those of `:hard` are what `:hard_tune` found,
+and for sleep, before that, lives of three or four nights on its seed, 100.
 """
 
 from typing import Any
@@ -118,7 +119,13 @@ def get_config(variant: str = '') -> common.Config:
   if variant:
     c.name = f'facts_{variant}'
     c.seeds = (1, 2, 3)
-    config.lookup(variant, {'cost': _cost, 'hard': _hard}, 'variant')(c)
+    variants = {
+      'cost': _cost,
+      'hard': _hard,
+      'hard_ablations': _hard_ablations,
+      'hard_tune': _hard_tune,
+    }
+    config.lookup(variant, variants, 'variant')(c)
   return c
 
 
@@ -137,14 +144,89 @@ def _cost(c: common.Config) -> None:
 
 def _hard(c: common.Config) -> None:
   """More facts a night than an expert holds, in other words, that change."""
+  c.seeds = (1, 2, 3, 4, 5)
   nights, rank, wordings = 20, 8, base_facts.WORDINGS
   c.base = 'sleep_jax/assets/base_facts_words.npz'
   c.model = sleeping_model(nights, rank, wordings=wordings)
   c.task.update(episodes=nights, entities=8, wordings=wordings, changes=8)
+  c.wake.rehearsed = 8
+  c.sleep.update(
+    optimizer='muon',
+    learning_rate=0.03,
+    sender_reset='carry',
+    max_kl_share=5.0,  # Student and teacher differ little to begin with.
+    archive=3000,
+    teacher_top_k=16,
+    contradicted=0.5,
+    alpha=1.0,
+    lam=0.0,
+  )
   # Without `joint`, which would read 210 days.
-  learners = {k: v for k, v in LEARNERS.items() if k != 'joint'}
-  learners['wake_only'] = dict(
+  c.arms = {k: v for k, v in LEARNERS.items() if k != 'joint'}
+  c.arms['wake_only'] = dict(
     common.WAKE_ONLY,
     model=dict(sleeping_model(nights, rank, 1e-3, wordings)),
+    wake=dict(rehearsed=0),
   )
-  c.arms = learners | ablations(rank)
+
+
+def _hard_ablations(c: common.Config) -> None:
+  """`:hard`, with one part taken away or put back."""
+  _hard(c)
+  c.seeds = (1, 2, 3)
+  asleep = {
+    'not_rehearsed_awake': dict(wake=dict(rehearsed=0)),
+    'no_archive': dict(wake=dict(rehearsed=0), sleep=dict(archive=0)),
+    'restart': dict(sleep=dict(sender_reset='restart')),
+    'nothing_contradicted': dict(sleep=dict(contradicted=1.0)),
+    'awake_teacher_only': dict(sleep=dict(teachers='current')),
+    'imitation': dict(sleep=dict(alpha=0.9, lam=0.25)),
+    'no_expansion': dict(
+      sleep=dict(expand=False),
+      # One expert with as many parameters as twenty have.
+      model=dict(sleeping_model(1, 160, wordings=base_facts.WORDINGS)),
+    ),
+    'no_provenance': dict(sleep=dict(router_weight=0.0)),
+    'not_spliced': dict(sleep=dict(splice=False)),
+  }
+  c.arms = {'sleep': {}} | {
+    name: dict(learner='sleep') | changes for name, changes in asleep.items()
+  }
+
+
+def _hard_tune(c: common.Config) -> None:
+  """Four trials of every learner that trains, five nights of `:hard`."""
+  _hard(c)
+  c.task.episodes = 5
+  rates = 3e-4, 5e-4, 1e-3, 2e-3
+  finetuned = {
+    f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in rates
+  }
+  held = {
+    f'{rate:.0e}_{weight:.0e}': dict(
+      finetune=dict(learning_rate=rate, ewc_lambda=weight)
+    )
+    for rate in (1e-3, 2e-3)
+    for weight in (0.1, 1.0)
+  }
+  levels = [dict(level) for level in c.model.levels]
+  read = {
+    f'{rate:.0e}': dict(
+      model=dict(levels=[levels[0] | dict(learning_rate=rate), levels[1]])
+    )
+    for rate in (3e-4, 1e-3, 3e-3, 1e-2)
+  }
+  asleep = {
+    f'{rate:.0e}_{rehearsed}': dict(
+      sleep=dict(learning_rate=rate), wake=dict(rehearsed=rehearsed)
+    )
+    for rate in (0.03, 0.06)
+    for rehearsed in (8, 16)
+  }
+  common.tune(
+    c,
+    100,
+    dict(
+      sft=finetuned, replay=finetuned, ewc=held, wake_only=read, sleep=asleep
+    ),
+  )

@@ -56,6 +56,11 @@ class SeedingConfig:
   # Rows of earlier nights' dreams that are kept with what their teachers
   # predicted, and rehearsed beside D; needs `teacher_top_k`.
   archive: int = 0
+  # Where the current model gives a token more than this probability, and the
+  # previous one or the archive another token, the day has told it otherwise,
+  # and the past has no weight there; 1 = never. Of use where a day overwrites
+  # only what it speaks of (`wake.rehearsed`).
+  contradicted: float = 1.0
   # Extra weight of a token per nat that the teachers disagree on it: of tokens
   # from the current model, and of those from the previous one.
   disagreement_weight: tuple[float, float] = (0.0, 0.0)
@@ -145,7 +150,7 @@ class SeedingConfig:
       )
     for name in (
       *('lam', 'alpha', 'gamma', 'chat_dreams', 'day_dreams'),
-      'question_weight',
+      *('question_weight', 'contradicted'),
     ):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise base.ConfigError(

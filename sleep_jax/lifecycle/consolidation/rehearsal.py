@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax.data import order as order_lib
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -15,6 +16,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 _HEAD_MULTIPLE = 1024
+_ARCHIVE_KEY = 7  # Beside the keys that sampling splits off.
 _PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
 
 
@@ -25,15 +27,14 @@ class Rehearsal(NamedTuple):
   labels: of D, and after it of the archive.
   probe: labelled dreams that are not in D.
   archived_share: of what is rehearsed.
-  to_keep: of D, with labels, what is the current model's, if dreams are
-    archived: what the previous one knows was archived on an earlier night.
+  archive: as the night leaves it, if dreams are archived.
   """
 
   replay: replay_lib.Replay
   labels: teacher_labels.LabeledBatch
   probe: teacher_labels.LabeledBatch
   archived_share: float
-  to_keep: archive_lib.Archive | None
+  archive: archive_lib.Archive | None
 
   def sample_rows(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Row numbers of `labels`, `[*shape]`."""
@@ -88,23 +89,38 @@ def prepare(
     jax.block_until_ready(labels)
     times = 1 if job.teachers.previous is None else 2
     cost.add_forward(size, times=times)
-    to_keep = None
-    if job.archive is not None:
-      current = np.average(replay.source, axis=1, weights=replay.weight) > 0.5
-      own = labels.rows(np.flatnonzero(current))
-      to_keep = teacher_labels.as_archive(own, vocabulary, job.nights)
+    rehearsed = labels
     if archive is not None:
-      kept = teacher_labels.from_archive(archive, teachers, vocabulary)
-      if kept.prefix is not None:
+      kept = teacher_labels.from_archive(job.cfg, archive, teachers, vocabulary)
+      if kept.prefix is not None or job.cfg.contradicted < 1.0:
         cost.add_forward(kept.tokens.size)
-      labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
+      archive = archive.replace(weight=kept.weight)
+      rehearsed = teacher_labels.concatenate(labels, sharding.replicate(kept))
+  if job.archive is not None:
+    of_current = labels.rows(_of_current(replay))
+    archive = archive_lib.extend(
+      job.archive if archive is None else archive,
+      teacher_labels.as_archive(of_current, vocabulary, job.nights),
+      job.cfg.archive,
+      order_lib.numpy_rng(jax.random.fold_in(probe_rng, _ARCHIVE_KEY)),
+    )
   return Rehearsal(
     replay,
-    labels,
+    rehearsed,
     sharding.shard_batch(probe_labels, 'batch'),
     archived_share,
-    to_keep,
+    archive,
   )
+
+
+def _of_current(replay: replay_lib.Replay) -> np.ndarray:
+  """The rows that are mostly the current model's.
+
+  What the previous one knows was archived on an earlier night, when it was
+  better known.
+  """
+  share = np.average(replay.source, axis=1, weights=replay.weight)
+  return np.flatnonzero(share > 0.5)
 
 
 def _vocabulary(model: model_lib.Model, used: list[np.ndarray]) -> np.ndarray:

@@ -56,12 +56,12 @@ class Seeded(NamedTuple):
 
   curves: of `StepMetrics` (`[steps]`) together with `reward` (`[rounds]`) and
     `probe`: KL(teacher || student) before and after, on dreams of their own.
-  dreams: D and its labels, if dreams are archived.
+  archive: as the night leaves it, if dreams are archived.
   """
 
   student: model_lib.Model
   curves: dict[str, np.ndarray]
-  dreams: archive_lib.Archive | None
+  archive: archive_lib.Archive | None
 
 
 def seed(
@@ -119,7 +119,7 @@ def seed(
     'reward': np.array(rewards or [0.0]),
     'probe': np.array([kl_before, kl_after]),
   }
-  return Seeded(target.put(student, state[0]), curves, rehearsal.to_keep)
+  return Seeded(target.put(student, state[0]), curves, rehearsal.archive)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -66,22 +66,42 @@ def _teacher_logits(
   share: jax.Array,
   current: jax.Array,
   previous: jax.Array | None = None,
-) -> tuple[jax.Array | divergences.TopK, jax.Array]:
-  """The teacher's logits of each token, and KL(current || previous) in nats.
+) -> tuple[jax.Array | divergences.TopK, jax.Array, jax.Array]:
+  """The teacher's logits of each token, and how the models differ there.
 
   `share` is how much of the next token is the current model's.
+
+  Returns:
+    Logits; KL(current || previous) in nats; whether the current model
+    contradicts the previous one.
   """
   # Distillation flattens a little every night; a temperature below 1 counters.
   teacher = current / cfg.teacher_temperature
-  teacher_kl = jnp.zeros(share.shape)
+  teacher_kl, contradicted = (
+    jnp.zeros(share.shape),
+    jnp.zeros(share.shape, bool),
+  )
   if previous is not None:
     teacher_kl = divergences.forward_kl(current, previous)
+    contradicted = _contradicts(cfg, current, previous.argmax(-1))
     teacher = mixture(
       share[..., None], teacher, previous / cfg.teacher_temperature
     )
   if cfg.teacher_top_k:
     teacher = divergences.top_k(teacher, cfg.teacher_top_k)
-  return teacher, teacher_kl
+  return teacher, teacher_kl, contradicted
+
+
+def _contradicts(
+  cfg: consolidation_config.SeedingConfig,
+  current: at.Float[jax.Array, '*B M'],
+  past: at.Int[jax.Array, '*B'],
+) -> at.Bool[jax.Array, '*B']:
+  """Whether the current model is sure of another token than `past`."""
+  if cfg.contradicted == 1.0:
+    return jnp.zeros(past.shape, bool)
+  sure = jax.nn.softmax(current).max(-1) > cfg.contradicted
+  return sure & (current.argmax(-1) != past)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -123,12 +143,14 @@ def label(
       hidden, share = rows
       return rule(share, *(h @ matrix.T.astype(h.dtype) for h in hidden))
 
-    teacher, teacher_kl = divergences.chunked(
+    teacher, teacher_kl, contradicted = divergences.chunked(
       per_token, ([x.hidden for x in outputs], next_source),
       cfg.tokens_in_flight,
     )  # fmt: skip
   else:
-    teacher, teacher_kl = rule(next_source, *(x.logits for x in outputs))
+    teacher, teacher_kl, contradicted = rule(
+      next_source, *(x.logits for x in outputs)
+    )
   gate, gate_weight = jnp.ones(tokens.shape), source
   next_weight = jnp.pad(weight[:, 1:], ((0, 0), (0, 1)))
   if previous is not None:
@@ -139,6 +161,7 @@ def label(
     # Where the teachers disagree is what must be moved, or must be kept.
     per_nat = jnp.where(next_source > 0.5, *cfg.disagreement_weight)
     next_weight *= 1.0 + per_nat * jnp.minimum(teacher_kl, _MAX_TEACHER_KL)
+    next_weight *= 1.0 - contradicted * (next_source < 0.5)
   labels = LabeledBatch(
     *(tokens, positions, next_weight, teacher),
     *(gate, gate_weight * next_weight, prefix, teachers.head),
@@ -183,6 +206,7 @@ def as_archive(
 
 
 def from_archive(
+  cfg: consolidation_config.SeedingConfig,
   archive: archive_lib.Archive,
   teachers: replay_lib.Teachers,
   vocabulary: np.ndarray | None,
@@ -190,6 +214,7 @@ def from_archive(
   """Archived dreams as labels; a new expert should be off at all of them.
 
   Args:
+    cfg: says what of them the current model overrules.
     archive: with a row at least.
     teachers: give what is computed once for a row, and the head.
     vocabulary: see `as_archive`; it has every token of the archive.
@@ -201,17 +226,44 @@ def from_archive(
     )
   columns = jnp.arange(archive.tokens.shape[1])
   positions = jnp.broadcast_to(columns, archive.tokens.shape)
-  prefixes = []
+  parts = []
   for i in range(0, len(archive), _LABEL_BATCH):
     rows = slice(i, i + _LABEL_BATCH)
-    prefixes.append(
-      _frozen_prefix(teachers.current, archive.tokens[rows], positions[rows])
-    )
-  prefix = None if prefixes[0] is None else jnp.concatenate(prefixes)
+    likeliest = jnp.take_along_axis(
+      teacher.tokens[rows],
+      teacher.logprobs[rows, :, :-1].argmax(-1)[..., None],
+      axis=-1,
+    )[..., 0]
+    args = archive.tokens[rows], positions[rows], likeliest
+    parts.append(_read_archived(cfg, teachers, *args))
+  prefix, contradicted = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+  weight = archive.weight * (1.0 - contradicted)
   return LabeledBatch(
-    *(archive.tokens, positions, archive.weight, teacher),
-    *(jnp.zeros_like(archive.weight), archive.weight, prefix, teachers.head),
+    *(archive.tokens, positions, weight, teacher),
+    *(jnp.zeros_like(weight), weight, prefix, teachers.head),
   )
 
 
-_frozen_prefix = jax.jit(model_lib.Model.frozen_prefix)
+@functools.partial(jax.jit, static_argnums=0)
+def _read_archived(
+  cfg: consolidation_config.SeedingConfig,
+  teachers: replay_lib.Teachers,
+  tokens: at.Int[jax.Array, 'B T'],
+  positions: at.Int[jax.Array, 'B T'],
+  likeliest: at.Int[jax.Array, 'B T'],
+) -> tuple[jax.Array | None, at.Bool[jax.Array, 'B T']]:
+  """Of archived rows `Model.frozen_prefix`, and what is contradicted."""
+  prefix = teachers.current.frozen_prefix(tokens, positions)
+  if cfg.contradicted == 1.0:
+    return prefix, jnp.zeros(tokens.shape, bool)
+  inputs = tokens if prefix is None else prefix
+  hidden = teachers.current.forward(inputs, positions=positions).hidden
+  matrix = teachers.head
+  if matrix is None:
+    matrix = teachers.current.unembedding()
+  contradicted = divergences.chunked(
+    lambda x: _contradicts(cfg, x[0] @ matrix.T.astype(x[0].dtype), x[1]),
+    (hidden, likeliest),
+    cfg.tokens_in_flight,
+  )
+  return prefix, contradicted

@@ -15,7 +15,6 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
@@ -126,23 +125,9 @@ def transfer(
     return original, report
 
   # Update. The sender's new weights and the new expert come into force.
-  life = _keep_dreams(cfg, life, seeded.dreams, jax.random.fold_in(seed_key, 1))
+  if seeded.archive is not None:
+    life = life.replace(archive=seeded.archive)
   return life.with_memory(seeded.student.required_memory()), report
-
-
-def _keep_dreams(
-  cfg: consolidation_config.SeedingConfig,
-  life: life_lib.Life,
-  dreams: archive_lib.Archive | None,
-  rng: at.Key,
-) -> life_lib.Life:
-  """The life with these dreams in its archive, if it keeps one."""
-  archive = _archive(cfg, life)
-  if archive is None or dreams is None:
-    return life
-  draw = order_lib.numpy_rng(rng)
-  archive = archive_lib.extend(archive, dreams, cfg.archive, draw)
-  return life.replace(archive=archive)
 
 
 def _archive(
