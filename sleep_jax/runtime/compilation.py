@@ -45,7 +45,7 @@ def drop_programs_near_limit(proc: pathlib.Path = _PROC) -> bool:
     return False
   with open(maps, encoding='utf-8', errors='replace') as lines:
     count = sum(1 for _ in lines)
-  if count < int(limit.read_text(encoding='utf-8')) / 3:
+  if count < int(limit.read_text(encoding='utf-8')) / 2:
     return False
   jax.clear_caches()
   gc.collect()
