@@ -9,12 +9,15 @@ so far after two to four nights: temperature, steps, rank, optimizer and
 router_weight on the test split; min_p, question_weight, question_temperature,
 sender_reset and wake.rehearsed on part of the train split (`task.validation`).
 The other data sets use them unchanged. `:clinc_tune` is four trials of every
-learner over five nights, on that part (results/clinc_tune).
+learner over five nights, on that part (results/clinc_tune); the arms have the
+rates, lambda and wake.rehearsed of the best, and `joint` has those of `sft`.
 With `:clinc_late` nights do not fall on the borders between sets of classes.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
 """
+
+from typing import Any
 
 from experiments.configs import base_text
 from experiments.configs import common
@@ -62,7 +65,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
   )
   c.task.name = 'class_incremental'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=12)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=16)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=3072,
@@ -91,7 +94,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
     lam=0.0,
   )
   c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=BATCH, learning_rate=2e-3, ewc_lambda=0.1
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.01
   )
   c.arms = {
     # The base has read rows of 64 tokens: half of one is left for a question.
@@ -100,12 +103,19 @@ def get_config(variant: str = 'clinc') -> common.Config:
     # Half of a batch's rows are documents, so that it has twice the rows.
     'replay': dict(finetune=dict(batch=2 * BATCH)),
     'ewc': {},
-    'wake_only': common.WAKE_ONLY | dict(wake=dict(rehearsed=0)),
+    'wake_only': common.WAKE_ONLY
+    | dict(wake=dict(rehearsed=0), model=dict(levels=_read_at(c, 1e-3))),
     'sleep': {},
     'joint': {},
   }
   common.vary(c, part, tune=_tune, late=_late)
   return c
+
+
+def _read_at(c: common.Config, rate: float) -> list[dict[str, Any]]:
+  """The levels, of which the fast one learns at `rate`."""
+  fast, slow = (dict(level) for level in c.model.levels)
+  return [fast | dict(learning_rate=rate), slow]
 
 
 def _late(c: common.Config) -> None:
@@ -114,7 +124,7 @@ def _late(c: common.Config) -> None:
 
 
 def _tune(c: common.Config) -> None:
-  """Four trials of every learner that has rates, on part of the train split."""
+  """Four trials of every learner but `joint`, on part of the train split."""
   c.task.validation = True
   c.task.episodes = 5  # Half of CLINC150's, for time.
   finetuned = {
@@ -128,11 +138,8 @@ def _tune(c: common.Config) -> None:
     for rate in (1e-3, 2e-3)
     for weight in (0.01, 0.1)
   }
-  levels = [dict(level) for level in c.model.levels]
   read = {
-    f'{rate:.0e}': dict(
-      model=dict(levels=[levels[0] | dict(learning_rate=rate), levels[1]])
-    )
+    f'{rate:.0e}': dict(model=dict(levels=_read_at(c, rate)))
     for rate in (1e-3, 2e-3, 3e-3, 6e-3)
   }
   asleep = {
@@ -151,6 +158,5 @@ def _tune(c: common.Config) -> None:
       ewc=ewc,
       wake_only=read,
       sleep=asleep,
-      joint=finetuned,
     ),
   )
