@@ -7,6 +7,7 @@ import pytest
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.lifecycle.consolidation import generation
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.runtime import checkpoint
 from tests import learners_test
 
@@ -47,7 +48,7 @@ def test_what_is_replayed_is_written_by_the_model_of_the_morning(
   before = setup.costs.totals()
   day = TASK.experience(1)
   blocks = list(learner._blocks(life, day))
-  (cfg, model, rows, (tokens, lengths, _)), *more = calls
+  (cfg, model, rows, (tokens, lengths, *_)), *more = calls
   assert not more and rows == len(day.tokens)
   assert (cfg.min_p, cfg.temperature) == (0.1, 0.7)
   assert cfg.dream_length == SECTIONS['sleep']['dream_length']
@@ -68,6 +69,34 @@ def test_what_is_replayed_is_written_by_the_model_of_the_morning(
   assert metrics['loss'] > 0
   spent = setup.costs.totals()['wake']['tokens'] - after['wake']['tokens']
   assert spent == 2 * day.tokens.size
+
+
+def test_what_is_archived_is_written_in_the_evening_and_rehearsed(
+  monkeypatch,
+):
+  written, sample = [], replay_lib.sample_new
+
+  def spy(cfg, models, *args):
+    same = [np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, models))]
+    out = sample(cfg, models, *args)
+    written.append((not all(same), out.tokens))
+    return out
+
+  monkeypatch.setattr(replay_lib, 'sample_new', spy)
+  learner, life = build('replay', archive=8)
+  for episode in range(2):
+    life, _ = learner.wake(life, TASK.experience(episode))
+    life, _ = learner.sleep(life)
+  (changed, first), (_, second) = written
+  assert changed and (len(first), len(second)) == (8, 4)
+  state = life.learner_state
+  assert state['night'].tolist() == [0] * 4 + [1] * 4
+  np.testing.assert_array_equal(state['tokens'][:4], first[:4])
+  np.testing.assert_array_equal(state['tokens'][4:], second)
+  tokens, _ = learner.documents(life, TASK.experience(1).tokens.shape)
+  np.testing.assert_array_equal(tokens, state['tokens'])
+  with pytest.raises(config.ConfigError, match='archive=-1 must be at least 0'):
+    build('replay', archive=-1)
 
 
 def test_replay_goes_on_bit_for_bit_after_it_was_saved(tmp_path):

@@ -338,7 +338,8 @@ def test_of_many_drafts_those_are_dreamt_that_the_day_taught(life):
   )
   new = {row.tobytes() for row in drafts.tokens[gain > 1.0]}
   assert 0 < len(new) < len(drafts.tokens)
-  got = replay_lib._sample_new(cfg, teachers, *args)
+  models = teachers.current, teachers.previous
+  got = replay_lib.sample_new(cfg, models, *args)
   assert len(got.tokens) == 16
   assert {row.tobytes() for row in got.tokens} <= new
   # What decides is the mean of the log-probabilities of the last turn.

@@ -102,6 +102,11 @@ def get_config(variant: str = 'clinc') -> common.Config:
     'sft': {},
     # Half of a batch's rows are documents, so that it has twice the rows.
     'replay': dict(finetune=dict(batch=2 * BATCH)),
+    'replay_archive': dict(
+      learner='replay',
+      finetune=dict(batch=2 * BATCH),
+      learner_config=dict(archive=4500),
+    ),
     'ewc': {},
     'wake_only': common.WAKE_ONLY
     | dict(wake=dict(rehearsed=0), model=dict(levels=_read_at(c, 1e-3))),
@@ -155,6 +160,7 @@ def _tune(c: common.Config) -> None:
     dict(
       sft=finetuned,
       replay=finetuned,
+      replay_archive=finetuned,
       ewc=ewc,
       wake_only=read,
       sleep=asleep,

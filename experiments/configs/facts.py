@@ -163,6 +163,9 @@ def _hard(c: common.Config) -> None:
   )
   # Without `joint`, which would read 210 days.
   c.arms = {k: v for k, v in LEARNERS.items() if k != 'joint'}
+  c.arms['replay_archive'] = c.arms['replay'] | dict(
+    learner='replay', learner_config=dict(archive=3000)
+  )
   c.arms['wake_only'] = dict(
     common.WAKE_ONLY,
     model=dict(sleeping_model(nights, rank, 1e-3, wordings)),
@@ -227,6 +230,11 @@ def _hard_tune(c: common.Config) -> None:
     c,
     100,
     dict(
-      sft=finetuned, replay=finetuned, ewc=held, wake_only=read, sleep=asleep
+      sft=finetuned,
+      replay=finetuned,
+      replay_archive=finetuned,
+      ewc=held,
+      wake_only=read,
+      sleep=asleep,
     ),
   )

@@ -2,8 +2,10 @@
 
 Generative replay without a teacher's probabilities, and without experts: the
 model as the day begins writes documents, and each batch has so many of them
-beside the day's rows. Nothing outside the life is read, nothing is kept from
-one day to the next but the model itself.
+beside the day's rows. Nothing outside the life is read. Nothing is kept from
+one day to the next but the model itself, or, with `learner_config.archive`,
+documents that it wrote in the evening: the part of sleep's archive that needs
+no teacher.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -22,6 +25,8 @@ from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
+from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.models import model as model_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +40,20 @@ class ReplayConfig(finetune.FinetunerConfig):
     consolidation_config.SeedingConfig()
   )
   documents: int = 0  # Rows sampled a day; 0 = as many as the day has.
+  # Documents kept, as many of each day: what the model writes in the evening
+  # and did not know in the morning (`replay.sample_new`). They are rehearsed in
+  # place of what it would write on the next morning; 0 = none.
+  archive: int = 0
   mix: float = 0.5  # Share of documents in the rows of a batch.
   temperature: float | None = None
   min_p: float | None = None
 
   def __post_init__(self):
-    if self.documents < 0:
-      raise config.ConfigError(
-        f'learner_config.documents={self.documents} must be at least 0.'
-      )
+    for name in ('documents', 'archive'):
+      if getattr(self, name) < 0:
+        raise config.ConfigError(
+          f'learner_config.{name}={getattr(self, name)} must be at least 0.'
+        )
     if not 0 < self.documents_per_batch < self.finetune.batch:
       raise config.ConfigError(
         f'learner_config.mix={self.mix} of finetune.batch='
@@ -65,7 +75,11 @@ class ReplayConfig(finetune.FinetunerConfig):
 
 
 class ReplayFinetune(finetune.Finetune):
-  """Fine-tuning on the day's rows and on sampled documents."""
+  """Fine-tuning on the day's rows and on sampled documents.
+
+  `learner_state`, with an archive: 'tokens' `[N, T]`, 'weight' `[N, T]` and
+  'night' `[N]` of the documents that are kept.
+  """
 
   name: ClassVar[str] = 'replay'
   Config: ClassVar[type] = ReplayConfig
@@ -76,10 +90,56 @@ class ReplayFinetune(finetune.Finetune):
       rows['learner_config.documents'] = self.cfg.documents
     return rows
 
+  def init(self, rng: at.Key) -> life_lib.Life:
+    life = super().init(rng)
+    if self.cfg.archive:
+      rows = np.zeros((0, self.cfg.sleep.dream_length), np.int32)
+      life = life.replace(learner_state=_kept(rows, rows, rows[:, 0]))
+    return life
+
+  def wake(
+    self, life: life_lib.Life, experience: experience_lib.AnyExperience
+  ) -> tuple[life_lib.Life, at.Metrics]:
+    if not self.cfg.archive:
+      return super().wake(life, experience)
+    # A copy: training donates the weights of the morning.
+    morning = jax.tree.map(jnp.array, life.model.merged())
+    life, metrics = super().wake(life, experience)
+    return self._keep(life, morning), metrics
+
+  def _keep(
+    self, life: life_lib.Life, morning: model_lib.Model
+  ) -> life_lib.Life:
+    """The life after it has written down what it learnt since the morning."""
+    cfg, state = self.cfg.sampling(), life.learner_state
+    state = jax.tree.map(np.asarray, state)
+    night = int(life.clock.nights)
+    nights = np.unique(state['night'])
+    quota = self.cfg.archive // (len(nights) + 1)
+    key = jax.random.fold_in(life.rng, night)
+    with self.setup.costs.phase('rollout') as cost:
+      drawn = replay_lib.sample_new(
+        cfg,
+        (life.model.merged(), morning),
+        self.setup.tokenizer,
+        quota,
+        jax.random.fold_in(key, 3),
+        life.frames,
+      )
+      times = 1 if cfg.oversample == 1 else 3 * cfg.oversample
+      cost.add_forward(drawn.tokens.size, times=times)
+    # What was kept first of a night was the best of it, see `generation.keep`.
+    old = [np.flatnonzero(state['night'] == x)[:quota] for x in nights]
+    index = np.concatenate([np.zeros(0, int), *old])
+    new = _kept(*_with_weights(drawn), np.full(len(drawn.tokens), night))
+    return life.replace(
+      learner_state={k: np.concatenate([state[k][index], new[k]]) for k in new}
+    )
+
   def documents(
     self, life: life_lib.Life, shape: tuple[int, int]
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Documents of the life's model as it is, and the weights of their tokens.
+    """Documents of the life's model as it is, or those that it has kept.
 
     Args:
       life: as the day begins.
@@ -90,10 +150,13 @@ class ReplayFinetune(finetune.Finetune):
     Returns:
       Tokens and weights `[N', T']`.
     """
+    if self.cfg.archive and len(life.learner_state['tokens']):
+      state = jax.tree.map(np.asarray, life.learner_state)
+      return self._packed(state['tokens'], state['weight'], shape[1])
     key = jax.random.fold_in(life.rng, life.clock.nights)
+    cfg = self.cfg.sampling()
     with self.setup.costs.phase('rollout') as cost:
-      cfg = self.cfg.sampling()
-      tokens, lengths, *_ = generation.sample(
+      drawn = generation.sample(
         cfg,
         life.model.merged(),
         self.setup.tokenizer,
@@ -101,12 +164,17 @@ class ReplayFinetune(finetune.Finetune):
         jax.random.fold_in(key, 1),
         life.frames,
       )
-      cost.add_forward(tokens.size, times=cfg.oversample)
-    if self.setup.tokenizer.stop >= 0 and tokens.shape[1] < shape[1]:
-      written = [x[:n].tolist() for x, n in zip(tokens, lengths, strict=True)]
-      return packing.pack(written, shape[1], self.setup.tokenizer.pad)
-    inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    return tokens, inside.astype(np.float32)
+      cost.add_forward(drawn.tokens.size, times=cfg.oversample)
+    return self._packed(*_with_weights(drawn), shape[1])
+
+  def _packed(
+    self, tokens: np.ndarray, weight: np.ndarray, length: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The documents, packed where they end before rows of `length` do."""
+    if self.setup.tokenizer.stop < 0 or tokens.shape[1] >= length:
+      return tokens, weight
+    written = [x[w > 0].tolist() for x, w in zip(tokens, weight, strict=True)]
+    return packing.pack(written, length, self.setup.tokenizer.pad)
 
   def _blocks(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
@@ -156,6 +224,25 @@ class ReplayFinetune(finetune.Finetune):
       batches.append(batch)
     tokens, weight = (np.concatenate(x) for x in zip(*batches, strict=True))
     return tokens, weight
+
+
+def _with_weights(
+  drawn: generation.Documents,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens, and 1 for each that is a document's."""
+  inside = np.arange(drawn.tokens.shape[1]) < drawn.lengths[:, None]
+  return drawn.tokens, inside.astype(np.float32)
+
+
+def _kept(
+  tokens: np.ndarray, weight: np.ndarray, night: np.ndarray
+) -> dict[str, np.ndarray]:
+  """`ReplayFinetune.learner_state`."""
+  return {
+    'tokens': np.asarray(tokens, np.int32),
+    'weight': np.asarray(weight, np.float32),
+    'night': np.asarray(night, np.int32),
+  }
 
 
 def _widen(

@@ -91,7 +91,8 @@ def sample_replay(
   least, most = cfg.previous_fraction
   previous_fraction = min(max(least, nights / (nights + 1)), most)
   half = cfg.dreams // 2
-  current = _sample_new(cfg, teachers, tokenizer, half, current_key, day)
+  models = teachers.current, teachers.previous
+  current = sample_new(cfg, models, tokenizer, half, current_key, day)
   previous = generation.sample(
     cfg, teachers.previous, tokenizer, half, previous_key, day
   )
@@ -141,9 +142,9 @@ def _weight(
   return weight.astype(np.float32)
 
 
-def _sample_new(
+def sample_new(
   cfg: consolidation_config.SeedingConfig,
-  teachers: Teachers,
+  models: tuple[model_lib.Model, model_lib.Model],
   tokenizer: tokenizers.Tokenizer,
   rows: int,
   rng: at.Key,
@@ -153,9 +154,14 @@ def _sample_new(
 
   Where there are more to choose from, of those that the day taught: whose last
   turn the current model finds likelier than the previous one does.
+
+  Args:
+    cfg: how they are sampled, and how many to choose from.
+    models: the current and the previous one.
+    tokenizer, rows, rng, day: see `generation.sample`.
   """
-  current, previous = teachers.current, teachers.previous
-  if cfg.oversample == 1 or previous is None:
+  current, previous = models
+  if cfg.oversample == 1:
     return generation.sample(cfg, current, tokenizer, rows, rng, day)
   drafts = generation.oversample(cfg, current, tokenizer, rows, rng, day)
   gain = _ending_logprobs(current, drafts) - _ending_logprobs(previous, drafts)
