@@ -163,8 +163,8 @@ def _hard(c: common.Config) -> None:
   )
   # Without `joint`, which would read 210 days.
   c.arms = {k: v for k, v in LEARNERS.items() if k != 'joint'}
-  c.arms['replay_archive'] = c.arms['replay'] | dict(
-    learner='replay', learner_config=dict(archive=3000)
+  c.arms['replay_archive'] = dict(
+    LEARNERS['replay'], learner='replay', learner_config=dict(archive=3000)
   )
   c.arms['wake_only'] = dict(
     common.WAKE_ONLY,
