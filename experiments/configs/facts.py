@@ -201,7 +201,7 @@ def _hard_tune(c: common.Config) -> None:
   """Four trials of every learner that trains, five nights of `:hard`."""
   _hard(c)
   c.task.episodes = 5
-  rates = 3e-4, 5e-4, 1e-3, 2e-3
+  rates = 5e-4, 1e-3, 2e-3, 4e-3
   finetuned = {
     f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in rates
   }
