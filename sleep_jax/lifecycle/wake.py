@@ -92,31 +92,6 @@ def read_day(
       f'wake.batch={cfg.batch} does not divide the {rows} rows of a day.'
     )
   shape = (rows // cfg.batch, cfg.batch, length)
-
-  def carried(carry, group):
-    memory, clock = carry
-    memory, loss = read_rows(
-      model.with_memory(memory),
-      clock,
-      *group,
-      defer_due_update=defer_due_update,
-    )
-    return (memory, clock + length), loss
-
-  def per_row(carry, group):
-    memory, clock = carry
-
-    def read_row(tokens, weight):
-      return read_rows(
-        model.with_memory(memory),
-        clock,
-        tokens[None],
-        weight[None],
-        defer_due_update=False,
-      )[1]
-
-    return (memory, clock + length), jax.vmap(read_row)(*group[:2]).mean(0)
-
   groups = sharding.shard_batch(
     (tokens.reshape(shape), weight.reshape(shape)), None, 'batch'
   )
@@ -125,11 +100,34 @@ def read_day(
       lambda x: x.reshape(shape[0], -1, *x.shape[1:]), dreams
     )
   (memory, clock), loss = jax.lax.scan(
-    carried if cfg.carry_memory else per_row,
+    functools.partial(_read_group, cfg, model, defer_due_update),
     (model.required_memory(), clock),
     (*groups, dreams),
   )
   return sharding.shard_params(memory), clock, loss.reshape(-1)
+
+
+def _read_group(
+  cfg: WakeConfig,
+  model: model_lib.Model,
+  defer_due_update: bool,
+  carry: tuple[memory_lib.Memory, jax.Array],
+  group: tuple[jax.Array, jax.Array, archive_lib.Archive | None],
+) -> tuple[tuple[memory_lib.Memory, jax.Array], jax.Array]:
+  """A step of the scan over a day: rows side by side, or each for itself."""
+  (memory, clock), (tokens, weight, dreams) = carry, group
+  model, after = model.with_memory(memory), clock + tokens.shape[1]
+  if cfg.carry_memory:
+    memory, loss = read_rows(
+      model, clock, tokens, weight, dreams, defer_due_update=defer_due_update
+    )
+    return (memory, after), loss
+
+  def read_row(tokens, weight):
+    rows = tokens[None], weight[None]
+    return read_rows(model, clock, *rows, defer_due_update=False)[1]
+
+  return (memory, after), jax.vmap(read_row)(tokens, weight).mean(0)
 
 
 def draw_rehearsed(

@@ -93,24 +93,13 @@ class SeedingConfig:
   max_kl_share: float = 0.8
 
   def __post_init__(self):
-    base.lookup(
-      self.teachers,
-      {'current': 0, 'current+previous': 0},
-      'sleep.teachers',
-    )
-    base.lookup(
-      self.sender_reset, {'restart': 0, 'carry': 0}, 'sleep.sender_reset'
-    )
-    base.lookup(
-      self.slot_policy,
-      {'error': 0, 'merge': 0, 'recycle': 0},
-      'sleep.slot_policy',
-    )
-    base.lookup(
-      self.semantic,
-      {'teacher_embedding': 0, 'encoder': 0, 'exact': 0},
-      'sleep.semantic',
-    )
+    for name, known in dict(
+      teachers=('current', 'current+previous'),
+      sender_reset=('restart', 'carry'),
+      slot_policy=('error', 'merge', 'recycle'),
+      semantic=('teacher_embedding', 'encoder', 'exact'),
+    ).items():
+      base.lookup(getattr(self, name), dict.fromkeys(known), f'sleep.{name}')
     for name in ('previous_fraction', 'disagreement_weight'):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     least, most = self.previous_fraction

@@ -58,20 +58,8 @@ def prepare(
   if archive is not None:
     num_archived = len(np.unique(archive.night))
     nights, archived_share = 0, num_archived / (num_archived + 2)
-  # No more than D has: a small D's shapes are then compiled once.
-  num_probes = min(job.cfg.dreams, _PROBE_ROWS)
-  probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
-  with job.costs.phase('rollout') as cost:
-    replay, probe = (
-      replay_lib.sample_replay(
-        cfg, job.teachers, job.tokenizer, nights, key, job.frames
-      )
-      for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
-    )
-    size = replay.tokens.size + probe.tokens.size
-    cost.add_forward(size, times=job.cfg.oversample)
-    if job.cfg.oversample > 1:  # The current model's half, by both teachers.
-      cost.add_forward(size // 2, times=2 * job.cfg.oversample)
+  replay, probe = _sample(job, nights, rng, probe_rng)
+  size = replay.tokens.size + probe.tokens.size
   teachers, vocabulary = job.teachers, None
   if job.cfg.dream_vocab:
     used = [replay.tokens, probe.tokens]
@@ -111,6 +99,27 @@ def prepare(
     archived_share,
     archive,
   )
+
+
+def _sample(
+  job: job_lib.SeedingJob, nights: int, rng: at.Key, probe_rng: at.Key
+) -> tuple[replay_lib.Replay, replay_lib.Replay]:
+  """D, and the dreams on which KL is measured."""
+  # No more than D has: a small D's shapes are then compiled once.
+  num_probes = min(job.cfg.dreams, _PROBE_ROWS)
+  probe_cfg = dataclasses.replace(job.cfg, dreams=num_probes)
+  with job.costs.phase('rollout') as cost:
+    replay, probe = (
+      replay_lib.sample_replay(
+        cfg, job.teachers, job.tokenizer, nights, key, job.frames
+      )
+      for cfg, key in ((job.cfg, rng), (probe_cfg, probe_rng))
+    )
+    size = replay.tokens.size + probe.tokens.size
+    cost.add_forward(size, times=job.cfg.oversample)
+    if job.cfg.oversample > 1:  # The current model's half, by both teachers.
+      cost.add_forward(size // 2, times=2 * job.cfg.oversample)
+  return replay, probe
 
 
 def _of_current(replay: replay_lib.Replay) -> np.ndarray:

@@ -114,13 +114,24 @@ def sample_replay(
         [] if whole else [tokenizer.bos],
         order_lib.numpy_rng(splice_key),
       )
+  return _side_by_side(cfg, current, previous, previous_fraction)
+
+
+def _side_by_side(
+  cfg: consolidation_config.SeedingConfig,
+  current: generation.Documents,
+  previous: generation.Documents,
+  previous_fraction: float,
+) -> Replay:
+  """Whole documents as rows, as many of each model, drawn by its fraction."""
   both = generation.Documents(
     *(np.concatenate(x) for x in zip(current, previous))
   )
-  is_current = np.arange(2 * half) < half
+  rows = np.arange(len(both.tokens))
+  is_current = rows < len(current.tokens)
   source = np.repeat(is_current[:, None], both.tokens.shape[1], 1)
   source = source.astype(np.float32)
-  source[np.arange(2 * half), both.starts] = 1.0 - previous_fraction
+  source[rows, both.starts] = 1.0 - previous_fraction
   row_prob = np.where(is_current, 1.0 - previous_fraction, previous_fraction)
   return Replay(
     both.tokens,
