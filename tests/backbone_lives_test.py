@@ -71,7 +71,9 @@ def shorten(monkeypatch, per_class: int = 1):
       'squad-llama3_2_1b', 'llama3_2', 'ttt seal', marks=pytest.mark.slow
     ),
     ('squad-qwen2_5_7b_instruct', 'qwen2_5', 'icl'),
-    ('arc-llama3_2_1b', 'llama3_2', 'sleep'),
+    pytest.param(
+      'arc-llama3_2_1b', 'llama3_2', 'sleep', marks=pytest.mark.slow
+    ),
   ],
 )
 def test_a_config_of_a_backbone_runs(

@@ -181,6 +181,7 @@ def test_a_base_that_is_not_listed_is_refused():
     load_lib.load('none.bin', conftest.tiny())
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_real_base_lives_a_short_life(tmp_path):
   c = stories.get_config()

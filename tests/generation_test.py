@@ -262,6 +262,7 @@ def test_marks_are_those_of_the_answers(folder):
   assert task.evaluate(parrot(task, wrong), 1).metrics['accuracy'] == 0.0
 
 
+@pytest.mark.slow  # `cli_test` has a night of the same parts.
 def test_a_short_life_runs(folder, tmp_path):
   c = facts_config(folder, episodes=2)
   c['task']['general'] = []

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
   'name',
   (
     'quickstart',
-    'invented_facts',
+    pytest.param('invented_facts', marks=pytest.mark.slow),
     pytest.param('reproduce_paper', marks=pytest.mark.slow),
   ),
 )

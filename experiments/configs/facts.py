@@ -162,15 +162,21 @@ def _hard(c: common.Config) -> None:
     alpha=1.0,
     lam=0.0,
   )
-  documents = dict(finetune=dict(learning_rate=4e-3, batch=2 * BATCH))
+
+  def documents(rate: float) -> dict[str, Any]:
+    return dict(
+      learner='replay', finetune=dict(learning_rate=rate, batch=2 * BATCH)
+    )
+
   # Without `joint`, which would read 210 days.
   c.arms = {
     'icl': {},
     'sft': SFT,
-    'replay': documents,
-    'replay_archive': dict(
-      documents, learner='replay', learner_config=dict(archive=3000)
-    ),
+    # The best rate over five nights loses everything over twenty.
+    'replay': documents(4e-3),
+    'replay_2e-3': documents(2e-3),
+    'replay_1e-3': documents(1e-3),
+    'replay_archive': documents(4e-3) | dict(learner_config=dict(archive=3000)),
     'ewc': dict(finetune=dict(learning_rate=1e-3, ewc_lambda=0.1)),
     'wake_only': dict(
       common.WAKE_ONLY,
