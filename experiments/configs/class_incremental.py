@@ -7,7 +7,8 @@ Expect `sleep` ahead of the learners that do not re-read, far behind `joint`.
 Settings of sleep were chosen on CLINC150, seed 11, by accuracy over all classes
 so far after two to four nights: temperature, steps, rank, optimizer and
 router_weight on the test split; min_p, question_weight, question_temperature,
-sender_reset and wake.rehearsed on part of the train split (`task.validation`).
+sender_reset and wake.rehearsed on part of the train split (`task.validation`), in
+lives that were not kept.
 The other data sets use them unchanged. `:clinc_tune` is four trials of every
 learner over five nights, on that part (results/clinc_tune); the arms have the
 rates, lambda and wake.rehearsed of the best, and `joint` has those of `sft`.

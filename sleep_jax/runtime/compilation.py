@@ -30,8 +30,8 @@ def enable_cache() -> None:
 def drop_programs_near_limit(proc: pathlib.Path = _PROC) -> bool:
   """Drops this process's compiled programs if it nears its memory maps' limit.
 
-  Every program maps memory of its own, and Linux kills a process that has
-  65,530 maps by default; several lives with many programs reach that. What is
+  Every program maps memory of its own, of which Linux grants a process
+  65,530 by default; several lives with many programs reach that. What is
   dropped comes back from the persistent cache.
 
   Args:
