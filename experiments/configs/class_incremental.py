@@ -7,10 +7,9 @@ Expect `sleep` ahead of the learners that do not re-read, far behind `joint`.
 Settings of sleep were chosen on CLINC150, seed 11, by accuracy over all classes
 so far after two to four nights: temperature, steps, rank, optimizer and
 router_weight on the test split; min_p, question_weight, question_temperature,
-sender_reset and wake.rehearsed on part of the train split (`task.validation`), in
-lives that were not kept.
-The other data sets use them unchanged. `:clinc_tune` is four trials of every
-learner over five nights, on that part (results/clinc_tune); the arms have the
+sender_reset and wake.rehearsed on part of the train split (`task.validation`),
+in lives that were not kept. The other data sets use them unchanged.
+`:clinc_tune` is four trials of every learner over five nights, on that part (results/clinc_tune); the arms have the
 rates, lambda and wake.rehearsed of the best, and `joint` has those of `sft`.
 With `:clinc_late` nights do not fall on the borders between sets of classes.
 
@@ -97,7 +96,14 @@ def get_config(variant: str = 'clinc') -> common.Config:
   c.finetune = common.settings(
     finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.01
   )
-  c.arms = {
+  c.arms = _arms(c)
+  common.vary(c, part, tune=_tune, late=_late)
+  return c
+
+
+def _arms(c: common.Config) -> dict[str, dict[str, Any]]:
+  """The learners, with what differs from the sections of `c`."""
+  return {
     # The base has read rows of 64 tokens: half of one is left for a question.
     'icl': dict(learner_config=dict(context=32)),
     'sft': {},
@@ -114,8 +120,6 @@ def get_config(variant: str = 'clinc') -> common.Config:
     'sleep': {},
     'joint': {},
   }
-  common.vary(c, part, tune=_tune, late=_late)
-  return c
 
 
 def _read_at(c: common.Config, rate: float) -> list[dict[str, Any]]:
@@ -148,13 +152,6 @@ def _tune(c: common.Config) -> None:
     f'{rate:.0e}': dict(model=dict(levels=_read_at(c, rate)))
     for rate in (1e-3, 2e-3, 3e-3, 6e-3)
   }
-  asleep = {
-    f'{rate:.0e}_{rehearsed}': dict(
-      sleep=dict(learning_rate=rate), wake=dict(rehearsed=rehearsed)
-    )
-    for rate in (0.03, 0.06)
-    for rehearsed in (8, 16)
-  }
   common.tune(
     c,
     11,
@@ -164,6 +161,6 @@ def _tune(c: common.Config) -> None:
       replay_archive=finetuned,
       ewc=ewc,
       wake_only=read,
-      sleep=asleep,
+      sleep=common.sleep_trials(),
     ),
   )

@@ -233,13 +233,6 @@ def _hard_tune(c: common.Config) -> None:
     )
     for rate in (3e-4, 1e-3, 3e-3, 1e-2)
   }
-  asleep = {
-    f'{rate:.0e}_{rehearsed}': dict(
-      sleep=dict(learning_rate=rate), wake=dict(rehearsed=rehearsed)
-    )
-    for rate in (0.03, 0.06)
-    for rehearsed in (8, 16)
-  }
   common.tune(
     c,
     100,
@@ -249,6 +242,6 @@ def _hard_tune(c: common.Config) -> None:
       replay_archive=finetuned,
       ewc=held,
       wake_only=read,
-      sleep=asleep,
+      sleep=common.sleep_trials(),
     ),
   )
