@@ -9,8 +9,9 @@ so far after two to four nights: temperature, steps, rank, optimizer and
 router_weight on the test split; min_p, question_weight, question_temperature,
 sender_reset and wake.rehearsed on part of the train split (`task.validation`),
 in lives that were not kept. The other data sets use them unchanged.
-`:clinc_tune` is four trials of every learner over five nights, on that part (results/clinc_tune); the arms have the
-rates, lambda and wake.rehearsed of the best, and `joint` has those of `sft`.
+`:clinc_tune` is four trials of every learner but `joint` over five nights, on
+that part (results/clinc_tune); the arms have the rates, lambda and
+wake.rehearsed of the best, and `joint` the rate of `sft`.
 With `:clinc_late` nights do not fall on the borders between sets of classes.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
