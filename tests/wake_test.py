@@ -215,6 +215,52 @@ def test_what_is_rehearsed_is_not_overwritten_by_the_day(cfg, params, tokens):
   np.testing.assert_allclose(scores[0][0], scores[1][0], rtol=1e-4)
 
 
+def test_what_the_day_has_told_otherwise_is_not_rehearsed(cfg, params, tokens):
+  """Of a dream only the tokens count on which the model is not sure."""
+  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  deltas = model.memory.deltas()
+  logits = model.forward(tokens).logits
+  archive = archive_of(model, tokens)
+  other = archive.replace(teacher=divergences.top_k(-logits, 4))
+  sure = jax.nn.softmax(logits).max(-1)
+  threshold = float(jnp.median(sure))
+  want = other.replace(weight=jnp.where(sure > threshold, 0.0, 1.0))
+
+  def loss(*args) -> float:
+    return float(wake.dreams_loss(deltas, model, *args))
+
+  masked = loss(other, threshold)
+  assert masked == pytest.approx(loss(want), 1e-5)
+  assert masked != pytest.approx(loss(other), 1e-3)
+  assert loss(other, 0.0) == 0.0
+  # Nothing is lost of what the model would say, too.
+  shifted = archive.replace(teacher=divergences.top_k(0.5 * logits, 4))
+  assert loss(shifted, 0.0) == pytest.approx(loss(shifted)) != 0.0
+  with pytest.raises(config.ConfigError, match='wake.contradicted=2'):
+    wake.WakeConfig(contradicted=2)
+
+
+def test_a_day_overrules_the_dreams_that_contradict_it(cfg, params, tokens):
+  """It is read better where the rehearsal gives way."""
+  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  rows = jnp.tile(tokens, (64, 1))
+  dreams = archive_of(model, tokens[jnp.tile(jnp.arange(4), 2)])
+  other = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))) * 7 % cfg.vocab
+  logits = 8 * jax.nn.one_hot(jnp.tile(other, (2, 1)), cfg.vocab)
+  dreams = dreams.replace(teacher=divergences.top_k(logits, 4))
+  last = []
+  for threshold in (1.0, 0.1):
+    wake_cfg = dataclasses.replace(CONFIG, rehearsed=8, contradicted=threshold)
+    chunks = rows.size // (2 * schedule.base_chunk(cfg, rows.shape[1]))
+    *_, loss = wake.read_day(
+      wake_cfg, model, jnp.int32(0), rows, jnp.ones(rows.shape),
+      wake.draw_rehearsed(wake_cfg, dreams, chunks, jax.random.PRNGKey(0)),
+      defer_due_update=False,
+    )  # fmt: skip
+    last.append(float(loss[-8:].mean()))
+  assert last[1] < 0.8 * last[0]
+
+
 def test_nothing_is_rehearsed_before_the_first_night(cfg, params, tokens):
   model = model_lib.Model(cfg, params)
   archive = archive_of(model, tokens)

@@ -149,6 +149,14 @@ def _tune(c: common.Config) -> None:
     for rate in (1e-3, 2e-3)
     for weight in (0.01, 0.1)
   }
+  # Nights learn by Muon.
+  asleep = {
+    f'{rate:.0e}_{rehearsed}': dict(
+      sleep=dict(learning_rate=rate), wake=dict(rehearsed=rehearsed)
+    )
+    for rate in (0.03, 0.06)
+    for rehearsed in (8, 16)
+  }
   read = {
     f'{rate:.0e}': dict(model=dict(levels=_read_at(c, rate)))
     for rate in (1e-3, 2e-3, 3e-3, 6e-3)
@@ -162,6 +170,6 @@ def _tune(c: common.Config) -> None:
       replay_archive=finetuned,
       ewc=ewc,
       wake_only=read,
-      sleep=common.sleep_trials(),
+      sleep=asleep,
     ),
   )

@@ -127,17 +127,6 @@ def tune(
   c.seeds, c.arms, c.reference = (seed,), arms, next(iter(arms))
 
 
-def sleep_trials() -> dict[str, dict[str, Any]]:
-  """Four trials of a night that learns by Muon and is rehearsed awake."""
-  return {
-    f'{rate:.0e}_{rehearsed}': dict(
-      sleep=dict(learning_rate=rate), wake=dict(rehearsed=rehearsed)
-    )
-    for rate in (0.03, 0.06)
-    for rehearsed in (8, 16)
-  }
-
-
 def corpus(
   name: str,
   model: Config,

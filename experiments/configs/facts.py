@@ -150,7 +150,7 @@ def _hard(c: common.Config) -> None:
   c.base = 'sleep_jax/assets/base_facts_words.npz'
   c.model = sleeping_model(nights, rank, wordings=wordings)
   c.task.update(episodes=nights, entities=8, wordings=wordings, changes=8)
-  c.wake.rehearsed = 8
+  c.wake.update(rehearsed=8, contradicted=0.5)
   c.sleep.update(
     optimizer='muon',
     learning_rate=0.06,
@@ -195,7 +195,10 @@ def _hard_ablations(c: common.Config) -> None:
     'not_rehearsed_awake': dict(wake=dict(rehearsed=0)),
     'no_archive': dict(wake=dict(rehearsed=0), sleep=dict(archive=0)),
     'restart': dict(sleep=dict(sender_reset='restart')),
-    'nothing_contradicted': dict(sleep=dict(contradicted=1.0)),
+    'contradicted_at_night': dict(wake=dict(contradicted=1.0)),
+    'nothing_contradicted': dict(
+      wake=dict(contradicted=1.0), sleep=dict(contradicted=1.0)
+    ),
     'awake_teacher_only': dict(sleep=dict(teachers='current')),
     'imitation': dict(sleep=dict(alpha=0.9, lam=0.25)),
     'no_expansion': dict(
@@ -212,9 +215,9 @@ def _hard_ablations(c: common.Config) -> None:
 
 
 def _hard_tune(c: common.Config) -> None:
-  """Four trials of every learner that trains, five nights of `:hard`."""
+  """Four trials of every learner that trains, ten nights of `:hard`."""
   _hard(c)
-  c.task.episodes = 5
+  c.task.episodes = 10
   rates = 5e-4, 1e-3, 2e-3, 4e-3
   finetuned = {
     f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in rates
@@ -226,12 +229,16 @@ def _hard_tune(c: common.Config) -> None:
     for rate in (1e-3, 2e-3)
     for weight in (0.1, 1.0)
   }
-  levels = [dict(level) for level in c.model.levels]
-  read = {
-    f'{rate:.0e}': dict(
-      model=dict(levels=[levels[0] | dict(learning_rate=rate), levels[1]])
-    )
-    for rate in (3e-4, 1e-3, 3e-3, 1e-2)
+  fast, slow = (dict(level) for level in c.model.levels)
+
+  def read(rate: float) -> dict[str, Any]:
+    return dict(model=dict(levels=[fast | dict(learning_rate=rate), slow]))
+
+  asleep = {
+    f'{rate:.0e}_{sure:.0e}': read(rate)
+    | {part: dict(contradicted=sure) for part in ('wake', 'sleep')}
+    for rate in (6e-3, 1e-2)
+    for sure in (0.5, 0.7)
   }
   common.tune(
     c,
@@ -241,7 +248,9 @@ def _hard_tune(c: common.Config) -> None:
       replay=finetuned,
       replay_archive=finetuned,
       ewc=held,
-      wake_only=read,
-      sleep=common.sleep_trials(),
+      wake_only={
+        f'{rate:.0e}': read(rate) for rate in (3e-4, 1e-3, 3e-3, 1e-2)
+      },
+      sleep=asleep,
     ),
   )

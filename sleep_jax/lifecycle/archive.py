@@ -26,9 +26,14 @@ class Archive(at.Pytree):
   def __len__(self) -> int:
     return len(self.tokens)
 
-  def rows(self, index: np.ndarray) -> 'Archive':
+  def rows(self, index: np.ndarray | slice) -> 'Archive':
     """The rows at `index`."""
     return jax.tree.map(lambda x: x[index], self)
+
+  def likeliest(self) -> at.Int[jax.Array, 'N T']:
+    """The token that was predicted for each next one."""
+    best = self.teacher.logprobs[..., :-1].argmax(-1)[..., None]
+    return jnp.take_along_axis(self.teacher.tokens, best, axis=-1)[..., 0]
 
 
 def empty(length: int, top_k: int) -> Archive:
@@ -42,6 +47,21 @@ def empty(length: int, top_k: int) -> Archive:
     ),
     jnp.zeros((0,), jnp.int32),
   )
+
+
+def contradicted(
+  threshold: float,
+  logits: at.Float[jax.Array, '*B M'],
+  past: at.Int[jax.Array, '*B'],
+) -> at.Bool[jax.Array, '*B']:
+  """Whether a model is surer than `threshold` of another token than `past`.
+
+  Then it has been told otherwise since; 1 = never.
+  """
+  if threshold == 1.0:
+    return jnp.zeros(past.shape, bool)
+  sure = jax.nn.softmax(logits).max(-1) > threshold
+  return sure & (logits.argmax(-1) != past)
 
 
 def extend(

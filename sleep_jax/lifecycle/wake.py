@@ -41,6 +41,9 @@ class WakeConfig:
   # that what earlier nights taught is not overwritten by the day; each counts
   # as much as a row of the day.
   rehearsed: int = 0
+  # A dream has no weight where the model, as it is just then, gives another
+  # token more than this probability: the day has told it otherwise. 1 = never.
+  contradicted: float = 1.0
   # Documents are packed into rows of so many tokens (`data.packing`), where a
   # clock is slower than they are long; 0 = rows are read as the task has them.
   window: int = 0
@@ -51,6 +54,11 @@ class WakeConfig:
       raise config.ConfigError(
         f'wake.rehearsed={self.rehearsed} is about updates that last; set '
         'wake.reads=updates and wake.carry_memory=True, or wake.rehearsed=0.'
+      )
+    if not 0.0 <= self.contradicted <= 1.0:
+      raise config.ConfigError(
+        f'wake.contradicted={self.contradicted} is a probability; choose 0 to '
+        '1, which is never.'
       )
 
 
@@ -119,7 +127,13 @@ def _read_group(
   model, after = model.with_memory(memory), clock + tokens.shape[1]
   if cfg.carry_memory:
     memory, loss = read_rows(
-      model, clock, tokens, weight, dreams, defer_due_update=defer_due_update
+      model,
+      clock,
+      tokens,
+      weight,
+      dreams,
+      contradicted=cfg.contradicted,
+      defer_due_update=defer_due_update,
     )
     return (memory, after), loss
 
@@ -156,11 +170,13 @@ def read_rows(
   weight_BxT: jax.Array,
   dreams: archive_lib.Archive | None = None,
   *,
+  contradicted: float = 1.0,
   defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array]:
   """Reads B rows side by side, chunk by chunk.
 
-  Attention reaches back through the row; the gradient stops at the chunk.
+  Attention reaches back through the row; the gradient stops at the chunk. Each
+  chunk's update also rehearses its `dreams`, see `dreams_loss`.
 
   Returns:
     The memory after the rows, and the loss of every chunk `[T / c]`.
@@ -178,7 +194,8 @@ def read_rows(
     loss, cache = chunk_loss(deltas, model, cache, chunk)
     total = loss
     if dreams is not None:
-      total += len(dreams) / rows * dreams_loss(deltas, model, dreams)
+      kl = dreams_loss(deltas, model, dreams, contradicted)
+      total += len(dreams) / rows * kl
     return total, (loss, cache)
 
   def step(carry, xs):
@@ -204,10 +221,12 @@ def dreams_loss(
   deltas: tuple[at.Tree | None, ...],
   model: model_lib.Model,
   dreams: archive_lib.Archive,
+  contradicted: float = 1.0,
 ) -> jax.Array:
   """Mean KL(teacher || model) of archived dreams, nats per token.
 
-  `deltas` replace the fast changes of the model's memory.
+  `deltas` replace the fast changes of the model's memory; of what the model is
+  surer than `contradicted` otherwise, nothing counts.
   """
   memory = model.required_memory().with_deltas(deltas)
   out = model.with_memory(memory).forward(dreams.tokens)
@@ -217,7 +236,13 @@ def dreams_loss(
     (out.hidden, model.unembedding()),
     chunk=dreams.tokens.size,
   )
-  return (kl * dreams.weight).sum() / jnp.maximum(dreams.weight.sum(), 1.0)
+  weight = dreams.weight
+  if contradicted < 1.0:
+    told = archive_lib.contradicted(
+      contradicted, jax.lax.stop_gradient(out.logits), dreams.likeliest()
+    )
+    weight *= 1.0 - told
+  return (kl * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 def chunk_loss(

@@ -83,25 +83,15 @@ def _teacher_logits(
   )
   if previous is not None:
     teacher_kl = divergences.forward_kl(current, previous)
-    contradicted = _contradicts(cfg, current, previous.argmax(-1))
+    contradicted = archive_lib.contradicted(
+      cfg.contradicted, current, previous.argmax(-1)
+    )
     teacher = mixture(
       share[..., None], teacher, previous / cfg.teacher_temperature
     )
   if cfg.teacher_top_k:
     teacher = divergences.top_k(teacher, cfg.teacher_top_k)
   return teacher, teacher_kl, contradicted
-
-
-def _contradicts(
-  cfg: consolidation_config.SeedingConfig,
-  current: at.Float[jax.Array, '*B M'],
-  past: at.Int[jax.Array, '*B'],
-) -> at.Bool[jax.Array, '*B']:
-  """Whether the current model is sure of another token than `past`."""
-  if cfg.contradicted == 1.0:
-    return jnp.zeros(past.shape, bool)
-  sure = jax.nn.softmax(current).max(-1) > cfg.contradicted
-  return sure & (current.argmax(-1) != past)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -219,27 +209,21 @@ def from_archive(
     teachers: give what is computed once for a row, and the head.
     vocabulary: see `as_archive`; it has every token of the archive.
   """
-  teacher = archive.teacher
   if vocabulary is not None:
-    teacher = teacher.replace(
-      tokens=jnp.searchsorted(jnp.asarray(vocabulary), teacher.tokens)
-    )
+    tokens = jnp.searchsorted(jnp.asarray(vocabulary), archive.teacher.tokens)
+    archive = archive.replace(teacher=archive.teacher.replace(tokens=tokens))
   columns = jnp.arange(archive.tokens.shape[1])
   positions = jnp.broadcast_to(columns, archive.tokens.shape)
   parts = []
   for i in range(0, len(archive), _LABEL_BATCH):
     rows = slice(i, i + _LABEL_BATCH)
-    likeliest = jnp.take_along_axis(
-      teacher.tokens[rows],
-      teacher.logprobs[rows, :, :-1].argmax(-1)[..., None],
-      axis=-1,
-    )[..., 0]
-    args = archive.tokens[rows], positions[rows], likeliest
+    part = archive.rows(rows)
+    args = part.tokens, positions[rows], part.likeliest()
     parts.append(_read_archived(cfg, teachers, *args))
   prefix, contradicted = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
   weight = archive.weight * (1.0 - contradicted)
   return LabeledBatch(
-    *(archive.tokens, positions, weight, teacher),
+    *(archive.tokens, positions, weight, archive.teacher),
     *(jnp.zeros_like(weight), weight, prefix, teachers.head),
   )
 
@@ -262,7 +246,9 @@ def _read_archived(
   if matrix is None:
     matrix = teachers.current.unembedding()
   contradicted = divergences.chunked(
-    lambda x: _contradicts(cfg, x[0] @ matrix.T.astype(x[0].dtype), x[1]),
+    lambda x: archive_lib.contradicted(
+      cfg.contradicted, x[0] @ matrix.T.astype(x[0].dtype), x[1]
+    ),
     (hidden, likeliest),
     cfg.tokens_in_flight,
   )
