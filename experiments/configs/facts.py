@@ -182,7 +182,7 @@ def _hard(c: common.Config) -> None:
       wake=dict(rehearsed=0),
     ),
     'sleep': {},
-    # It gives way less: more stays of the base, and of values that have changed.
+    # It gives way less: more stays of the base, and less of what has changed.
     'sleep_surer': dict(learner='sleep') | _contradicted(0.7),
   }
 
