@@ -574,6 +574,41 @@ def test_every_learner_lives_a_day_and_studies(model, name):
     assert all(answer[:1] == [VALUES[0]] for answer in answers[1][0])
 
 
+def test_seal_may_read_the_day_before_it_dreams(model):
+  """Its adapter trains on the day's rows, and the night goes on from there."""
+  own = sections() | dict(learner_config=dict(reads_day=True))
+  own['finetune'] = dict(batch=2, learning_rate=0.01, passes=8)
+  seal, reader = (
+    learners.build('seal', x, setup_of(model)) for x in (sections(), own)
+  )
+  lives = after_wake(seal), after_wake(reader)
+  before, after = (
+    [float(jnp.abs(x).max()) for x in jax.tree.leaves(life.model.adapter)]
+    for life in (reader.init(jax.random.key(0)), lives[1])
+  )
+  assert before != after
+  jax.tree.map(
+    np.testing.assert_array_equal, lives[1].model.params, model.params
+  )
+  assert lives[1].contexts == lives[0].contexts
+  rows = experience_of(contexts_of(4))
+  assert reader.setup.costs.totals()['wake']['tokens'] == 8 * rows.tokens.size
+  assert seal.setup.costs.totals()['wake']['tokens'] == 0
+  life, metrics = reader.sleep(lives[1])
+  assert 'dreaming/reward_rate' in metrics and int(life.clock.nights) == 1
+
+  def steps(life) -> int:
+    leaves = jax.tree.leaves(life.opt_state)
+    return max(int(x) for x in leaves if x.dtype == jnp.int32)
+
+  first = steps(life)
+  again, _ = reader.wake(life, rows)  # The optimizer goes on.
+  assert steps(again) == 2 * first
+  own['dreaming'] = own['dreaming'] | dict(target='slot')
+  with pytest.raises(config.ConfigError, match='dreaming.target=lora, not slo'):
+    learners.build('seal', own, setup_of(model))
+
+
 def test_sleep_consolidates_before_it_dreams(model, monkeypatch):
   order = []
   transfer, night = transfer_lib.transfer, dreaming_night.night

@@ -38,6 +38,7 @@ _ARMS: dict[str, dict[str, Any]] = {
   'icl': {},
   'ttt': {},
   'seal': {},
+  'seal_reads_day': common.seal_reads_day(1e-3),
   'sleep': {},
 }
 

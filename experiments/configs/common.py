@@ -44,6 +44,15 @@ KNOWLEDGE_ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+def seal_reads_day(rate: float) -> dict[str, Any]:
+  """The arm of a seal that has read what `sleep` reads, at this rate."""
+  return dict(
+    learner='seal',
+    learner_config=dict(reads_day=True),
+    finetune=dict(learning_rate=rate),
+  )
+
+
 def settings(cls: type, **changes) -> Config:
   """All fields of a typed config, so that each can be overridden by flag."""
   return ml_collections.ConfigDict(dataclasses.asdict(cls(**changes)))

@@ -1,7 +1,7 @@
 """Baselines that study: finetune_passage, ttt and seal (SEAL, 2506.10943).
 
 They differ from `sleep` in what they train on before they are asked, and read
-nothing while awake.
+nothing while awake, but for `seal` with `learner_config.reads_day`.
 """
 
 import dataclasses
@@ -10,9 +10,11 @@ from typing import ClassVar
 import jax
 
 from sleep_jax import array_typing as at
+from sleep_jax import config
 from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.learners import base
+from sleep_jax.learners import finetune as finetune_lib
 from sleep_jax.learners import frozen
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
@@ -127,6 +129,23 @@ class TestTimeTraining(LoraFinetune):
     return study_lib.dreamed_rows(self.dreamer, life.model, request, rng)
 
 
+@dataclasses.dataclass(frozen=True)
+class SealConfig(SelfEditConfig):
+  """`finetune` is how a day's rows are read, where they are."""
+
+  finetune: finetune_lib.FinetuneConfig = finetune_lib.FinetuneConfig()
+  # Whether the adapter that dreams go to first trains on the day's rows, so
+  # that seal begins its night with what `sleep` has read.
+  reads_day: bool = False
+
+  def __post_init__(self):
+    if self.reads_day and self.dreaming.target != 'lora':
+      raise config.ConfigError(
+        'learner_config.reads_day trains the adapter that dreams go to; set '
+        f'dreaming.target=lora, not {self.dreaming.target}.'
+      )
+
+
 class Seal(TestTimeTraining):
   """seal: self-edits of a model that ReST^EM has trained to write them.
 
@@ -135,8 +154,9 @@ class Seal(TestTimeTraining):
   """
 
   name: ClassVar[str] = 'seal'
+  Config: ClassVar[type] = SealConfig
 
-  def __init__(self, cfg: SelfEditConfig, setup: base.Setup):
+  def __init__(self, cfg: SealConfig, setup: base.Setup):
     dreaming = dataclasses.replace(
       cfg.dreaming,
       dreams=cfg.dreaming.keep + cfg.dreaming.keep_random,
@@ -144,18 +164,34 @@ class Seal(TestTimeTraining):
       random_expert=0.0,
     )
     super().__init__(dataclasses.replace(cfg, dreaming=dreaming), setup)
+    self.reader = None
+    if cfg.reads_day:
+      finetune = dataclasses.replace(cfg.finetune, target='lora')
+      self.reader = finetune_lib.Finetune(
+        finetune_lib.FinetunerConfig(finetune, cfg.lora), setup
+      )
 
   @property
   def trains_backbone(self) -> bool:
     return folds(self.dreamer)
 
+  def batch_rows(self) -> dict[str, int]:
+    return super().batch_rows() | (
+      self.reader.batch_rows() if self.reader else {}
+    )
+
   def init(self, rng: at.Key) -> life_lib.Life:
+    if self.reader:
+      return self.reader.init(rng)
     return init_adapter(self.dreamer, super().init(rng))
 
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
-    return life.replace(contexts=experience.contexts), {}
+    metrics = {}
+    if self.reader:
+      life, metrics = self.reader.wake(life, experience)
+    return life.replace(contexts=experience.contexts), metrics
 
   def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, at.Metrics]:
     life, metrics = dream(self.dreamer, life)
