@@ -170,6 +170,24 @@ def _clinc(c: common.Config) -> None:
   c.wake.window = LENGTH
   c.model.levels[1].update(slots=nights, top_k=nights)
   c.sleep.dream_length = 64
+  # The night of the facts, and one as CLINC150's own config has it.
+  c.arms['sleep_restart'] = dict(learner='sleep')
+  c.arms['sleep'] = dict(
+    wake=dict(rehearsed=2 * BATCH),
+    sleep=dict(
+      dreams=384,
+      oversample=2,
+      temperature=0.0,
+      question_temperature=1.0,
+      question_weight=0.2,
+      splice=False,
+      distinct=False,
+      archive=1024,
+      sender_reset='carry',
+      max_kl_share=5.0,
+      steps=150,
+    ),
+  )
   c.arms['joint'] = dict(finetune=dict(learning_rate=1e-3))
   for arm in ('sft', 'ewc', 'joint'):
     c.arms[arm].finetune.batch = 2 * BATCH
