@@ -66,6 +66,39 @@ def _join_others(c: build_lib.Settings) -> None:
   )
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """What is left of the command line; ends with one line if it is wrong."""
+  try:
+    left = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.to_json()  # A file that does not exist is noticed here.
+  except Exception as e:  # A config file is code, and may raise anything.
+    sys.exit(f'error: {_in_one_line(e)}')
+  if len(left) > 1:
+    sys.exit(f'error: {left[1]!r} is no flag; settings are --config.KEY=VALUE.')
+  if _CONFIG.value is None:
+    sys.exit(
+      'error: --config is missing; give a file such as '
+      '--config=experiments/configs/quickstart.py.'
+    )
+  return left
+
+
+def _in_one_line(e: BaseException) -> str:
+  """What is wrong with the command line."""
+  lines = str(e).strip().splitlines() or [type(e).__name__]
+  # An error in a config file comes with its traceback as text.
+  _, found, reason = lines[-1].partition('ConfigError: ')
+  if found:
+    return reason
+  last = lines[-1].strip()
+  if isinstance(e, flags.Error):
+    return lines[0]
+  if isinstance(e, (AttributeError, KeyError)) and 'get_config' not in last:
+    return f'the config has no setting {last}.'
+  return f'--config cannot be read: {last}'
+
+
 def main(_) -> None:
   c = json.loads(_CONFIG.value.to_json())
   compilation.enable_cache()
@@ -93,4 +126,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=_parse)

@@ -39,6 +39,7 @@ SMALL = {
   'model.levels[0].sleep_every': 2,
 }
 
+_QUICKSTART = '--config=experiments/configs/quickstart.py'
 ARMS = {'wake_only': common.WAKE_ONLY}
 
 
@@ -129,6 +130,54 @@ def test_bad_settings_stop_before_any_life(tmp_path, extra, words):
   assert got.returncode != 0 and words in got.stderr, got.stderr
   assert 'Traceback' not in got.stderr
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+  'argv, words',
+  [
+    ([], 'error: --config is missing; give a file'),
+    (['--config=nowhere.py'], "No such file or directory: 'nowhere.py'"),
+    (['--config=experiments/configs/common.py'], '--config cannot be read: '),
+    (
+      ['--config=experiments/configs/class_incremental.py:bankin'],
+      "error: variant='bankin' is unknown; choose one of banking, clinc",
+    ),
+    (
+      [_QUICKSTART, '--config.sleep.stepz=3'],
+      'error: the config has no settin',
+    ),
+    ([_QUICKSTART, '--config.sleep.steps=abc'], 'error: flag --config.sleep.s'),
+    ([_QUICKSTART, 'sleep.steps=3'], "error: 'sleep.steps=3' is no flag"),
+    ([_QUICKSTART, '--confg.seeds=(1,)'], 'error: Unknown command line flag'),
+  ],
+)
+def test_a_wrong_command_ends_with_one_line(argv, words):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.run', *argv],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr.count('\n') == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(
+  'key, value, words',
+  [
+    ('workers', 0, 'workers=0 must be at least 1'),
+    ('workers', -1, 'workers=-1 must be at least 1'),
+    ('seeds', 3, 'seeds=3 must be a sequence'),
+    ('seeds', [], r'seeds=\[\] has no entry'),
+    ('seeds', ['1'], r"seeds\[0\]='1' must be a whole number"),
+    ('arms', {}, 'arms={} has no entry'),
+  ],
+)
+def test_lives_that_nobody_can_run_are_refused(key, value, words):
+  with pytest.raises(config.ConfigError, match=words):
+    workers.check(small_config() | {key: value})
 
 
 def test_unknown_arms_and_sections_are_refused():

@@ -4,8 +4,13 @@ What a model is, is here; every other config stands beside the code it
 configures.
 """
 
+from sleep_jax.config.base import Bounds as Bounds
 from sleep_jax.config.base import ConfigError as ConfigError
+from sleep_jax.config.base import Count as Count
+from sleep_jax.config.base import Fraction as Fraction
+from sleep_jax.config.base import Positive as Positive
 from sleep_jax.config.base import Settings as Settings
+from sleep_jax.config.base import check_value as check_value
 from sleep_jax.config.base import from_mapping as from_mapping
 from sleep_jax.config.base import lookup as lookup
 from sleep_jax.config.model import MIXERS_PACKAGE as MIXERS_PACKAGE

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, TypeVar, cast
+import math
+import types
+import typing
+from typing import Annotated, Any, TypeVar, cast
 
 import ml_collections
 
@@ -15,8 +18,70 @@ class ConfigError(ValueError):
   """An invalid setting; the message names it and what to do."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """What a number may be, both ends included; every number has a least."""
+
+  least: float = 0.0
+  most: float = math.inf
+
+
+# Numbers that may not be 0, or not above 1. All others must be at least 0.
+Count = Annotated[int, Bounds(least=1)]
+Positive = Annotated[float, Bounds(least=5e-324)]
+Fraction = Annotated[float, Bounds(most=1.0)]
+_NUMBERS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float)}
+
+
+def check_value(hint: Any, value: Any, where: str) -> None:
+  """Refuses a value that a field of this type cannot have.
+
+  Args:
+    hint: the field's type: a number, str, bool, an option of these and None, or
+      a tuple; all other types are left to those who use them.
+    value: what it is set to.
+    where: the config path, for the message.
+
+  Raises:
+    ConfigError: for a value of another type, or a number out of bounds.
+  """
+  origin, args, bounds = typing.get_origin(hint), typing.get_args(hint), None
+  if origin is Annotated:
+    (hint, bounds), origin = args, None
+  if origin in (typing.Union, types.UnionType):
+    if value is not None:
+      check_value(args[0], value, where)
+  elif origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{where}={value!r} must be a sequence.')
+    if args[-1] is not Ellipsis and len(value) != len(args):
+      raise ConfigError(f'{where}={value!r} must have {len(args)} entries.')
+    for i, entry in enumerate(value):
+      check_value(args[0], entry, f'{where}[{i}]')
+  elif hint in _NUMBERS:
+    if not isinstance(value, _NUMBERS[hint]) or isinstance(value, bool):
+      kind = 'a whole number' if hint is int else 'a number'
+      raise ConfigError(f'{where}={value!r} must be {kind}.')
+    _check_bounds(value, bounds or Bounds(), where)
+  elif hint in (str, bool) and not isinstance(value, hint):
+    kind = 'a string' if hint is str else 'True or False'
+    raise ConfigError(f'{where}={value!r} must be {kind}.')
+
+
+def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
+  if math.isnan(value) or math.isinf(value):
+    raise ConfigError(f'{where}={value} must be a finite number.')
+  if value < bounds.least:
+    least = f'at least {bounds.least:g}'
+    if 0 < bounds.least < 1:
+      least = 'above 0'
+    raise ConfigError(f'{where}={value} must be {least}.')
+  if value > bounds.most:
+    raise ConfigError(f'{where}={value} must be at most {bounds.most:g}.')
+
+
 def from_mapping(cls: type[_T], values: Settings, where: str) -> _T:
-  """Builds dataclass `cls`, naming any key that it does not have.
+  """Builds dataclass `cls`, naming what it cannot be built of.
 
   Args:
     cls: a dataclass of this package.
@@ -24,7 +89,7 @@ def from_mapping(cls: type[_T], values: Settings, where: str) -> _T:
     where: the config path, for the message (`model.levels[0]`).
 
   Raises:
-    ConfigError: for an unknown key.
+    ConfigError: for an unknown key, and for a value that `check_value` refuses.
   """
   known = {f.name for f in dataclasses.fields(cast(Any, cls))}
   if unknown := sorted(set(values) - known):
@@ -32,6 +97,9 @@ def from_mapping(cls: type[_T], values: Settings, where: str) -> _T:
       f'{where}: unknown setting {unknown[0]!r}; known are '
       f'{", ".join(sorted(known))}.'
     )
+  hints = typing.get_type_hints(cls, include_extras=True)
+  for name, value in values.items():
+    check_value(hints[name], value, f'{where}.{name}')
   # JSON has lists where a config has tuples.
   return cls(
     **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -19,10 +19,11 @@ class LevelConfig:
   optimizer: str = 'adam'  # f(.) of Eq. 2: sgd | momentum | adam.
   learning_rate: float = 1e-3
   weight_decay: float = 0.0  # Pulls the fast change back to zero.
-  clip: float = 1.0  # Global-norm clip of the chunk's gradient.
+  clip: base.Positive = 1.0  # Global-norm clip of the chunk's gradient.
   slots: int = 0  # Pre-allocated low-rank experts.
   rank: int = 0  # Width d_low of one expert.
-  top_k: int = 1  # Active experts a token may use; null is always a choice.
+  # Active experts a token may use; null is always a choice.
+  top_k: base.Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RopeScaling:
   factor: float
   low_freq_factor: float
   high_freq_factor: float
-  original_max_len: int
+  original_max_len: base.Count
 
   def __post_init__(self):
     if not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -54,11 +55,11 @@ class RopeScaling:
 class RecurrentConfig:
   """The linear-recurrent mixers: `gdn` and `jet` (Gated DeltaNet)."""
 
-  heads: int = 4
-  key: int = 32  # Width of a head's key, and
-  value: int = 64  # of its value: the fast weight is [key, value] a head.
-  conv: int = 4  # Tokens that the short convolution sees.
-  chunk: int = 64  # Tokens computed at a time.
+  heads: base.Count = 4
+  key: base.Count = 32  # Width of a head's key.
+  value: base.Count = 64  # And of its value: fast weights are [key, value].
+  conv: base.Count = 4  # Tokens that the short convolution sees.
+  chunk: base.Count = 64  # Tokens computed at a time.
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -85,15 +86,15 @@ class ModelConfig:
   as in TTT-E2E (arXiv 2512.23675), and need not reach the embedding.
   """
 
-  vocab: int
-  dim: int
-  layers: int
-  heads: int
+  vocab: base.Count
+  dim: base.Count
+  layers: base.Count
+  heads: base.Count
   levels: tuple[LevelConfig, ...]  # Fast to slow.
   kv_heads: int = 0  # 0: as many as `heads`.
   head_dim: int = 0  # 0: dim / heads.
-  max_len: int = 2048
-  rope_theta: float = 10_000.0
+  max_len: base.Count = 2048
+  rope_theta: base.Positive = 10_000.0
   rope_scaling: RopeScaling | None = None
   qkv_bias: bool = False  # Qwen2.5: q, k and v have a bias, o has none.
   qk_norm: bool = False  # Qwen3: RMS norm of every query and key head.
@@ -107,7 +108,8 @@ class ModelConfig:
   # the mixers that have one, which is `RecurrentConfig` for gdn and jet.
   mixers: tuple[str, ...] = ()
   recurrent: Any = RecurrentConfig()
-  unroll: int = 1  # Layers unrolled per scan step; CPU likes all of them.
+  # Layers unrolled per scan step; CPU likes all of them.
+  unroll: base.Count = 1
   remat: bool = False
   # Of the computation. Fresh parameters are float32; converted ones keep the
   # type of their file.

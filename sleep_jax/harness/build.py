@@ -43,6 +43,8 @@ _REQUIRED = (
 def check_sections(c: Settings) -> None:
   """Refuses a config that lacks a section that every experiment has.
 
+  And one whose lives nobody could run.
+
   Raises:
     ConfigError: naming the first of them.
   """
@@ -51,6 +53,13 @@ def check_sections(c: Settings) -> None:
       raise config.ConfigError(
         f'the config has no {section!r}; every experiment has '
         f'{", ".join(_REQUIRED)} (see experiments/configs/quickstart.py).'
+      )
+  config.check_value(config.Count, c['workers'], 'workers')
+  config.check_value(tuple[int, ...], c['seeds'], 'seeds')
+  for several in ('seeds', 'arms'):
+    if not c[several]:
+      raise config.ConfigError(
+        f'{several}={c[several]!r} has no entry, so there is nothing to live.'
       )
 
 

@@ -31,17 +31,18 @@ class FinetuneConfig:
   # What trains: all weights, or, with the backbone frozen, an adapter as the
   # section `lora` describes it.
   target: str = 'all'
-  batch: int = 8  # Rows of a step.
+  batch: config.Count = 8  # Rows of a step.
   # How often a day is read: first in its order, then in random ones.
-  passes: int = 1
+  passes: config.Count = 1
   learning_rate: float = 1e-3
   # Steps of a warm-up and a cosine decay to zero, as in pretraining; 0 = the
   # rate is constant.
   warmup_cosine_steps: int = 0
   weight_decay: float = 0.0
   ewc_lambda: float = 1e3  # Penalty per unit of normalised Fisher information.
-  ewc_decay: float = 1.0  # gamma of online EWC: F <- gamma F + F_new.
-  fisher_rows: int = 128  # Rows whose gradients make an episode's Fisher.
+  ewc_decay: config.Fraction = 1.0  # gamma of online EWC: F <- gamma F + F_new.
+  # Rows whose gradients make an episode's Fisher.
+  fisher_rows: config.Count = 128
 
   def __post_init__(self):
     config.lookup(self.target, {'all': 0, 'lora': 0}, 'finetune.target')

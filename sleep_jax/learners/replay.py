@@ -44,7 +44,7 @@ class ReplayConfig(finetune.FinetunerConfig):
   # and did not know in the morning (`replay.sample_new`). They are rehearsed in
   # place of what it would write on the next morning; 0 = none.
   archive: int = 0
-  mix: float = 0.5  # Share of documents in the rows of a batch.
+  mix: config.Fraction = 0.5  # Share of documents in the rows of a batch.
   temperature: float | None = None
   min_p: float | None = None
 

@@ -35,7 +35,8 @@ class WakeConfig:
   # updates: Eq. 2 changes the levels that have a clock. windows: a hybrid's
   # states are all that changes, by `recurrence.passes` over every row.
   reads: str = 'updates'
-  batch: int = 8  # Rows read side by side; one update averages over them.
+  # Rows read side by side; one update averages over them.
+  batch: config.Count = 8
   carry_memory: bool = True  # False: fast memory is per row, and ends with it.
   # Archived dreams (`sleep.archive`) that every update also distils from, so
   # that what earlier nights taught is not overwritten by the day; each counts
@@ -43,7 +44,7 @@ class WakeConfig:
   rehearsed: int = 0
   # A dream has no weight where the model, as it is just then, gives another
   # token more than this probability: the day has told it otherwise. 1 = never.
-  contradicted: float = 1.0
+  contradicted: config.Fraction = 1.0
   # Documents are packed into rows of so many tokens (`data.packing`), where a
   # clock is slower than they are long; 0 = rows are read as the task has them.
   window: int = 0

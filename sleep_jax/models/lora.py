@@ -22,8 +22,8 @@ from sleep_jax.config import base
 class LoraConfig:
   """Low-rank adapters of the backbone's matrices: W + alpha / rank A B."""
 
-  rank: int = 32
-  alpha: float = 64.0
+  rank: base.Count = 32
+  alpha: base.Positive = 64.0
   # Of q | k | v | o of the attention and gate | up | down of every level.
   targets: tuple[str, ...] = ('q', 'v')
   slowest_only: bool = False  # Of the levels, only the last has adapters.

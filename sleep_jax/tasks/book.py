@@ -32,12 +32,14 @@ class BookConfig:
   book: str = 'gutenberg/Pride-and-Prejudice_1342.txt'  # Listed, or a path.
   known: str = 'tinystories/tinystories_10k.txt'  # As the base's pretraining.
   tokenizer: str = 'stories260k/tok512.bin'
-  episodes: int = 3
-  rows: int = 360  # Read in an episode; a ninth of that is held out besides.
-  length: int = 128  # Tokens of a row, BOS included.
-  ahead: int = 64  # Rows after the last episode, in no stream.
-  known_rows: int = 128
-  read_probes: int = 40  # Rows of each episode's stream in an evaluation.
+  episodes: config.Count = 3
+  # Read in an episode; a ninth of that is held out besides.
+  rows: config.Count = 360
+  length: config.Count = 128  # Tokens of a row, BOS included.
+  ahead: config.Count = 64  # Rows after the last episode, in no stream.
+  known_rows: config.Count = 128
+  # Rows of each episode's stream in an evaluation.
+  read_probes: config.Count = 40
   data_dir: str = ''
 
   def __post_init__(self):

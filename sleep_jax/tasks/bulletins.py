@@ -41,14 +41,14 @@ _MAX_RECORD = 15  # Tokens of a record with BOS and stop.
 class BulletinsConfig:
   """Size of the vocabulary, of an episode and of the evaluation."""
 
-  episodes: int = 3
-  train: int = 12  # Bulletins of an episode.
-  reads: int = 16  # Rows of each bulletin in an episode's stream.
-  test: int = 12  # Bulletins that the evaluation studies one by one.
+  episodes: config.Count = 3
+  train: config.Count = 12  # Bulletins of an episode.
+  reads: config.Count = 16  # Rows of each bulletin in an episode's stream.
+  test: config.Count = 12  # Bulletins that the evaluation studies one by one.
   joint: int = 50  # Studied together; the first `test` are those.
-  attempts: int = 1  # Studies of each single bulletin.
-  length: int = 16  # Tokens of a row.
-  base_entities: int = 64
+  attempts: config.Count = 1  # Studies of each single bulletin.
+  length: config.Count = 16  # Tokens of a row.
+  base_entities: config.Count = 64
   world_seed: int = 0  # Of the base's people; must be that of its pretraining.
 
   def __post_init__(self):

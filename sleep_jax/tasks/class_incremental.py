@@ -34,8 +34,9 @@ class ClassIncrementalConfig:
   dataset: str = 'clinc'
   tokenizer: str = 'sleep_jax/assets/text.model'  # '' = the base's own.
   chat: bool = False  # By the tokenizer's chat template, of an instruct model.
-  length: int = 32  # Tokens of a row; longer texts lose their end.
-  passes: int = 4  # Occurrences of each example in its episode's stream.
+  length: config.Count = 32  # Tokens of a row; longer texts lose their end.
+  # Occurrences of each example in its episode's stream.
+  passes: config.Count = 4
   # Of the data set's: the first episodes, and examples of a class; 0 = all.
   episodes: int = 0
   train_examples: int = 0
@@ -43,7 +44,7 @@ class ClassIncrementalConfig:
   text_weight: float = 0.3  # Target weight of the text's tokens; labels have 1.
   # Share of an episode's rows that are read in the next one, so that a night
   # does not fall on the border between two sets of classes.
-  late: float = 0.0
+  late: config.Fraction = 0.0
   # Ask about every fifth training example, which is then not read, instead of
   # the test split: for the choice of settings.
   validation: bool = False

@@ -43,16 +43,16 @@ class CorpusConfig:
   """The corpus, and the size of an episode and of the evaluation."""
 
   corpus: str = 'facts'  # | arc | bulletins | text | facts_windows.
-  episodes: int = 10  # Evaluations.
-  rows: int = 12_800  # Of an episode; facts_windows has no end.
-  length: int = 64  # Tokens of a row, or of a window.
-  wordings: int = 1  # Of facts, see `facts.FactsConfig`.
-  eval_rows: int = 640
-  windows: int = 4  # Of facts_windows: the most that a sequence has.
+  episodes: config.Count = 10  # Evaluations.
+  rows: config.Count = 12_800  # Of an episode; facts_windows has no end.
+  length: config.Count = 64  # Tokens of a row, or of a window.
+  wordings: config.Count = 1  # Of facts, see `facts.FactsConfig`.
+  eval_rows: config.Count = 640
+  windows: config.Count = 4  # Of facts_windows: the most that a sequence has.
   new_entities: tuple[int, int] = (1, 8)  # Of facts_windows: first, last.
   held_out: tuple[str, ...] = ('Great-Expectations_1400',)  # Of text.
   tokenizer: str = 'sleep_jax/assets/text.model'  # Of text.
-  vocab: int = 1024  # Of text: pieces, if the tokenizer is trained.
+  vocab: config.Count = 1024  # Of text: pieces, if the tokenizer is trained.
   data_dir: str = ''
 
   def __post_init__(self):

@@ -32,16 +32,17 @@ _FACT = 5  # Words.
 class FactsConfig:
   """Size of the vocabulary, of an episode and of the evaluation."""
 
-  episodes: int = 8
-  entities: int = 6  # New ones per episode, each with all four relations.
-  base_entities: int = 24
-  rows: int = 240  # Rows of an episode's stream.
-  length: int = 64  # Tokens of a row.
+  episodes: config.Count = 8
+  # New ones per episode, each with all four relations.
+  entities: config.Count = 6
+  base_entities: config.Count = 24
+  rows: config.Count = 240  # Rows of an episode's stream.
+  length: config.Count = 64  # Tokens of a row.
   context: int = 8  # Facts before the question of a mixed-context probe.
-  probes: int = 2  # Mixed contexts per fact.
+  probes: config.Count = 2  # Mixed contexts per fact.
   # Words for each relation. Streams have all but the last, questions that one;
   # the base knows all of them, and that they say the same.
-  wordings: int = 1
+  wordings: config.Count = 1
   # Facts of earlier episodes that an episode tells again, with another value.
   changes: int = 0
   world_seed: int = 0  # Of the base's facts; must be that of its pretraining.

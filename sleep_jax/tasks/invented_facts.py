@@ -238,16 +238,17 @@ class InventedFactsConfig:
   """Size of a day and of the evaluation."""
 
   tokenizer: str = ''  # A folder with a chat template; '' = that of the base.
-  episodes: int = 3
-  facts: int = 8  # New ones of a day.
-  passes: int = 6  # How often a day tells each fact in each wording.
-  length: int = 64  # Tokens of a row; documents are packed into rows.
-  max_new: int = 24  # Tokens of an answer.
+  episodes: config.Count = 3
+  facts: config.Count = 8  # New ones of a day.
+  passes: config.Count = 6  # How often a day tells each fact in each wording.
+  length: config.Count = 64  # Tokens of a row; documents are packed into rows.
+  max_new: config.Count = 24  # Tokens of an answer.
   # General questions, by their number in assets/general_questions.jsonl: those
   # that the base answers, see `experiments.known_questions`.
   general: tuple[int, ...] = ()
   held_out: str = 'gutenberg/Jane-Eyre_1260.txt'
-  held_out_rows: int = 64  # Of 32 tokens, from the middle of `held_out`.
+  # Of 32 tokens, from the middle of `held_out`.
+  held_out_rows: config.Count = 64
   data_dir: str = ''
 
   def __post_init__(self):

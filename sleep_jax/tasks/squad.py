@@ -64,15 +64,16 @@ class SquadConfig:
   # Requests and questions by its chat template, of an instruct model; what is
   # trained on is text as it is.
   chat: bool = False
-  episodes: int = 2  # Rounds; SEAL has two.
-  train: int = 50  # Passages of an episode.
-  reads: int = 1  # Rows of each passage in an episode's stream.
-  test: int = 200  # Passages that the evaluation studies one by one (n = 1).
+  episodes: config.Count = 2  # Rounds; SEAL has two.
+  train: config.Count = 50  # Passages of an episode.
+  reads: config.Count = 1  # Rows of each passage in an episode's stream.
+  # Passages that the evaluation studies one by one (n = 1).
+  test: config.Count = 200
   joint: int = 200  # Studied together; the first `test` are those.
-  attempts: int = 1  # Studies of each single passage.
-  length: int = 2048  # Tokens of a training row; longer texts are cut.
-  max_dream: int = 8192  # Tokens.
-  max_answer: int = 64  # Tokens.
+  attempts: config.Count = 1  # Studies of each single passage.
+  length: config.Count = 2048  # Tokens of a training row; longer texts are cut.
+  max_dream: config.Count = 8192  # Tokens.
+  max_answer: config.Count = 64  # Tokens.
   prompt: str = 'implications'  # | -long | -very-long (after it) | rewrite.
   # A row per line of a dream; SEAL has one row per dream for n = 200.
   split_lines: bool = True

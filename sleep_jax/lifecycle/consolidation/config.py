@@ -18,20 +18,20 @@ class SeedingConfig:
   sender_reset: str = 'restart'  # or 'carry': see `transfer.compute`.
   slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
   # Dreams: the data set D, sampled from the teachers.
-  dreams: int = 1024  # Rows, half of them from each teacher.
-  dream_length: int = 64  # Tokens of a row, the leading BOS included.
+  dreams: base.Count = 1024  # Rows, half of them from each teacher.
+  dream_length: base.Count = 64  # Tokens of a row, the leading BOS included.
   temperature: float = 1.0
   # Of all turns but the last, where a frame has several: other questions, and
   # answers that are meant. 0 = `temperature`.
   question_temperature: float = 0.0
   # Weight of questions' tokens as targets; answers have 1. See
   # `generation.Documents.last_turns`.
-  question_weight: float = 1.0
+  question_weight: base.Fraction = 1.0
   # Documents to choose each dream from: those that are whole and different,
   # evenly over their last turns, see `generation.keep`; 1 = as they come.
-  oversample: int = 1
+  oversample: base.Count = 1
   # Tokens below this share of the likeliest one's probability are not sampled.
-  min_p: float = 0.0
+  min_p: base.Fraction = 0.0
   # Least and largest fraction of tokens from the previous model; after n
   # nights it is n / (n + 1) between them.
   previous_fraction: tuple[float, float] = (0.5, 1.0)
@@ -41,15 +41,15 @@ class SeedingConfig:
   distinct: bool = False
   # Shares of the dreams that begin with the chat template up to the user's
   # turn, and with the frames of the day's documents; the rest with BOS.
-  chat_dreams: float = 0.0
-  day_dreams: float = 0.0
+  chat_dreams: base.Fraction = 0.0
+  day_dreams: base.Fraction = 0.0
   # Distillation.
   optimizer: str = 'adam'  # or muon.
-  teacher_temperature: float = 1.0  # Below 1 sharpens what is copied.
+  teacher_temperature: base.Positive = 1.0  # Below 1 sharpens what is copied.
   # With a large vocabulary: keep so many of a teacher's logits per token, the
   # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
   teacher_top_k: int = 0
-  tokens_in_flight: int = 512
+  tokens_in_flight: base.Count = 512
   # Distil over the tokens alone that occur in the dreams, renormalised. With a
   # large vocabulary most of a step is logits of tokens that never occur.
   dream_vocab: bool = False
@@ -60,17 +60,17 @@ class SeedingConfig:
   # previous one or the archive another token, the day has told it otherwise,
   # and the past has no weight there; 1 = never. Of use where a day overwrites
   # only what it speaks of (`wake.rehearsed`).
-  contradicted: float = 1.0
+  contradicted: base.Fraction = 1.0
   # Extra weight of a token per nat that the teachers disagree on it: of tokens
   # from the current model, and of those from the previous one.
   disagreement_weight: tuple[float, float] = (0.0, 0.0)
-  steps: int = 200
-  batch: int = 32
+  steps: base.Count = 200
+  batch: base.Count = 32
   learning_rate: float = 3e-3
   divergence: str = 'forward_kl'  # or reverse_kl | jsd.
-  beta: float = 0.5  # Of jsd; must stay away from 0 and 1.
-  lam: float = 0.25  # lambda: fraction of the student's own rollouts.
-  alpha: float = 0.9  # 1 = imitation (LTI) off.
+  beta: base.Fraction = 0.5  # Of jsd; must stay away from 0 and 1.
+  lam: base.Fraction = 0.25  # lambda: fraction of the student's own rollouts.
+  alpha: base.Fraction = 0.9  # 1 = imitation (LTI) off.
   # Routing of the new expert.
   router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
   router_margin: float = 0.1  # Nats of disagreement that make a token new.
@@ -78,19 +78,19 @@ class SeedingConfig:
   train_expert: bool = True  # False: a random, untrained expert.
   expand: bool = True  # False: every night trains the same one expert.
   # Learning to imitate.
-  prefixes: int = 16  # Dreams cut and continued per rollout round.
-  group: int = 4  # Continuations of each: the group-relative baseline.
-  rollout_groups: int = 4  # Groups of rollouts in one step's batch.
-  rollout_every: int = 20  # Steps between rollout rounds.
-  continuation: int = 24  # Tokens.
-  gamma: float = 0.5  # Weight of r_sem in Eq. 3.
-  z0: float = 0.5  # Eq. 4's cut, as a fraction of the longer sequence.
+  prefixes: base.Count = 16  # Dreams cut and continued per rollout round.
+  group: base.Count = 4  # Continuations of each: the group-relative baseline.
+  rollout_groups: base.Count = 4  # Groups of rollouts in one step's batch.
+  rollout_every: base.Count = 20  # Steps between rollout rounds.
+  continuation: base.Count = 24  # Tokens.
+  gamma: base.Fraction = 0.5  # Weight of r_sem in Eq. 3.
+  z0: base.Fraction = 0.5  # Eq. 4's cut, as a fraction of the longer sequence.
   # What judges r_sem: teacher_embedding, the teacher's own states; encoder,
   # frozen static word embeddings (`inference.encoder`); or exact equality.
   semantic: str = 'teacher_embedding'
   semantic_threshold: float = 0.9  # Least cosine that counts as the same.
   # A transfer whose final KL is above this fraction of the first has failed.
-  max_kl_share: float = 0.8
+  max_kl_share: base.Positive = 0.8
 
   def __post_init__(self):
     for name, known in dict(

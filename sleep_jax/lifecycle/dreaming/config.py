@@ -12,8 +12,8 @@ class TrialConfig:
   The defaults are SEAL's for one passage: AdamW, decaying to zero.
   """
 
-  epochs: int = 10
-  batch: int = 1  # Rows of a step.
+  epochs: base.Count = 10
+  batch: base.Count = 1  # Rows of a step.
   # Rows of an update are packed side by side into rows of so many tokens, as
   # those of a day are by `wake.window`; 0 = one each.
   window: int = 0
@@ -21,9 +21,11 @@ class TrialConfig:
   # Of many contexts studied together, as SEAL trains 200 otherwise than one.
   joint_epochs: int = 0  # 0: as above.
   joint_learning_rate: float = 0.0
-  repeats: int = 1  # A trial's score is the mean over so many fine-tunings.
-  max_steps: int = 400  # A dream that asks for more is rejected: `too long`.
-  max_parallel: int = 64  # Instances in one program; bounds its memory.
+  # A trial's score is the mean over so many fine-tunings.
+  repeats: base.Count = 1
+  # A dream that asks for more is rejected: `too long`.
+  max_steps: base.Count = 400
+  max_parallel: base.Count = 64  # Instances in one program; bounds its memory.
 
   def __post_init__(self):
     for name in ('epochs', 'batch', 'repeats', 'max_steps', 'max_parallel'):
@@ -53,35 +55,36 @@ class DreamingConfig:
 
   enabled: bool = True
   # Step 1: m dreams per context.
-  dreams: int = 10
+  dreams: base.Count = 10
   temperature: float = 1.0
-  top_p: float = 1.0
-  random_expert: float = 0.3  # Gate of one random expert per router; 0 = none.
+  top_p: base.Fraction = 1.0
+  # Gate of one random expert per router; 0 = none.
+  random_expert: base.Fraction = 0.3
   # Step 2: which are tried.
   importance: str = 'grad_cosine'  # | grad_norm | greats | loss | random.
   # The leaves of a fresh adapter whose gradient is looked at.
   importance_targets: tuple[str, ...] = ('q', 'v')
-  importance_rows: int = 16  # Most rows of a dream that are looked at.
+  importance_rows: base.Count = 16  # Most rows of a dream that are looked at.
   keep: int = 4  # k of highest importance.
   keep_random: int = 1  # b of the others.
   # Step 5: ReST^EM.
-  rounds: int = 1  # Of steps 1 to 5 in a night.
+  rounds: base.Count = 1  # Of steps 1 to 5 in a night.
   learn_from: str = 'best'  # of each context; or all: every rewarded dream.
   restart: bool = False  # True: each round trains anew from before dreaming.
   target: str = 'lora'  # Where it goes: lora | fold (into weights) | slot.
-  epochs: int = 4
-  batch: int = 8
+  epochs: base.Count = 4
+  batch: base.Count = 8
   learning_rate: float = 1e-3
   # If documents of the model before dreaming lose more than so many nats per
   # token, the night's dreaming is rolled back.
   retention_margin: float = 0.2
-  retention_rows: int = 64
-  retention_length: int = 32  # Tokens of such a row.
+  retention_rows: base.Count = 64
+  retention_length: base.Count = 32  # Tokens of such a row.
   # In a study: dreams of each context that are trained on; and whether `sleep`
   # first spends a day on the contexts, in so many rows, and a night.
-  study_dreams: int = 1
+  study_dreams: base.Count = 1
   study_night: bool = False
-  study_rows: int = 64
+  study_rows: base.Count = 64
 
   def __post_init__(self):
     object.__setattr__(

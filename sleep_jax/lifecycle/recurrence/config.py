@@ -9,7 +9,8 @@ from sleep_jax.config import base
 class RecurrenceConfig:
   """Sleep by recurrence (arXiv 2605.26099, Algorithm 1), and its controls."""
 
-  passes: int = 1  # N: times the blocks pass over a window; 1 is no sleep.
+  # N: times the blocks pass over a window; 1 is no sleep.
+  passes: base.Count = 1
   eviction: str = 'hard'  # or sliding: the last window stays attended to.
   loop: tuple[int, int] = (0, 0)  # First block that is looped, and the end.
   # Controls: what a pass hands to the next one.
@@ -56,13 +57,13 @@ class TrainingConfig:
   Warm-up, clip, decay and weight decay are those of the recipe it follows.
   """
 
-  steps: int = 1000  # Over all episodes.
-  batch: int = 64  # Sequences of a step.
+  steps: base.Count = 1000  # Over all episodes.
+  batch: base.Count = 64  # Sequences of a step.
   muon_learning_rate: float = 2e-3  # Of matrices inside the blocks.
   adam_learning_rate: float = 5e-5  # Of everything else.
   weight_decay: float = 1e-4  # Of the matrices.
-  warmup: float = 0.01  # Fraction of the steps, and
-  decay: float = 0.6  # the fraction at the end that falls to a thousandth.
+  warmup: base.Fraction = 0.01  # Fraction of the steps.
+  decay: base.Fraction = 0.6  # And that at the end, falling to a thousandth.
   # N is drawn among these for every 20 steps; () = `recurrence.passes`.
   random_passes: tuple[int, ...] = ()
 

@@ -55,21 +55,22 @@ class ArcConfig:
   source: str = 'synthetic'  # or real.
   # Of source=real, see `tokenizers.load`; '' = the base's own.
   tokenizer: str = ''
-  episodes: int = 2  # Nights, and so rounds of ReST^EM.
-  train: int = 11  # Puzzles of an episode.
-  test: int = 8  # Puzzles of the last evaluation.
+  episodes: config.Count = 2  # Nights, and so rounds of ReST^EM.
+  train: config.Count = 11  # Puzzles of an episode.
+  test: config.Count = 8  # Puzzles of the last evaluation.
   # Ids of real puzzles, in place of the first `train` and `test`.
   train_ids: tuple[str, ...] = ()
   test_ids: tuple[str, ...] = ()
-  attempts: int = 5  # Self-edits of each test puzzle, applied independently.
-  test_pairs: int = 1  # Of a generated puzzle.
-  rows: int = 264  # Rows of an episode's stream.
-  length: int = 104  # Tokens of a row.
+  # Self-edits of each test puzzle, applied independently.
+  attempts: config.Count = 5
+  test_pairs: config.Count = 1  # Of a generated puzzle.
+  rows: config.Count = 264  # Rows of an episode's stream.
+  length: config.Count = 104  # Tokens of a row.
   leave_out: tuple[int, ...] = (1,)  # Pairs that pseudo-tasks leave out.
   permutations: int = 0  # Copies of each with other colours and order.
-  max_rows: int = 250  # Of a self-edit; of more, a random sample.
-  max_row_passes: int = 750  # Rows times epochs; above, `too long`.
-  max_dream: int = synthetic.MAX_EDIT  # Tokens.
+  max_rows: config.Count = 250  # Of a self-edit; of more, a random sample.
+  max_row_passes: config.Count = 750  # Rows times epochs; above, `too long`.
+  max_dream: config.Count = synthetic.MAX_EDIT  # Tokens.
   probes: int = 64  # Generated puzzles of pretraining rules, in evaluations.
   data_dir: str = ''
 
