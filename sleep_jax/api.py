@@ -76,6 +76,9 @@ def load(
     ConfigError: naming what cannot be found, or cannot be.
   """
   plan_lib.check_fields(plan)
+  for section, where in ((wake, 'wake'), (seeding, 'seeding')):
+    if section is not None:
+      config.check_fields(section, where)
   path = pathlib.Path(name)
   if life_folder.is_life(path):
     if cfg is not None:

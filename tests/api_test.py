@@ -14,6 +14,7 @@ import pytest
 import sleep_jax
 from sleep_jax import config
 from sleep_jax import plan as plan_lib
+from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from tests import tiny_checkpoint
 
@@ -297,6 +298,25 @@ def test_more_text_has_more_nights():
   ],
 )
 def test_a_plan_that_cannot_be_is_refused(base, given, message):
+  with pytest.raises(config.ConfigError, match=message):
+    sleep_jax.load(base, **given)
+
+
+@pytest.mark.parametrize(
+  'section, message',
+  [
+    (dict(seeding=dict(steps=0)), 'seeding.steps=0 must be at least 1'),
+    (dict(seeding=dict(lam=1.5)), 'seeding.lam=1.5 must be at most 1'),
+    (dict(wake=dict(batch='8')), "wake.batch='8' must be a whole number"),
+  ],
+)
+def test_sections_made_by_hand_have_the_bounds_of_a_config(
+  base, section, message
+):
+  kinds = dict(
+    seeding=consolidation_config.SeedingConfig, wake=wake_lib.WakeConfig
+  )
+  given = {name: kinds[name](**values) for name, values in section.items()}
   with pytest.raises(config.ConfigError, match=message):
     sleep_jax.load(base, **given)
 

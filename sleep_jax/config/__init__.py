@@ -10,6 +10,7 @@ from sleep_jax.config.base import Count as Count
 from sleep_jax.config.base import Fraction as Fraction
 from sleep_jax.config.base import Positive as Positive
 from sleep_jax.config.base import Settings as Settings
+from sleep_jax.config.base import check_fields as check_fields
 from sleep_jax.config.base import check_value as check_value
 from sleep_jax.config.base import from_mapping as from_mapping
 from sleep_jax.config.base import lookup as lookup

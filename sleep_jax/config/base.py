@@ -68,6 +68,14 @@ def check_value(hint: Any, value: Any, where: str) -> None:
     raise ConfigError(f'{where}={value!r} must be {kind}.')
 
 
+def check_fields(section: Any, where: str) -> None:
+  """`check_value` of every field of a dataclass that was built by hand."""
+  for name, hint in typing.get_type_hints(
+    type(section), include_extras=True
+  ).items():
+    check_value(hint, getattr(section, name), f'{where}.{name}')
+
+
 def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
   if math.isnan(value) or math.isinf(value):
     raise ConfigError(f'{where}={value} must be a finite number.')

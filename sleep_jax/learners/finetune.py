@@ -46,10 +46,6 @@ class FinetuneConfig:
 
   def __post_init__(self):
     config.lookup(self.target, {'all': 0, 'lora': 0}, 'finetune.target')
-    if self.passes < 1:
-      raise config.ConfigError(
-        f'finetune.passes={self.passes} must be at least 1.'
-      )
 
   def schedule(self) -> optax.ScalarOrSchedule:
     """The learning rate, over the steps of a life."""

@@ -49,11 +49,6 @@ class ReplayConfig(finetune.FinetunerConfig):
   min_p: float | None = None
 
   def __post_init__(self):
-    for name in ('documents', 'archive'):
-      if getattr(self, name) < 0:
-        raise config.ConfigError(
-          f'learner_config.{name}={getattr(self, name)} must be at least 0.'
-        )
     if not 0 < self.documents_per_batch < self.finetune.batch:
       raise config.ConfigError(
         f'learner_config.mix={self.mix} of finetune.batch='

@@ -56,11 +56,6 @@ class WakeConfig:
         f'wake.rehearsed={self.rehearsed} is about updates that last; set '
         'wake.reads=updates and wake.carry_memory=True, or wake.rehearsed=0.'
       )
-    if not 0.0 <= self.contradicted <= 1.0:
-      raise config.ConfigError(
-        f'wake.contradicted={self.contradicted} is a probability; choose 0 to '
-        '1, which is never.'
-      )
 
 
 @functools.partial(

@@ -35,8 +35,6 @@ class LoraConfig:
       raise base.ConfigError(f'lora.targets is empty; choose among {known}.')
     for target in self.targets:
       base.lookup(target, dict.fromkeys(known), 'lora.targets')
-    if self.rank < 1:
-      raise base.ConfigError(f'lora.rank={self.rank} must be at least 1.')
 
 
 _ATTENTION = ('q', 'k', 'v', 'o')

@@ -60,13 +60,11 @@ class CorpusConfig:
       object.__setattr__(self, name, tuple(getattr(self, name)))
     options = dict.fromkeys((*_CORPORA, 'facts_windows'))
     config.lookup(self.corpus, options, 'task.corpus')
-    for name, bound in dict(
-      episodes=1, rows=1, length=2, eval_rows=1, windows=1
-    ).items():
-      if getattr(self, name) < bound:
-        raise config.ConfigError(
-          f'task.{name}={getattr(self, name)} must be at least {bound}.'
-        )
+    if self.length < 2:
+      raise config.ConfigError(
+        f'task.length={self.length}: a row of one token has no target; use 2 '
+        'or more.'
+      )
     if len(self.new_entities) != 2 or not (
       1 <= self.new_entities[0] <= self.new_entities[1]
     ):

@@ -253,11 +253,6 @@ class InventedFactsConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'general', tuple(self.general))
-    for name in ('episodes', 'facts', 'passes', 'max_new'):
-      if getattr(self, name) < 1:
-        raise config.ConfigError(
-          f'task.{name}={getattr(self, name)} must be at least 1.'
-        )
 
 
 def general_questions() -> list[tuple[str, list[str]]]:

@@ -113,15 +113,6 @@ class SeedingConfig:
         'sleep.distinct=True is about the segments that sleep.splice '
         'interleaves; set sleep.splice=True.'
       )
-    if self.question_temperature < 0:
-      raise base.ConfigError(
-        f'sleep.question_temperature={self.question_temperature} must be '
-        'positive, or 0 for sleep.temperature.'
-      )
-    if self.oversample < 1:
-      raise base.ConfigError(
-        f'sleep.oversample={self.oversample} must be at least 1.'
-      )
     if not self.temperature and self.chat_dreams + self.day_dreams < 1.0:
       raise base.ConfigError(
         'sleep.temperature=0 writes the same document every time that it '
@@ -137,14 +128,6 @@ class SeedingConfig:
         f'sleep.chat_dreams={self.chat_dreams} and sleep.day_dreams='
         f'{self.day_dreams} are shares of one whole; lower one of them.'
       )
-    for name in (
-      *('lam', 'alpha', 'gamma', 'chat_dreams', 'day_dreams'),
-      *('question_weight', 'contradicted'),
-    ):
-      if not 0.0 <= getattr(self, name) <= 1.0:
-        raise base.ConfigError(
-          f'sleep.{name}={getattr(self, name)} is a fraction; choose 0 to 1.'
-        )
     if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
       raise base.ConfigError(
         f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'

@@ -69,11 +69,6 @@ class TrainingConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'random_passes', tuple(self.random_passes))
-    for name in ('steps', 'batch'):
-      if getattr(self, name) < 1:
-        raise base.ConfigError(
-          f'training.{name}={getattr(self, name)} must be at least 1.'
-        )
 
   @property
   def warmup_steps(self) -> int:
