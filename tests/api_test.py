@@ -307,7 +307,7 @@ def test_a_plan_that_cannot_be_is_refused(base, given, message):
   [
     (dict(seeding=dict(steps=0)), 'seeding.steps=0 must be at least 1'),
     (dict(seeding=dict(lam=1.5)), 'seeding.lam=1.5 must be at most 1'),
-    (dict(wake=dict(batch='8')), "wake.batch='8' must be a whole number"),
+    (dict(wake=dict(batch=0)), 'wake.batch=0 must be at least 1'),
   ],
 )
 def test_sections_made_by_hand_have_the_bounds_of_a_config(
