@@ -313,7 +313,7 @@ def test_a_nan_names_phase_step_and_leaf(tmp_path, arm, section, where, left):
   c['sleep'].update(
     alpha=1.0, lam=0.0
   )  # No rollouts, which take long to compile.
-  c[section]['learning_rate'] = float('inf')
+  c[section]['learning_rate'] = 1e38
   with pytest.raises(finite.NotFinite, match=where):
     live_lib.live(c, arm, 1, tmp_path, 0)
   steps = [p.name for p in (tmp_path / 'checkpoints').iterdir()]

@@ -8,6 +8,7 @@ from sleep_jax.config.base import Bounds as Bounds
 from sleep_jax.config.base import ConfigError as ConfigError
 from sleep_jax.config.base import Count as Count
 from sleep_jax.config.base import Fraction as Fraction
+from sleep_jax.config.base import Margin as Margin
 from sleep_jax.config.base import Positive as Positive
 from sleep_jax.config.base import Settings as Settings
 from sleep_jax.config.base import check_fields as check_fields

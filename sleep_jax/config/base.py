@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
+import sys
 import types
 import typing
 from typing import Annotated, Any, TypeVar, cast
@@ -23,13 +24,14 @@ class Bounds:
   """What a number may be, both ends included; every number has a least."""
 
   least: float = 0.0
-  most: float = math.inf
+  most: float = sys.float_info.max
 
 
 # Numbers that may not be 0, or not above 1. All others must be at least 0.
 Count = Annotated[int, Bounds(least=1)]
 Positive = Annotated[float, Bounds(least=5e-324)]
 Fraction = Annotated[float, Bounds(most=1.0)]
+Margin = Annotated[float, Bounds(most=math.inf)]  # inf = whatever it is.
 _NUMBERS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float)}
 
 
@@ -77,7 +79,7 @@ def check_fields(section: Any, where: str) -> None:
 
 
 def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
-  if math.isnan(value) or math.isinf(value):
+  if math.isnan(value) or sys.float_info.max < abs(value) > bounds.most:
     raise ConfigError(f'{where}={value} must be a finite number.')
   if value < bounds.least:
     least = f'at least {bounds.least:g}'

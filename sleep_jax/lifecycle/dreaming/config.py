@@ -71,7 +71,7 @@ class DreamingConfig:
   learning_rate: float = 1e-3
   # If documents of the model before dreaming lose more than so many nats per
   # token, the night's dreaming is rolled back.
-  retention_margin: float = 0.2
+  retention_margin: base.Margin = 0.2
   retention_rows: base.Count = 64
   retention_length: base.Count = 32  # Tokens of such a row.
   # In a study: dreams of each context that are trained on; and whether `sleep`
