@@ -5,12 +5,8 @@ import gc
 import os
 import sys
 
-# Most of a test is compilation, which optimised programs take longer for than
-# they win back. What is compared with recorded figures goes without it.
-COMPILE_FAST = '--xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} {COMPILE_FAST} '
-  '--xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 # Compiled once, for both workers and for the next run.
 os.environ.setdefault(

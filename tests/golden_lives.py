@@ -1,22 +1,6 @@
-"""Short lives whose metrics are pinned in `golden/figures.json`.
+"""Configs: short lives whose metrics are pinned in `golden/figures.json`."""
 
-  python -m tests.golden_lives NAME ARM
-
-prints the final metrics of one, and the arithmetic digest of this machine.
-"""
-
-import hashlib
-import json
-import os
-import pathlib
-import sys
-import tempfile
-from unittest import mock
-
-import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from experiments.configs import arc
 from experiments.configs import both_sleeps
@@ -25,8 +9,6 @@ from experiments.configs import class_incremental
 from experiments.configs import quickstart
 from experiments.configs import rule110
 from sleep_jax import config
-from sleep_jax import tasks
-from sleep_jax.harness import live as live_lib
 
 _SEEDING = dict(
   dreams=64, steps=8, batch=4, rollout_every=4, prefixes=4, max_kl_share=9.0
@@ -121,45 +103,3 @@ def get_config(name: str) -> ml_collections.ConfigDict:
   c = config.lookup(name, makers, 'variant')()
   c.name, c.seeds, c.workers = f'golden_{name}', (1,), 1
   return c
-
-
-def arithmetic_digest() -> str:
-  """SHA-256 of a short computation, and of how many threads there are."""
-
-  @jax.jit
-  def chain(x):
-    for _ in range(8):
-      x = jax.nn.softmax(3.0 * (x @ x.T)) @ x - jax.nn.silu(x)
-    return x
-
-  x = jnp.sin(jnp.arange(192 * 64.0)).reshape(192, 64)
-  threads = f'{os.cpu_count()} {jax.device_count()}'
-  bits = np.asarray(chain(x)).tobytes()
-  return hashlib.sha256(threads.encode() + bits).hexdigest()
-
-
-def _one_episode(build):
-  """`tasks.build` for a task whose stream is that of the whole data set."""
-
-  def build_one_episode(*args):
-    task = build(*args)
-    task.episodes = 1
-    return task
-
-  return build_one_episode
-
-
-def live(name: str, arm: str) -> dict[str, float]:
-  """The final metrics of an arm's life on seed 1."""
-  c = json.loads(get_config(name).to_json())
-  build = _one_episode(tasks.build) if name == 'banking' else tasks.build
-  with (
-    tempfile.TemporaryDirectory() as folder,
-    mock.patch.object(tasks, 'build', build),
-  ):
-    return live_lib.live(c, arm, 1, pathlib.Path(folder), 0)['final']
-
-
-if __name__ == '__main__':
-  final = live(*sys.argv[1:])
-  print(json.dumps({'arithmetic': arithmetic_digest(), 'final': final}))
