@@ -5,6 +5,7 @@ import pytest
 from tests import killing
 
 
+@pytest.mark.slow
 def test_a_life_killed_three_times_ends_as_if_it_never_was(tmp_path):
   killing.live(tmp_path / 'whole')
   for moment in (

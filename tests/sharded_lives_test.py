@@ -169,6 +169,7 @@ def test_a_life_of_eight_devices_resumes_on_one(one, eight, folder):
   assert all(len(part.device_set) == 1 for part in got.shardings.values())
 
 
+@pytest.mark.slow
 def test_trials_on_a_mesh_give_the_same_answers(monkeypatch):
   """Five instances: they are padded to eight."""
   shardings, train_instances = [], trials.train_instances
@@ -196,6 +197,7 @@ def test_trials_on_a_mesh_give_the_same_answers(monkeypatch):
   assert not any(x.is_fully_replicated for x in shardings)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_a_life_of_one(tmp_path, monkeypatch):
   monkeypatch.delenv('XLA_FLAGS')  # A device each.
   small_updates = (
