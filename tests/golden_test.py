@@ -27,7 +27,6 @@ RECORDED = json.loads(
 FIGURES = RECORDED['figures']
 # Lives that together have every kind of wake; nights are behind the marker.
 _DEFAULT = {
-  ('rule110', 'passes_2'),
   ('both_sleeps', 'recurrence_brief'),
   ('quickstart', 'sft'),
 }

@@ -173,7 +173,12 @@ def test_bad_settings_are_named(section, change, names, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'recipe', [rule110_config, depo_config, symbolic_config]
+  'recipe',
+  [
+    rule110_config,
+    depo_config,
+    pytest.param(symbolic_config, marks=pytest.mark.slow),
+  ],
 )
 def test_the_papers_sizes_lower(recipe):
   c = json.loads(recipe.get_config('paper').to_json())
