@@ -35,6 +35,7 @@ _ZERO = {
     'BulletinsConfig.joint SquadConfig.joint WakeConfig.rehearsed '
     'SeedingConfig.archive SeedingConfig.teacher_top_k '
     'DreamingConfig.keep DreamingConfig.keep_random Rule110Config.steps '
+    'InventedFactsConfig.held_out_rows '
     'ClassIncrementalConfig.late ClassIncrementalConfig.text_weight '
     'TrainingConfig.weight_decay TrainingConfig.warmup TrainingConfig.decay '
     'FinetuneConfig.weight_decay RecurrenceConfig.ponder'

@@ -248,7 +248,7 @@ class InventedFactsConfig:
   general: tuple[int, ...] = ()
   held_out: str = 'gutenberg/Jane-Eyre_1260.txt'
   # Of 32 tokens, from the middle of `held_out`.
-  held_out_rows: config.Count = 64
+  held_out_rows: int = 64
   data_dir: str = ''
 
   def __post_init__(self):
