@@ -255,12 +255,7 @@ def check_fields(values: Mapping[str, Any]) -> None:
         f'plan: unknown setting {name!r}; known are '
         f'{", ".join(sorted(fields))}.'
       )
-    whole = fields[name] is int
-    kinds = int if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool):
-      raise config.ConfigError(
-        f'plan: {name}={value!r} must be a {"whole " * whole}number.'
-      )
+    config.check_value(fields[name], value, f'plan: {name}')
 
 
 def _check_model(cfg: config.ModelConfig) -> None:

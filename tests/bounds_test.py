@@ -123,10 +123,18 @@ def test_a_number_that_means_nothing_is_refused(cls, name, kind):
     assert '\n' not in message
 
 
-def test_every_zero_that_is_allowed_is_of_a_field():
-  """And is taken by itself; other settings may still refuse it."""
-  fields = {f'{cls.__name__}.{name}' for cls, name, _ in _numbers()}
-  assert _ZERO_ALLOWED <= fields, _ZERO_ALLOWED - fields
+def test_a_zero_that_means_something_is_taken():
+  """By its field's type; other settings may still refuse it."""
+  fields = {
+    f'{cls.__name__}.{name}': typing.get_type_hints(cls, include_extras=True)[
+      name
+    ]
+    for cls, name, _ in _numbers()
+  }
+  assert _ZERO_ALLOWED <= set(fields), _ZERO_ALLOWED - set(fields)
+  for name in _ZERO_ALLOWED:
+    config.check_value(fields[name], 0, name)
+  config.check_value(config.Margin, math.inf, 'margin')
 
 
 @dataclasses.dataclass(frozen=True)

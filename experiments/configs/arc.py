@@ -38,6 +38,7 @@ _ARMS: dict[str, dict[str, Any]] = {
   'icl': {},
   'ttt': {},
   'seal': {},
+  # At a rate that was not chosen: none was tried.
   'seal_reads_day': common.seal_reads_day(1e-3),
   'sleep': {},
 }

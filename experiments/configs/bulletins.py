@@ -80,6 +80,7 @@ def _arms() -> dict[str, dict[str, Any]]:
     'finetune_passage': {},
     'ttt': {},
     'seal': {},
+    # At a rate that was not chosen: none was tried.
     'seal_reads_day': common.seal_reads_day(1e-3),
     'sleep': {},
     'sleep_4_levels': dict(learner='sleep', model=dict(four_levels())),

@@ -15,9 +15,10 @@ Settings of sleep were chosen by hand on seed 101; `:tune` tries four of every
 learner there (results/README.md has what was run).
 
 `:clinc` is class-incremental CLINC150, five nights of fifteen classes with
-seven examples each; `:squad` is six passages of SEAL to learn from and a
-dozen others to study, one by one; `:placement` is one night with the fast level
-next to the output, and next to the input.
+seven examples each, `sleep` as that data set's own config has it and
+`sleep_restart` as the facts have it; `:squad` is six passages of SEAL to learn
+from and a dozen others to study, one by one; `:placement` is one night with the
+fast level next to the output, and next to the input.
 """
 
 from typing import Any
