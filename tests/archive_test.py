@@ -13,6 +13,7 @@ from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import rehearsal
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import checkpoint
@@ -188,6 +189,24 @@ def _rows(archive):
   return np.asarray(archive.tokens), np.asarray(archive.weight)
 
 
+def test_seeding_is_compiled_once_while_the_archive_grows(life):
+  """Nights of as many dreams have one shape, whatever was kept before."""
+  cfg, sizes, compiled = (
+    dataclasses.replace(CONFIG, archive=60, dreams=16),
+    [],
+    [],
+  )
+  for _ in range(3):
+    day = life.memory.deltas()
+    life, _ = seeding_test.consolidate(life, cfg)
+    life = life_lib.end_night(life)
+    life = life.with_memory(life.memory.with_deltas(day))
+    sizes.append(len(life.archive))
+    compiled.append(seeding.seed_steps._cache_size())
+  assert sizes[0] < sizes[1] < sizes[2]
+  assert compiled[1] == compiled[2]
+
+
 def test_a_night_that_failed_keeps_no_dreams(life):
   failing = dataclasses.replace(CONFIG, learning_rate=0.0, max_kl_share=0.5)
   after, report = seeding_test.consolidate(life, failing)
@@ -205,6 +224,7 @@ def test_an_archive_of_other_dreams_is_refused(life):
   'bad, message',
   [
     (dict(teacher_top_k=0), 'sleep.archive=20 .* sleep.teacher_top_k'),
+    (dict(archive_base=21), 'sleep.archive_base=21 rows do not fit'),
     (dict(distinct=True, splice=False), 'set sleep.splice=True'),
     (dict(temperature=0.0), 'sleep.day_dreams=1'),
   ],

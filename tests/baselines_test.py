@@ -99,6 +99,21 @@ def test_what_is_archived_is_written_in_the_evening_and_rehearsed(
     build('replay', archive=-1)
 
 
+def test_documents_of_the_base_are_kept_before_the_first_day():
+  learner, life = build('replay', archive=8, archive_base=4)
+  base = life.learner_state['tokens']
+  assert life.learner_state['night'].tolist() == [-1] * 4
+  tokens, _ = learner.documents(life, TASK.experience(0).tokens.shape)
+  np.testing.assert_array_equal(tokens, base)
+  life, _ = learner.wake(life, TASK.experience(0))
+  assert life.learner_state['night'].tolist() == [-1] * 4 + [0] * 4
+  np.testing.assert_array_equal(life.learner_state['tokens'][:4], base)
+  with pytest.raises(
+    config.ConfigError, match='archive_base=9 documents do no'
+  ):
+    build('replay', archive=8, archive_base=9)
+
+
 def test_replay_goes_on_bit_for_bit_after_it_was_saved(tmp_path):
   def live(folder=None):
     learner, life = build('replay', finetune=ADAPTER | dict(passes=2))

@@ -130,6 +130,29 @@ def test_archived_dreams_are_rehearsed_while_awake():
     build('sleep', setup(), wake=dict(rehearsed=4))
 
 
+def test_dreams_of_the_base_are_rehearsed_on_the_first_day():
+  """They are the base's own, labelled by it, and count as a night's."""
+  s = setup()
+  sleep = dict(archive=8, archive_base=4, teacher_top_k=8)
+  learner = build('sleep', s, wake=dict(rehearsed=4), sleep=sleep)
+  life = learner.init(jax.random.PRNGKey(0))
+  life, _ = learner.wake(life, TASK.experience(0))
+  assert life.archive.night.tolist() == [-1] * 4
+  assert (
+    s.costs.totals()['wake']['tokens'] == 2 * TASK.experience(0).tokens.size
+  )
+  assert s.costs.totals()['rollout']['tokens'] == life.archive.tokens.size
+  logits = s.model.forward(life.archive.tokens).logits
+  inside = np.asarray(life.archive.weight) > 0
+  np.testing.assert_array_equal(
+    life.archive.likeliest()[inside], logits.argmax(-1)[inside]
+  )
+  life, _ = learner.sleep(life)
+  assert np.bincount(life.archive.night + 1).tolist() == [4, 4]
+  again, _ = learner.wake(life, TASK.experience(1))
+  np.testing.assert_array_equal(again.archive.tokens, life.archive.tokens)
+
+
 def test_an_unknown_learner_lists_the_known():
   with pytest.raises(
     config.ConfigError,

@@ -160,6 +160,7 @@ def _hard(c: common.Config) -> None:
     sender_reset='carry',
     max_kl_share=5.0,  # Student and teacher differ little to begin with.
     archive=3000,
+    archive_base=256,
     teacher_top_k=16,
     contradicted=0.7,
     alpha=1.0,
@@ -175,7 +176,7 @@ def _hard(c: common.Config) -> None:
     'replay_archive': dict(
       learner='replay',
       finetune=documents | dict(learning_rate=4e-3),
-      learner_config=dict(archive=3000),
+      learner_config=dict(archive=3000, archive_base=256),
     ),
     'ewc': dict(finetune=dict(learning_rate=2e-3, ewc_lambda=0.1)),
     'wake_only': dict(

@@ -52,11 +52,9 @@ class EWC(finetune.Finetune):
 
   def init(self, rng: at.Key) -> life_lib.Life:
     setup, cfg, life = self.setup, self.cfg, super().init(rng)
-    # The base's own distribution, whatever dreams are chosen from it.
-    as_it_is = dataclasses.replace(cfg.sleep, temperature=1.0, oversample=1)
     with setup.costs.phase('rollout') as cost:
-      tokens, lengths, *_ = generation.sample(
-        as_it_is,
+      tokens, lengths, *_ = generation.sample_as_it_is(
+        cfg.sleep,
         life.model.replace(adapter=None),  # One that changes nothing yet.
         setup.tokenizer,
         cfg.finetune.fisher_rows,

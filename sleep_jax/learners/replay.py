@@ -44,6 +44,8 @@ class ReplayConfig(finetune.FinetunerConfig):
   # and did not know in the morning (`replay.sample_new`). They are rehearsed in
   # place of what it would write on the next morning; 0 = none.
   archive: int = 0
+  # Of them, what the base writes before the first day (`sleep.archive_base`).
+  archive_base: int = 0
   mix: config.Fraction = 0.5  # Share of documents in the rows of a batch.
   temperature: float | None = None
   min_p: float | None = None
@@ -55,6 +57,12 @@ class ReplayConfig(finetune.FinetunerConfig):
         f'{self.finetune.batch} rows leaves no row for the documents, or none '
         'for the day; choose another mix or a larger batch (without documents '
         'this is learner sft).'
+      )
+
+    if self.archive_base > self.archive:
+      raise config.ConfigError(
+        f'learner_config.archive_base={self.archive_base} documents do not fit '
+        f'learner_config.archive={self.archive}; raise it, or lower them.'
       )
 
   @property
@@ -87,10 +95,27 @@ class ReplayFinetune(finetune.Finetune):
 
   def init(self, rng: at.Key) -> life_lib.Life:
     life = super().init(rng)
+    if self.cfg.archive_base:
+      return life.replace(learner_state=self._documents_of_base(life, rng))
     if self.cfg.archive:
       rows = np.zeros((0, self.cfg.sleep.dream_length), np.int32)
       life = life.replace(learner_state=_kept(rows, rows, rows[:, 0]))
     return life
+
+  def _documents_of_base(
+    self, life: life_lib.Life, rng: at.Key
+  ) -> dict[str, np.ndarray]:
+    """What is kept before the first day, as of night -1."""
+    with self.setup.costs.phase('rollout') as cost:
+      drawn = generation.sample_as_it_is(
+        self.cfg.sleep,
+        life.model.merged(),
+        self.setup.tokenizer,
+        self.cfg.archive_base,
+        rng,
+      )
+      cost.add_forward(drawn.tokens.size)
+    return _kept(*_with_weights(drawn), np.full(len(drawn.tokens), -1))
 
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience

@@ -27,10 +27,13 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import night as consolidation_night
+from sleep_jax.lifecycle.consolidation import rehearsal
 from sleep_jax.lifecycle.dreaming import study as study_lib
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import training as recurrent_training
 from sleep_jax.runtime import finite
+
+_BASE_KEY = 2**31 - 1  # Of a life's key; nights and tokens have the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +123,27 @@ class Sleep(base.Learner):
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
     experience = experience_lib.in_memory(experience, self.name)
+    life = self._with_dreams_of_base(life)
     if self.reads_windows:
       life, metrics = self._read_windows(life, experience)
     else:
       life, metrics = self._read_rows(life, experience)
     life = life.replace(contexts=experience.contexts)
     return life.with_frames(experience.frames), metrics
+
+  def _with_dreams_of_base(self, life: life_lib.Life) -> life_lib.Life:
+    """Before anything was read: the life with its first archive, if any."""
+    cfg, setup = self.cfg.sleep, self.setup
+    if not cfg.archive_base or int(life.clock.tokens):
+      return life
+    archive = rehearsal.of_base(
+      cfg,
+      life.model.merged(),
+      setup.tokenizer,
+      setup.costs,
+      jax.random.fold_in(life.rng, _BASE_KEY),
+    )
+    return life.replace(archive=archive)
 
   def sleep(self, life: life_lib.Life) -> tuple[life_lib.Life, at.Metrics]:
     cfg, setup = self.cfg, self.setup

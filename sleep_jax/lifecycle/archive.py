@@ -13,6 +13,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax.objectives import divergences
+from sleep_jax.runtime import sharding
 
 
 class Archive(at.Pytree):
@@ -26,9 +27,16 @@ class Archive(at.Pytree):
   def __len__(self) -> int:
     return len(self.tokens)
 
-  def rows(self, index: np.ndarray | slice) -> 'Archive':
+  def rows(self, index: np.ndarray) -> 'Archive':
     """The rows at `index`."""
-    return jax.tree.map(lambda x: x[index], self)
+    # By NumPy: JAX would compile for every number of rows, so every night.
+    return jax.tree.map(lambda x: jnp.asarray(x[index]), sharding.fetch(self))
+
+  def padded(self, rows: int) -> 'Archive':
+    """So many rows, of which those that are added have no weight."""
+    padded = self.rows(np.minimum(np.arange(rows), len(self) - 1))
+    inside = jnp.arange(rows) < len(self)
+    return padded.replace(weight=padded.weight * inside[:, None])
 
   def likeliest(self) -> at.Int[jax.Array, 'N T']:
     """The token that was predicted for each next one."""
@@ -72,7 +80,8 @@ def extend(
   Every night keeps as many; where they do not divide `size`, earlier nights
   keep one more.
   """
-  both = jax.tree.map(lambda *x: jnp.concatenate(x), archive, dreams)
+  both = sharding.fetch((archive, dreams))
+  both = jax.tree.map(lambda *x: np.concatenate(x), *both)
   of_row = np.asarray(both.night)
   nights = np.unique(of_row)
   kept = []

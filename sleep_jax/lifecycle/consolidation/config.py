@@ -56,6 +56,9 @@ class SeedingConfig:
   # Rows of earlier nights' dreams that are kept with what their teachers
   # predicted, and rehearsed beside D; needs `teacher_top_k`.
   archive: int = 0
+  # Rows of it that are there before the first day: what the base dreams of. A
+  # day overwrites what it does not rehearse, and a base is never read again.
+  archive_base: int = 0
   # Where the current model gives a token more than this probability, and the
   # previous one or the archive another token, the day has told it otherwise,
   # and the past has no weight there; 1 = never. Of use where a day overwrites
@@ -122,6 +125,11 @@ class SeedingConfig:
       raise base.ConfigError(
         f'sleep.archive={self.archive} keeps the likeliest tokens of each '
         'prediction; say how many by sleep.teacher_top_k.'
+      )
+    if self.archive_base > self.archive:
+      raise base.ConfigError(
+        f'sleep.archive_base={self.archive_base} rows do not fit sleep.archive='
+        f'{self.archive}; raise sleep.archive, or lower it.'
       )
     if self.chat_dreams + self.day_dreams > 1.0 + 1e-6:
       raise base.ConfigError(

@@ -6,6 +6,7 @@ the user's turn it makes up a question and answers it (Magpie, arXiv
 have no content, so none of these is outside data.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -99,6 +100,18 @@ def sample(
     return _sample(cfg, model, tokenizer, rows, rng, day)
   drafts = oversample(cfg, model, tokenizer, rows, rng, day)
   return keep(drafts, rows, tokenizer.stop, rng)
+
+
+def sample_as_it_is(
+  cfg: consolidation_config.SeedingConfig,
+  model: model_lib.Model,
+  tokenizer: tokenizers.Tokenizer,
+  rows: int,
+  rng: at.Key,
+) -> Documents:
+  """`rows` documents at temperature 1, of which none is chosen."""
+  cfg = dataclasses.replace(cfg, temperature=1.0, oversample=1)
+  return sample(cfg, model, tokenizer, rows, rng)
 
 
 def oversample(

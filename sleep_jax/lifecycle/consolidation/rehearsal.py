@@ -4,28 +4,62 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax.data import order as order_lib
+from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 _HEAD_MULTIPLE = 1024
+_ARCHIVE_BLOCK = 64  # An archive that grows is padded to so many rows.
+_BASE_NIGHT = -1
 _ARCHIVE_KEY = 7  # Beside the keys that sampling splits off.
 _PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
+
+
+def of_base(
+  cfg: consolidation_config.SeedingConfig,
+  base: model_lib.Model,
+  tokenizer: tokenizers.Tokenizer,
+  costs: costs_lib.CostTracker,
+  rng: at.Key,
+) -> archive_lib.Archive:
+  """The archive before the first day: `cfg.archive_base` dreams of the base.
+
+  From then on they count as those of a night, number -1.
+  """
+  with costs.phase('rollout') as cost:
+    drawn = generation.sample_as_it_is(
+      cfg, base, tokenizer, cfg.archive_base, rng
+    )
+    cost.add_forward(drawn.tokens.size)
+  with costs.phase('teacher') as cost:
+    teachers = replay_lib.Teachers(base, previous_memory=None)
+    labels = teacher_labels.label_all(
+      cfg, teachers, replay_lib.of_one_teacher(cfg, drawn)
+    )
+    archive = teacher_labels.as_archive(labels, None, _BASE_NIGHT)
+    cost.add_forward(drawn.tokens.size)
+  return sharding.replicate(jax.block_until_ready(archive))
 
 
 class Rehearsal(NamedTuple):
   """What a job rehearses.
 
   replay: D.
-  labels: of D, and after it of the archive.
+  labels: of D, and after it of the archive, padded.
   probe: labelled dreams that are not in D.
+  num_archived: rows of the archive.
   archived_share: of what is rehearsed.
   archive: as the night leaves it, if dreams are archived.
   """
@@ -33,6 +67,7 @@ class Rehearsal(NamedTuple):
   replay: replay_lib.Replay
   labels: teacher_labels.LabeledBatch
   probe: teacher_labels.LabeledBatch
+  num_archived: int
   archived_share: float
   archive: archive_lib.Archive | None
 
@@ -42,7 +77,7 @@ class Rehearsal(NamedTuple):
     if not self.archived_share:
       return rows
     size = len(self.replay.tokens)
-    archived = rng.integers(size, len(self.labels.tokens), shape)
+    archived = rng.integers(size, size + self.num_archived, shape)
     return np.where(rng.random(shape) < self.archived_share, archived, rows)
 
 
@@ -54,10 +89,11 @@ def prepare(
   Today, the previous model and every archived night have equal shares.
   """
   archive = job.archive if job.archive else None  # None if it has no rows.
-  nights, archived_share = job.nights, 0.0
+  nights, num_archived, archived_share = job.nights, 0, 0.0
   if archive is not None:
-    num_archived = len(np.unique(archive.night))
-    nights, archived_share = 0, num_archived / (num_archived + 2)
+    nights, num_archived = 0, len(archive)
+    archived_nights = len(np.unique(archive.night))
+    archived_share = archived_nights / (archived_nights + 2)
   replay, probe = _sample(job, nights, rng, probe_rng)
   size = replay.tokens.size + probe.tokens.size
   teachers, vocabulary = job.teachers, None
@@ -79,26 +115,42 @@ def prepare(
     cost.add_forward(size, times=times)
     rehearsed = labels
     if archive is not None:
-      kept = teacher_labels.from_archive(job.cfg, archive, teachers, vocabulary)
+      kept = teacher_labels.from_archive(
+        job.cfg,
+        archive.padded(_padded_rows(num_archived, job.cfg.archive)),
+        *(teachers, vocabulary),
+      )
       if kept.prefix is not None or job.cfg.contradicted < 1.0:
         cost.add_forward(kept.tokens.size)
-      archive = archive.replace(weight=kept.weight)
+      archive = archive.replace(weight=kept.weight[:num_archived])
       rehearsed = teacher_labels.concatenate(labels, sharding.replicate(kept))
   if job.archive is not None:
-    of_current = labels.rows(_of_current(replay))
+    on_host = sharding.fetch(labels.replace(head=None, prefix=None))
+    of_current = jax.tree.map(jnp.asarray, on_host.rows(_of_current(replay)))
     archive = archive_lib.extend(
       job.archive if archive is None else archive,
       teacher_labels.as_archive(of_current, vocabulary, job.nights),
       job.cfg.archive,
       order_lib.numpy_rng(jax.random.fold_in(probe_rng, _ARCHIVE_KEY)),
     )
+    archive = sharding.replicate(archive)
   return Rehearsal(
     replay,
     rehearsed,
     sharding.shard_batch(probe_labels, 'batch'),
+    num_archived,
     archived_share,
     archive,
   )
+
+
+def _padded_rows(rows: int, at_most: int) -> int:
+  """A number from `rows` up, of few, so that few shapes are compiled.
+
+  A power of two blocks, or blocks for `at_most`, which a full archive has.
+  """
+  blocks, most = (-(-n // _ARCHIVE_BLOCK) for n in (rows, at_most))
+  return _ARCHIVE_BLOCK * min(1 << (blocks - 1).bit_length(), max(blocks, most))
 
 
 def _sample(

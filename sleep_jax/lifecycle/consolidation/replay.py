@@ -84,10 +84,7 @@ def sample_replay(
     drawn = generation.sample(
       cfg, teachers.current, tokenizer, cfg.dreams, current_key, day
     )
-    source = np.ones(drawn.tokens.shape, np.float32)
-    return Replay(
-      drawn.tokens, drawn.lengths, _weight(cfg, drawn), source, None
-    )
+    return of_one_teacher(cfg, drawn)
   least, most = cfg.previous_fraction
   previous_fraction = min(max(least, nights / (nights + 1)), most)
   half = cfg.dreams // 2
@@ -115,6 +112,14 @@ def sample_replay(
         order_lib.numpy_rng(splice_key),
       )
   return _side_by_side(cfg, current, previous, previous_fraction)
+
+
+def of_one_teacher(
+  cfg: consolidation_config.SeedingConfig, drawn: generation.Documents
+) -> Replay:
+  """Whole documents of the current model as rows."""
+  source = np.ones(drawn.tokens.shape, np.float32)
+  return Replay(drawn.tokens, drawn.lengths, _weight(cfg, drawn), source, None)
 
 
 def _side_by_side(

@@ -190,8 +190,9 @@ def as_archive(
   assert isinstance(labels.teacher, divergences.TopK)
   teacher = labels.teacher
   if vocabulary is not None:
-    teacher = teacher.replace(tokens=jnp.asarray(vocabulary)[teacher.tokens])
-  nights = jnp.full(len(labels.tokens), night, jnp.int32)
+    tokens = vocabulary[np.asarray(teacher.tokens)]
+    teacher = teacher.replace(tokens=jnp.asarray(tokens))
+  nights = jnp.asarray(np.full(len(labels.tokens), night, np.int32))
   return archive_lib.Archive(labels.tokens, labels.weight, teacher, nights)
 
 
@@ -214,11 +215,10 @@ def from_archive(
     archive = archive.replace(teacher=archive.teacher.replace(tokens=tokens))
   columns = jnp.arange(archive.tokens.shape[1])
   positions = jnp.broadcast_to(columns, archive.tokens.shape)
-  parts = []
+  likeliest, parts = archive.likeliest(), []
   for i in range(0, len(archive), _LABEL_BATCH):
     rows = slice(i, i + _LABEL_BATCH)
-    part = archive.rows(rows)
-    args = part.tokens, positions[rows], part.likeliest()
+    args = archive.tokens[rows], positions[rows], likeliest[rows]
     parts.append(_read_archived(cfg, teachers, *args))
   prefix, contradicted = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
   weight = archive.weight * (1.0 - contradicted)
