@@ -1,5 +1,6 @@
 """The command line, as a user types it, and lives that are interrupted."""
 
+import concurrent.futures
 import importlib
 import json
 import pathlib
@@ -322,6 +323,22 @@ def test_programs_are_dropped_before_memory_maps_run_out(tmp_path):
   assert compilation.drop_programs_near_limit(proc(60, 100))
   assert double._cache_size() == 0
   assert not compilation.drop_programs_near_limit(tmp_path / 'not_linux')
+
+
+def test_of_two_configs_at_once_one_has_the_folder(tmp_path):
+  """Whichever is first; those of the same config all have it."""
+
+  def claim(number):
+    try:
+      workers.claim_workdir(tmp_path / 'w', {'a': number % 2})
+    except config.ConfigError:
+      return None
+    return number % 2
+
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    claimed = list(pool.map(claim, range(32)))
+  assert claimed.count(None) == 16 and len(set(claimed)) == 2
+  assert not list(tmp_path.rglob('*.part'))
 
 
 def test_workers_claim_their_directory_once(tmp_path):

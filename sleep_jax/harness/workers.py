@@ -27,20 +27,20 @@ def claim_workdir(workdir: pathlib.Path, c: build_lib.Settings) -> None:
   marker = workdir / 'config.json'
   # Settings of how lives are run may differ between two runs.
   identity = json.loads(json.dumps(build_lib.config_identity(c)))
-  if marker.exists():
-    saved = json.loads(marker.read_text('utf-8'))
-    if _is_of_version_0_1(saved):
-      raise config.ConfigError(
-        f'{workdir} was written by sleep_jax 0.1, whose settings have other '
-        'names; use that version to go on with it, or give another --workdir.'
-      )
-    if saved != identity:
-      raise config.ConfigError(
-        f'{workdir} holds a run of another config (see {marker}); give '
-        'another --workdir, or delete that one yourself.'
-      )
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write(marker, json.dumps(identity, indent=2))
+  with files.lock_dir(workdir):
+    if marker.exists():
+      saved = json.loads(marker.read_text('utf-8'))
+      if _is_of_version_0_1(saved):
+        raise config.ConfigError(
+          f'{workdir} was written by sleep_jax 0.1, whose settings have other '
+          'names; use that version to go on with it, or give another --workdir.'
+        )
+      if saved != identity:
+        raise config.ConfigError(
+          f'{workdir} holds a run of another config (see {marker}); give '
+          'another --workdir, or delete that one yourself.'
+        )
+    files.write(marker, json.dumps(identity, indent=2))
 
 
 def _is_of_version_0_1(c: build_lib.Settings) -> bool:

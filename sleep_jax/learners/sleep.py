@@ -123,7 +123,7 @@ class Sleep(base.Learner):
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
   ) -> tuple[life_lib.Life, at.Metrics]:
     experience = experience_lib.in_memory(experience, self.name)
-    life = self._with_dreams_of_base(life)
+    life = self._with_dreams_of_base(life, experience.frames)
     if self.reads_windows:
       life, metrics = self._read_windows(life, experience)
     else:
@@ -131,7 +131,9 @@ class Sleep(base.Learner):
     life = life.replace(contexts=experience.contexts)
     return life.with_frames(experience.frames), metrics
 
-  def _with_dreams_of_base(self, life: life_lib.Life) -> life_lib.Life:
+  def _with_dreams_of_base(
+    self, life: life_lib.Life, frames: tuple[experience_lib.Frame, ...]
+  ) -> life_lib.Life:
     """Before anything was read: the life with its first archive, if any."""
     cfg, setup = self.cfg.sleep, self.setup
     if not cfg.archive_base or int(life.clock.tokens):
@@ -142,6 +144,7 @@ class Sleep(base.Learner):
       setup.tokenizer,
       setup.costs,
       jax.random.fold_in(life.rng, _BASE_KEY),
+      frames,
     )
     return life.replace(archive=archive)
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import time
+import uuid
 
 from sleep_jax import config
 
@@ -14,12 +15,16 @@ _LOCK_TIMEOUT = 10.0  # Seconds; covers the exit of a killed run's workers.
 
 def write(path: pathlib.Path, text: str) -> None:
   """Writes a text file atomically: readers see the old or the new content."""
-  part = path.with_name(f'{path.name}.part')
-  with part.open('w', encoding='utf-8') as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  part.replace(path)
+  # A name of its own, and no link is followed: several may write at once.
+  part = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
+  try:
+    with part.open('x', encoding='utf-8') as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

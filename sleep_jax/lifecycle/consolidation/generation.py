@@ -108,10 +108,11 @@ def sample_as_it_is(
   tokenizer: tokenizers.Tokenizer,
   rows: int,
   rng: at.Key,
+  day: tuple[experience_lib.Frame, ...] = (),
 ) -> Documents:
   """`rows` documents at temperature 1, of which none is chosen."""
   cfg = dataclasses.replace(cfg, temperature=1.0, oversample=1)
-  return sample(cfg, model, tokenizer, rows, rng)
+  return sample(cfg, model, tokenizer, rows, rng, day)
 
 
 def oversample(

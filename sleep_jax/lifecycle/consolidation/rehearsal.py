@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
@@ -33,14 +34,16 @@ def of_base(
   tokenizer: tokenizers.Tokenizer,
   costs: costs_lib.CostTracker,
   rng: at.Key,
+  day: tuple[experience_lib.Frame, ...],
 ) -> archive_lib.Archive:
   """The archive before the first day: `cfg.archive_base` dreams of the base.
 
-  From then on they count as those of a night, number -1.
+  From then on they count as those of a night, number -1. `day` are the frames
+  of what is about to be read: an instruct model knows most in its chat format.
   """
   with costs.phase('rollout') as cost:
     drawn = generation.sample_as_it_is(
-      cfg, base, tokenizer, cfg.archive_base, rng
+      cfg, base, tokenizer, cfg.archive_base, rng, day
     )
     cost.add_forward(drawn.tokens.size)
   with costs.phase('teacher') as cost:
