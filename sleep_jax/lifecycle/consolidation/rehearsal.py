@@ -118,11 +118,8 @@ def prepare(
     cost.add_forward(size, times=times)
     rehearsed = labels
     if archive is not None:
-      kept = teacher_labels.from_archive(
-        job.cfg,
-        archive.padded(_padded_rows(num_archived, job.cfg.archive)),
-        *(teachers, vocabulary),
-      )
+      padded = archive.padded(_padded_rows(num_archived, job.cfg.archive))
+      kept = teacher_labels.from_archive(job.cfg, padded, teachers, vocabulary)
       if kept.prefix is not None or job.cfg.contradicted < 1.0:
         cost.add_forward(kept.tokens.size)
       archive = archive.replace(weight=kept.weight[:num_archived])
