@@ -17,10 +17,9 @@ The settings of the baselines were chosen on seed 100, three nights, by mean
 recall (and not on the seeds of the table): sft learning rate among 2e-3, 1e-3,
 5e-4; ewc lambda among 0.1, 1, 2, 10, 100; wake_only learning rate among 3e-3,
 1e-3; icl window among 64 and 128. Those of `:hard` are what `:hard_tune` found
-best by mean recall after ten nights (results/facts_hard_tune, seed 100), but for
-sleep, which had more lives to choose by than the others: some fifty of three to
-ten nights, and a few of twenty, most on seed 100, the first ones on seed 1 of
-the table.
+best by mean recall after ten nights (results/facts_hard_tune, seed 100). Sleep
+had more lives to choose by than the others, some fifty of three to ten nights
+and a few of twenty, most on seed 100, the first ones on seed 1 of the table.
 """
 
 from typing import Any
