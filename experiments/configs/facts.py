@@ -241,6 +241,8 @@ def _hard_base(c: common.Config) -> None:
       sleep=dict(archive_base=256, contradicted=0.9),
     ),
     'replay_archive': dict(c.arms.replay_archive),
+    'replay_archive_base': dict(c.arms.replay_archive)
+    | dict(learner_config=dict(archive=3000, archive_base=256)),
   }
 
 
