@@ -29,13 +29,10 @@ def retention_loss(
   """Nats per token that `after` loses against `before` on its own documents."""
   before, after = before.merged(), after.merged()
   replay_cfg = dataclasses.replace(
-    dreamer.replay,
-    dream_length=dreamer.cfg.retention_length,
-    temperature=1.0,
-    oversample=1,
+    dreamer.replay, dream_length=dreamer.cfg.retention_length
   )
   with dreamer.costs.phase('eval') as cost:
-    tokens, lengths, *_ = generation.sample(
+    tokens, lengths, *_ = generation.sample_as_it_is(
       replay_cfg, before, dreamer.tokenizer, dreamer.cfg.retention_rows, rng
     )
     weight = np.arange(tokens.shape[1]) < lengths[:, None]
