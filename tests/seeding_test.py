@@ -248,6 +248,43 @@ def test_merge_distils_the_oldest_expert_into_the_next_oldest(life):
   assert not paths_that_differ(old.expert(2), new.expert(2))
 
 
+def folding(life):
+  """The life with a full level 2, whose base may take in what it knows."""
+  model = with_full_bank(life).model
+  levels = list(model.cfg.levels)
+  levels[1] = dataclasses.replace(levels[1], folds=True)
+  cfg = dataclasses.replace(model.cfg, levels=tuple(levels))
+  change = memory_lib.init_change(cfg, 1)
+  return life.replace(model=model.replace(cfg=cfg).with_level(1, folded=change))
+
+
+def test_fold_distils_all_experts_into_the_base_and_frees_their_slots(life):
+  fold = dataclasses.replace(CONFIG, slot_policy='fold', optimizer='muon')
+  life = folding(life)
+  after, report = consolidate(life, fold)
+  old, new = (x.memory.levels[1] for x in (life, after))
+  assert report.slot == 0 and new.bank.status.tolist() == [2, 0, 0]
+  assert not np.asarray(new.bank.experts.b[:, 1:]).any()
+  metrics = report.metrics()
+  assert metrics['1to2/freeing_kl_last'] < metrics['1to2/freeing_kl_first']
+  # It is there: without it the model is another one.
+  changed = paths_that_differ(old.folded, new.folded)
+  assert len(changed) == 3
+  tokens = jnp.arange(3, 15)[None]
+  without = after.model.with_level(1, folded=old.folded)
+  assert (
+    after.model.forward(tokens).logits != without.forward(tokens).logits
+  ).any()
+
+
+def test_a_level_folds_only_if_its_base_may_change(life):
+  fold = dataclasses.replace(CONFIG, slot_policy='fold')
+  with pytest.raises(config.ConfigError, match='folds=True'):
+    consolidate(with_full_bank(life), fold)
+  with pytest.raises(config.ConfigError, match='slots=0'):
+    conftest.tiny(levels=(config.LevelConfig(16, folds=True),))
+
+
 def test_a_single_slot_can_be_recycled_and_not_merged(cfg, life):
   levels = (
     cfg.levels[0],

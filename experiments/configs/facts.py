@@ -261,7 +261,8 @@ def _hundred(c: common.Config) -> None:
 
   def bank(slots: int, policy: str) -> dict[str, Any]:
     fast, slow = (dict(level) for level in c.model.levels)
-    levels = [fast, slow | dict(slots=slots, top_k=slots)]
+    slow.update(slots=slots, top_k=slots, folds=policy == 'fold')
+    levels = [fast, slow]
     return dict(
       learner='sleep',
       model=dict(levels=levels),
@@ -272,6 +273,7 @@ def _hundred(c: common.Config) -> None:
     'sleep': bank(nights, 'error'),
     'merge': bank(8, 'merge'),
     'recycle': bank(8, 'recycle'),
+    'fold': bank(8, 'fold'),
     'replay_archive': dict(c.arms.replay_archive),
   }
 

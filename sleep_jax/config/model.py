@@ -24,6 +24,9 @@ class LevelConfig:
   rank: int = 0  # Width d_low of one expert.
   # Active experts a token may use; null is always a choice.
   top_k: base.Count = 1
+  # Whether the dense base may take in what its experts know, and so has a
+  # change of its own: see `sleep.slot_policy=fold`.
+  folds: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,4 +309,9 @@ def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
       raise base.ConfigError(
         f'model.levels: level {i} sends to level {i + 1}, which has '
         f'slots={levels[i].slots}, rank={levels[i].rank}; give it both.'
+      )
+    if level.folds and not level.slots:
+      raise base.ConfigError(
+        f'model.levels: level {i} has folds=True but slots=0, so there is no '
+        'expert that its base could take in; set slots, or folds=False.'
       )

@@ -35,7 +35,7 @@ def check_slots(
       raise config.ConfigError(
         f'{nights} nights need {nights} slots, but model.levels[{i + 1}].'
         f'slots={slots} and sleep.slot_policy=error; raise slots, or set '
-        'sleep.slot_policy=merge or recycle.'
+        'sleep.slot_policy=merge, fold or recycle.'
       )
 
 

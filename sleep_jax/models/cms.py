@@ -38,7 +38,7 @@ def per_layer_memory(memory: memory_lib.Memory) -> PerLayerMemory:
   def convert(level: memory_lib.LevelMemory) -> LayerMemory:
     bank = level.bank
     return LayerMemory(
-      delta=level.fast.delta if level.fast else None,
+      delta=level.dense_change(),
       experts=bank.experts if bank else None,
       status=(
         jnp.broadcast_to(bank.status, bank.experts.bias.shape) if bank else None

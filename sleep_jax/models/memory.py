@@ -113,10 +113,23 @@ class Fast(at.Pytree):
 
 
 class LevelMemory(at.Pytree):
-  """One level: `fast` is None when it is frozen, `bank` when it has no slot."""
+  """One level: `fast` is None when it is frozen, `bank` when it has no slot.
+
+  folded: change of {gate, up, down} by which the dense base has taken in what
+    the experts knew; None where it never does (`LevelConfig.folds`).
+  """
 
   fast: Fast | None
   bank: Bank | None
+  folded: at.Tree | None = None
+
+  def dense_change(self) -> at.Tree | None:
+    """What is added to the dense base: fast and folded; None is nothing."""
+    if self.fast is None:
+      return self.folded
+    if self.folded is None:
+      return self.fast.delta
+    return jax.tree.map(jnp.add, self.fast.delta, self.folded)
 
 
 class Memory(at.Pytree):
@@ -171,7 +184,7 @@ class Memory(at.Pytree):
     return bank
 
   def with_level(self, index: int, **changes: Any) -> 'Memory':
-    """The same memory with `fast` or `bank` of one level replaced."""
+    """The same memory with parts of one level replaced."""
     levels = list(self.levels)
     levels[index] = levels[index].replace(**changes)
     return self.replace(levels=tuple(levels))
@@ -207,17 +220,18 @@ def base_shapes(cfg: config.ModelConfig, level: int) -> at.Tree:
   return {'gate': wide, 'up': wide, 'down': (layers, hidden, cfg.dim)}
 
 
+def init_change(cfg: config.ModelConfig, level: int) -> at.Tree:
+  """No change of a level's dense weights; new buffers at every call."""
+  return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
+
+
 def init_fast(cfg: config.ModelConfig, level: int) -> Fast:
   """The fast part of level number `level` (0 = fastest) before any update."""
-
-  def zeros() -> at.Tree:  # Called anew: donated buffers must not be shared.
-    return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
-
   return Fast(
-    delta=zeros(),
-    grads=zeros(),
+    delta=init_change(cfg, level),
+    grads=init_change(cfg, level),
     chunks=jnp.zeros((), jnp.int32),
-    opt_state=level_optimizer(cfg.levels[level]).init(zeros()),
+    opt_state=level_optimizer(cfg.levels[level]).init(init_change(cfg, level)),
   )
 
 
@@ -264,6 +278,7 @@ def init_memory(cfg: config.ModelConfig) -> Memory:
       LevelMemory(
         fast=init_fast(cfg, i) if level.chunk else None,
         bank=init_bank(cfg, i) if level.slots else None,
+        folded=init_change(cfg, i) if level.folds else None,
       )
       for i, level in enumerate(cfg.levels)
     ),

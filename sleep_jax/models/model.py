@@ -85,7 +85,7 @@ class Model(at.Pytree):
     return self.required_memory().bank(level)
 
   def with_level(self, level: int, **changes: Any) -> 'Model':
-    """The same model with `fast` or `bank` of one level replaced."""
+    """The same model with parts of one level replaced."""
     memory = self.required_memory().with_level(level, **changes)
     return self.replace(memory=memory)
 

@@ -58,7 +58,7 @@ def why_not_plain(
   """Why no plain checkpoint computes the same function; None if one does."""
   for i in range(len(cfg.levels_per_block) - 1):
     down = params['blocks'][f'level_{i + 1}']['down']
-    if not _output_is_zero(down, memory.levels[i].fast if memory else None):
+    if not _output_is_zero(down, memory.levels[i] if memory else None):
       return (
         f'level {i + 1} adds a second MLP to every block, and a plain block '
         'has one'
@@ -78,9 +78,12 @@ def used_slots(bank: memory_lib.Bank) -> list[int]:
   return np.flatnonzero(np.asarray(bank.status) != memory_lib.LOCKED).tolist()
 
 
-def _output_is_zero(down: at.Array, fast: memory_lib.Fast | None) -> bool:
+def _output_is_zero(
+  down: at.Array, level: memory_lib.LevelMemory | None
+) -> bool:
   """Whether a level's output is zero for every input."""
-  change = None if fast is None else np.asarray(fast.delta['down'])
+  dense = level.dense_change() if level else None
+  change = None if dense is None else np.asarray(dense['down'])
   return not any(
     np.any(w if change is None else w + change[layer])
     for layer, w in enumerate(down)
@@ -111,9 +114,10 @@ def with_fast_change(
 def _changes(
   cfg: config.ModelConfig, memory: memory_lib.Memory | None
 ) -> dict[str, dict[str, list[np.ndarray | None]]]:
-  """The fast changes by module of a block, matrix and layer."""
+  """The dense changes by module of a block, matrix and layer."""
   out: dict[str, dict[str, list[np.ndarray | None]]] = {}
-  for i, delta in enumerate(memory.deltas() if memory else ()):
+  for i, level in enumerate(memory.levels if memory else ()):
+    delta = level.dense_change()
     name = f'level_{1 if cfg.partition else i + 1}'
     for key, stack in (delta or {}).items():
       of_layers = out.setdefault(name, {}).setdefault(key, [None] * cfg.layers)

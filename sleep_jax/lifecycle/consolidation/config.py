@@ -16,7 +16,8 @@ class SeedingConfig:
   consolidate: bool = True  # False: nothing moves at night.
   teachers: str = 'current+previous'  # or 'current', the paper's letter.
   sender_reset: str = 'restart'  # or 'carry': see `transfer.compute`.
-  slot_policy: str = 'error'  # When a bank is full: error | merge | recycle.
+  # When a bank is full: error | merge | fold | recycle, see `slots`.
+  slot_policy: str = 'error'
   # Dreams: the data set D, sampled from the teachers.
   dreams: base.Count = 1024  # Rows, half of them from each teacher.
   dream_length: base.Count = 64  # Tokens of a row, the leading BOS included.
@@ -99,7 +100,7 @@ class SeedingConfig:
     for name, known in dict(
       teachers=('current', 'current+previous'),
       sender_reset=('restart', 'carry'),
-      slot_policy=('error', 'merge', 'recycle'),
+      slot_policy=('error', 'merge', 'fold', 'recycle'),
       semantic=('teacher_embedding', 'encoder', 'exact'),
     ).items():
       base.lookup(getattr(self, name), dict.fromkeys(known), f'sleep.{name}')

@@ -4,6 +4,7 @@ import dataclasses
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax.data import experience as experience_lib
@@ -14,6 +15,7 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.models import transformer
 
 
 class SlotId(at.Pytree):
@@ -22,6 +24,10 @@ class SlotId(at.Pytree):
   level: int = struct.field(pytree_node=False)
   slot: int | jax.Array
 
+  def get(self, model: model_lib.Model) -> memory_lib.Expert:
+    """The expert there."""
+    return model.bank(self.level).expert(self.slot)
+
   def put(
     self, model: model_lib.Model, expert: memory_lib.Expert
   ) -> model_lib.Model:
@@ -29,14 +35,62 @@ class SlotId(at.Pytree):
     bank = model.bank(self.level).with_expert(self.slot, expert)
     return model.with_level(self.level, bank=bank)
 
+  def activate(self, model: model_lib.Model) -> model_lib.Model:
+    """The model with the slot routed as it will be when in force.
+
+    So that what the expert learns, and what it displaces, is what the next day
+    finds.
+    """
+    bank = model.bank(self.level).set_status(self.slot, memory_lib.ACTIVE)
+    return model.with_level(self.level, bank=bank)
+
+  def gate_logits(
+    self, out: transformer.Output
+  ) -> at.Float[jax.Array, 'L B T'] | None:
+    """The logits of the expert's gate."""
+    return jnp.take(out.router_logits(self.level), self.slot, axis=-1)
+
+
+class DenseBase(at.Pytree):
+  """The dense base of a level (0 = fastest, static), which always runs."""
+
+  level: int = struct.field(pytree_node=False)
+
+  def get(self, model: model_lib.Model) -> at.Tree:
+    """The change that folding has made to it so far.
+
+    Raises:
+      ValueError: if that level does not fold.
+    """
+    folded = model.required_memory().levels[self.level].folded
+    if folded is None:
+      raise ValueError(f'Level {self.level + 1} does not fold.')
+    return folded
+
+  def put(self, model: model_lib.Model, change: at.Tree) -> model_lib.Model:
+    """The model with `change` there."""
+    return model.with_level(self.level, folded=change)
+
+  def activate(self, model: model_lib.Model) -> model_lib.Model:
+    """The model itself."""
+    return model
+
+  def gate_logits(self, out: transformer.Output) -> None:
+    """None: it has no gate."""
+    del out
+
+
+# What a job trains: one expert, or a level's dense base.
+Target = SlotId | DenseBase
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedingJob:
-  """Who teaches, by what settings, and which expert learns.
+  """Who teaches, by what settings, and what learns.
 
   cfg: the settings.
   teachers: never changed.
-  target: the expert to train.
+  target: what to train.
   nights: how many nights the previous model stands for.
   tokenizer: tells where rows, and their segments, begin and end.
   costs: where tokens, FLOPs and seconds are written down.
@@ -46,7 +100,7 @@ class SeedingJob:
 
   cfg: consolidation_config.SeedingConfig
   teachers: replay_lib.Teachers
-  target: SlotId
+  target: Target
   nights: int
   tokenizer: tokenizers.Tokenizer
   costs: costs_lib.CostTracker

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
+from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import job as job_lib
@@ -26,6 +28,29 @@ _ARCHIVE_BLOCK = 64  # An archive that grows is padded to so many rows.
 _BASE_NIGHT = -1
 _ARCHIVE_KEY = 7  # Beside the keys that sampling splits off.
 _PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
+
+
+def archive_of(
+  cfg: consolidation_config.SeedingConfig, life: life_lib.Life
+) -> archive_lib.Archive | None:
+  """The life's archive, perhaps a new one; None where none is kept.
+
+  Raises:
+    ConfigError: if its rows are not of today's settings.
+  """
+  if not cfg.archive:
+    return None
+  archive = archive_lib.empty(cfg.dream_length, cfg.teacher_top_k)
+  if life.archive is None:
+    return archive
+  *_, length, top_k = life.archive.teacher.tokens.shape
+  if (length, top_k) != (cfg.dream_length, cfg.teacher_top_k):
+    raise config.ConfigError(
+      f'sleep.dream_length={cfg.dream_length} and sleep.teacher_top_k='
+      f'{cfg.teacher_top_k}, but the archived dreams have {length} tokens and '
+      f'{top_k} predictions each; set these, or sleep.archive=0.'
+    )
+  return life.archive
 
 
 def of_base(

@@ -6,7 +6,8 @@ The objective, maximised in the paper and minimised here:
 
 with GKD's mixture of replayed rows (1 - lambda) and the student's own rollouts
 (lambda) for the divergence, and Learning to Imitate for the reward. Only the
-new expert trains; nothing else is differentiated.
+new expert trains (or, when a full bank is folded, its level's dense base);
+nothing else is differentiated.
 """
 
 import dataclasses
@@ -29,7 +30,6 @@ from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import rehearsal as rehearsal_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
-from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
@@ -67,11 +67,11 @@ class Seeded(NamedTuple):
 def seed(
   job: job_lib.SeedingJob, student: model_lib.Model, rng: at.Key
 ) -> Seeded:
-  """Trains one expert of the student by distillation from the teachers.
+  """Trains the job's target in the student by distillation from the teachers.
 
   Args:
     job: everything that stays as it is.
-    student: the prospective model, the job's slot already unlocked.
+    student: the prospective model; a slot to train is already unlocked.
     rng: random key.
   """
   replay_key, order_key, roll_key, probe_key = jax.random.split(rng, 4)
@@ -80,12 +80,9 @@ def seed(
     job, teachers=job.teachers.replace(head=rehearsal.labels.head)
   )
   cfg, target = job.cfg, job.target
-  student = _activate(student, target)
-  bank = student.bank(target.level)
-  expert = sharding.shard_params(
-    jax.tree.map(jnp.copy, bank.expert(target.slot))
-  )
-  state = expert, sharding.shard_params(optimizer(cfg).init(expert))
+  student = target.activate(student)
+  trained = sharding.shard_params(jax.tree.map(jnp.copy, target.get(student)))
+  state = trained, sharding.shard_params(optimizer(cfg).init(trained))
   kl_before = _probe_kl(job, state[0], student, rehearsal.probe)
   order = order_lib.numpy_rng(order_key)
   curves, rewards, rollouts = [], [], None
@@ -125,45 +122,47 @@ def seed(
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def seed_steps(
   cfg: consolidation_config.SeedingConfig,
-  state: tuple[memory_lib.Expert, Any],
+  state: tuple[at.Tree, Any],
   student: model_lib.Model,
-  target: job_lib.SlotId,
+  target: job_lib.Target,
   data: tuple[teacher_labels.LabeledBatch, imitation.Rollouts | None],
   rows: tuple[jax.Array, jax.Array],
-) -> tuple[tuple[memory_lib.Expert, Any], StepMetrics]:
-  """K steps of seeding in one program; gradients exist for the expert alone.
+) -> tuple[tuple[at.Tree, Any], StepMetrics]:
+  """K steps of seeding in one program; gradients exist for the target alone.
 
   Args:
     cfg: static.
-    state: expert and optimizer state; donated.
-    student: what the expert is put into.
+    state: of the target, what trains and its optimizer state; donated.
+    student: what it is put into.
     target: where.
     data: labelled rows of D, and the student's rollouts.
     rows: the rows of each that a step takes, `[K, B]` and `[K, R]`.
 
   Returns:
-    Expert and optimizer state, and what each step measured, `[K]`.
+    The new state, and what each step measured, `[K]`.
   """
   labels, rollouts = data
 
-  def loss_fn(expert, index):
+  def loss_fn(trained, index):
     batch = None if rollouts is None else rollouts.rows(index[1])
-    return objective(expert, cfg, target, student, labels.rows(index[0]), batch)
+    return objective(
+      trained, cfg, target, student, labels.rows(index[0]), batch
+    )
 
-  expert, opt_state, metrics = fit.fit(loss_fn, optimizer(cfg), *state, rows)
-  return (expert, opt_state), metrics
+  trained, opt_state, metrics = fit.fit(loss_fn, optimizer(cfg), *state, rows)
+  return (trained, opt_state), metrics
 
 
 def objective(
-  expert: memory_lib.Expert,
+  trained: at.Tree,
   cfg: consolidation_config.SeedingConfig,
-  target: job_lib.SlotId,
+  target: job_lib.Target,
   student: model_lib.Model,
   labels: teacher_labels.LabeledBatch,
   rollouts: imitation.Rollouts | None,
 ) -> tuple[jax.Array, StepMetrics]:
   """-J_KS of one batch, with the router's provenance loss beside it."""
-  student = target.put(student, expert)
+  student = target.put(student, trained)
   parts = [labels] if rollouts is None else [labels, rollouts.labels]
   batch = teacher_labels.concatenate(*parts).replace(head=None)
   batch = sharding.shard_batch(batch, 'batch')
@@ -188,10 +187,10 @@ def objective(
       # What weighs the divergence of a token says nothing of its credit.
       rollouts.labels.weight[:, :-1] > 0,
     )
-  gate_loss = optax.sigmoid_binary_cross_entropy(
-    jnp.take(out.router_logits(target.level), target.slot, axis=-1), batch.gate
-  )
-  router = masked_mean(gate_loss.mean(0), batch.gate_weight)
+  router, gate_logits = jnp.zeros(()), target.gate_logits(out)
+  if gate_logits is not None:
+    gate_loss = optax.sigmoid_binary_cross_entropy(gate_logits, batch.gate)
+    router = masked_mean(gate_loss.mean(0), batch.gate_weight)
   loss = cfg.alpha * distill_loss + (1 - cfg.alpha) * imitation_loss
   loss += cfg.router_weight * router
   return loss, StepMetrics(
@@ -229,10 +228,10 @@ def optimizer(
   return optax.chain(*parts)
 
 
-def _muon_dimensions(expert: at.Tree) -> at.Tree:
-  """Which leaves are stacks of matrices, for Muon: A and B, layer by layer."""
+def _muon_dimensions(trained: at.Tree) -> at.Tree:
+  """Which leaves are stacks of matrices, for Muon: `[L, in, out]`, by layer."""
   matrix = optax.contrib.MuonDimensionNumbers(1, 2)
-  return expert.replace(a=matrix, b=matrix, router=None, bias=None)
+  return jax.tree.map(lambda x: matrix if x.ndim == 3 else None, trained)
 
 
 def masked_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -286,31 +285,18 @@ def _token_logprobs(
   )
 
 
-def _activate(
-  student: model_lib.Model, target: job_lib.SlotId
-) -> model_lib.Model:
-  """The student with the target slot routed as it will be when in force.
-
-  So that what the expert learns, and what it displaces, is what the next day
-  finds.
-  """
-  bank = student.bank(target.level)
-  bank = bank.set_status(target.slot, memory_lib.ACTIVE)
-  return student.with_level(target.level, bank=bank)
-
-
 _measure = jax.jit(objective, static_argnums=1)
 
 
 def _probe_kl(
   job: job_lib.SeedingJob,
-  expert: memory_lib.Expert,
+  trained: at.Tree,
   student: model_lib.Model,
   probe: teacher_labels.LabeledBatch,
 ) -> float:
   """KL(teacher || student) on the probe's rows, nats per token."""
   with job.costs.phase('update') as cost:
-    _, metrics = _measure(expert, job.cfg, job.target, student, probe, None)
+    _, metrics = _measure(trained, job.cfg, job.target, student, probe, None)
     kl = float(metrics.kl)
     cost.add_forward(probe.tokens.size)
   return kl

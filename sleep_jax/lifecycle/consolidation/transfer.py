@@ -16,14 +16,15 @@ import numpy as np
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import tokenizers
-from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import job as job_lib
+from sleep_jax.lifecycle.consolidation import rehearsal as rehearsal_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import slots as slots_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
@@ -37,6 +38,7 @@ class TransferReport:
     on the same rows: a comparison of two batches would be mostly noise.
   transferred: whether it counted; if not, the life was left as it was.
   curves: every step's measurements, see `seeding.StepMetrics`.
+  freeing: of how a slot was freed before, see `slots.free_up_slot`.
   """
 
   transfer: schedule.Transfer
@@ -45,6 +47,7 @@ class TransferReport:
   kl_last: float
   transferred: bool
   curves: dict[str, np.ndarray]
+  freeing: at.Metrics
 
   def metrics(self) -> at.Metrics:
     """Figures by name; level 0 is the states of recurrent mixers."""
@@ -60,6 +63,7 @@ class TransferReport:
       f'{name}/on_policy': float(self.curves['on_policy'][-tenth:].mean()),
       f'{name}/reward_first': float(self.curves['reward'][0]),
       f'{name}/reward_last': float(self.curves['reward'][-1]),
+      **{f'{name}/{key}': value for key, value in self.freeing.items()},
     }
 
 
@@ -88,7 +92,7 @@ def transfer(
   """
   slot_key, seed_key, free_key = jax.random.split(rng, 3)
   original = life
-  life = free_up_slot(
+  life, freeing = slots_lib.free_up_slot(
     cfg, life, pair.receiver, previous, tokenizer, costs, free_key
   )
   model = life.model.merged()
@@ -116,10 +120,10 @@ def transfer(
     tokenizer,
     costs,
     life.frames,
-    _archive(cfg, life),
+    rehearsal_lib.archive_of(cfg, life),
   )
   seeded = seeding.seed(job, student, seed_key)
-  report = _report(cfg, pair, slot, seeded.curves)
+  report = _report(cfg, pair, slot, seeded.curves, freeing)
   if not report.transferred:
     _warn_of_failure(cfg, report, int(life.clock.nights))
     return original, report
@@ -128,25 +132,6 @@ def transfer(
   if seeded.archive is not None:
     life = life.replace(archive=seeded.archive)
   return life.with_memory(seeded.student.required_memory()), report
-
-
-def _archive(
-  cfg: consolidation_config.SeedingConfig, life: life_lib.Life
-) -> archive_lib.Archive | None:
-  """The life's archive, perhaps a new one; None where none is kept."""
-  if not cfg.archive:
-    return None
-  archive = archive_lib.empty(cfg.dream_length, cfg.teacher_top_k)
-  if life.archive is None:
-    return archive
-  *_, length, top_k = life.archive.teacher.tokens.shape
-  if (length, top_k) != (cfg.dream_length, cfg.teacher_top_k):
-    raise config.ConfigError(
-      f'sleep.dream_length={cfg.dream_length} and sleep.teacher_top_k='
-      f'{cfg.teacher_top_k}, but the archived dreams have {length} tokens and '
-      f'{top_k} predictions each; set these, or sleep.archive=0.'
-    )
-  return life.archive
 
 
 def compute(
@@ -186,70 +171,17 @@ def _update_if_pending(
   )
 
 
-def free_up_slot(
-  cfg: consolidation_config.SeedingConfig,
-  life: life_lib.Life,
-  level: int,
-  previous: memory_lib.Memory,
-  tokenizer: tokenizers.Tokenizer,
-  costs: costs_lib.CostTracker,
-  rng: at.Key,
-) -> life_lib.Life:
-  """Frees a slot of a full bank as the policy says; never silently.
-
-  `recycle` drops the oldest expert. `merge` first distils it into the next
-  oldest, on rows of the model that still has both.
-  """
-  bank = life.memory.bank(level)
-  if bank.free_slot() is not None or not cfg.expand:
-    return life
-  oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
-  night = int(life.clock.nights)
-  if cfg.slot_policy == 'merge' and not younger:
-    raise config.ConfigError(
-      f'sleep.slot_policy=merge needs two slots, but model.levels[{level}].'
-      'slots=1; raise it, or set sleep.slot_policy=recycle.'
-    )
-  if cfg.slot_policy == 'error':
-    raise config.ConfigError(
-      f'night {night}: all {len(bank.status)} slots of level {level + 1} are '
-      f'in use; raise model.levels[{level}].slots, or set sleep.slot_policy='
-      'merge or recycle.'
-    )
-  logging.warning(
-    'Night %d: level %d is full; slot %d is %sd.',
-    night, level + 1, oldest, cfg.slot_policy,
-  )  # fmt: skip
-  empty = jax.tree.map(jnp.zeros_like, bank.expert(oldest))
-  bank = bank.with_expert(oldest, empty).set_status(oldest, memory_lib.LOCKED)
-  memory = life.memory.with_level(level, bank=bank)
-  if cfg.slot_policy == 'merge':
-    # The model before this day teaches: today's news belongs to the new slot.
-    merge_cfg = dataclasses.replace(cfg, alpha=1.0, lam=0.0, router_weight=0.0)
-    model = life.model.merged()
-    teachers = replay_lib.Teachers(
-      model.with_memory(previous), previous_memory=None
-    )
-    target = job_lib.SlotId(level, younger[0])
-    job = job_lib.SeedingJob(
-      merge_cfg, teachers, target, 0, tokenizer, costs, life.frames
-    )
-    student = model.with_memory(previous.with_level(level, bank=bank))
-    student = seeding.seed(job, student, rng).student
-    memory = memory.with_level(level, bank=student.bank(level))
-  return life.with_memory(memory)
-
-
 def _report(
   cfg: consolidation_config.SeedingConfig,
   pair: schedule.Transfer,
   slot: int,
   curves: dict[str, np.ndarray],
+  freeing: at.Metrics,
 ) -> TransferReport:
   first, last = map(float, curves['probe'])
   done = np.isfinite(last) and last <= cfg.max_kl_share * first
   return TransferReport(
-    pair, slot, first, last, bool(done or not cfg.train_expert), curves
+    pair, slot, first, last, bool(done or not cfg.train_expert), curves, freeing
   )
 
 
