@@ -95,15 +95,14 @@ def transfer(
   life, freeing = slots_lib.free_up_slot(
     cfg, life, pair.receiver, previous, tokenizer, costs, free_key
   )
-  model = life.model.merged()
 
-  # Compute. The teacher is the model as it runs, the sender's weights and
+  # Compute. The teacher is the model as it runs, the sender's weights and all
   # experts included; the student is what the sender's update makes of it.
   teachers = replay_lib.Teachers(
-    current=model,
+    current=original.model.merged(),
     previous_memory=previous if cfg.teachers == 'current+previous' else None,
   )
-  student = compute(cfg, model, pair.sender)
+  student = compute(cfg, life.model.merged(), pair.sender)
 
   # Consolidate. One new expert learns what the update is about to take away.
   bank, slot = student.bank(pair.receiver), 0
