@@ -42,9 +42,8 @@ PLAIN = conftest.tiny(
   qk_norm=True,
   rope_scaling=config.RopeScaling(8.0, 1.0, 4.0, 16),
 )
-STACK = dataclasses.replace(
-  PLAIN, levels=(dataclasses.replace(FAST, hidden=8), SLOW)
-)
+FAST_OF_STACK = dataclasses.replace(FAST, hidden=8)
+STACK = dataclasses.replace(PLAIN, levels=(FAST_OF_STACK, SLOW))
 PARTITION = dataclasses.replace(PLAIN, levels=(FAST, SLOW), partition=(1, 2))
 # The expert level beneath the fast one, which is next to the output.
 TOP = dataclasses.replace(PARTITION, partition_from='output')
@@ -89,6 +88,20 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
     defer_due_update=False,
   )
   assert not np.allclose(logits(cfg, params, tokens, updated), want)
+
+
+def test_a_base_of_several_levels_gains_slower_ones(plain, tokens):
+  params = adopted(STACK, plain)
+  slower = config.LevelConfig(8, slots=2, rank=2, top_k=2)
+  cfg = dataclasses.replace(STACK, levels=(FAST_OF_STACK, SLOW, slower))
+  grown = add_levels.add_levels(STACK, params, cfg, jax.random.key(1))
+  want = logits(STACK, params, tokens)
+  memory = memory_lib.init_memory(cfg)
+  np.testing.assert_array_equal(logits(cfg, grown, tokens, memory), want)
+  # Its experts see what the others do, so they may learn.
+  bank = conftest.random_memory(cfg).levels[2].bank
+  changed = memory.with_level(2, bank=bank)
+  assert not np.allclose(logits(cfg, grown, tokens, changed), want)
 
 
 def as_one_level(memory: memory_lib.Memory):

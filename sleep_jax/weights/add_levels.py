@@ -1,11 +1,12 @@
-"""Adds levels to the weights of a plain model, as `stack` or `partition`.
+"""Adds levels to the weights of a model, as `stack` or `partition`.
 
 Nested Learning section 7.3 stacks levels on a pretrained model and does not
 state their position. `stack`: every block gains faster levels before its own
 MLP, which becomes the slowest level; they are residual, with `down` = 0.
 `partition`: every layer keeps its one MLP, and groups of layers are updated at
-different intervals. In both cases the logits are those of the plain model, bit
-for bit, until the first update.
+different intervals. A base that has several levels may gain slower ones after
+them, which are silent in the same way: a place for experts. In all cases the
+logits are those of the base, bit for bit, until the first update.
 """
 
 from typing import Any
@@ -46,9 +47,10 @@ def add_levels(
     source_cfg: the model that the weights were trained as.
     params: its weights.
     cfg: the same model, or that model with levels: `cfg.partition` set, or
-      more `cfg.levels`, of which the slowest is the level of `source_cfg`.
+      more `cfg.levels`, of which the slowest is the one level of `source_cfg`,
+      or the fastest are its several levels.
     rng: initializes the columns of a new level's `gate` and `up` beyond the
-      width of the source's MLP.
+      width of the MLP that they are copied from.
 
   Raises:
     ConfigError: naming the first setting that does not match.
@@ -65,13 +67,28 @@ def add_levels(
   )
   if old_widths == new_widths:
     return params
-  if len(old_widths) > 1 or old_widths[0] != new_widths[-1]:
+  blocks = dict(params['blocks'])
+  if len(old_widths) == 1 and old_widths[0] == new_widths[-1]:
+    slowest = len(new_widths)
+    mlp, norm = blocks.pop('level_1'), blocks.pop('level_1_norm')
+    blocks |= {f'level_{slowest}': mlp, f'level_{slowest}_norm': norm}
+    source, added = slowest, range(1, slowest)
+  elif 1 < len(old_widths) and old_widths == new_widths[: len(old_widths)]:
+    source = len(old_widths)
+    added = range(source + 1, len(new_widths) + 1)
+  else:
     raise config.ConfigError(
       f'the base was trained with levels of hidden width {old_widths}, but '
-      f'model.levels asks for {new_widths}; a plain base of one level may gain '
-      'faster levels before it, and no others.'
+      f'model.levels asks for {new_widths}; a base of one level may gain '
+      'faster levels before it, one of several levels slower ones after them.'
     )
-  return params | {'blocks': _add_faster_levels(cfg, params['blocks'], rng)}
+  for level in added:
+    key = jax.random.fold_in(rng, level)
+    blocks[f'level_{level}'] = _silent(
+      cfg, blocks[f'level_{source}'], cfg.levels[level - 1].hidden, key
+    )
+    blocks[f'level_{level}_norm'] = blocks[f'level_{source}_norm']
+  return params | {'blocks': blocks}
 
 
 def _resolved(cfg: config.ModelConfig, name: str) -> Any:
@@ -80,20 +97,18 @@ def _resolved(cfg: config.ModelConfig, name: str) -> Any:
   return defaults.get(name, getattr(cfg, name))
 
 
-def _add_faster_levels(
-  cfg: config.ModelConfig, blocks: at.Params, rng: at.Key
+def _silent(
+  cfg: config.ModelConfig, mlp: at.Params, hidden: int, rng: at.Key
 ) -> at.Params:
-  """Makes the blocks' MLP the slowest of `cfg.levels`, and adds the others.
+  """The MLP of a new level: its `down` is 0.
 
-  A new level has `down` = 0, a copy of the MLP's norm, and copies of its `gate`
-  and `up`, which are cut, or extended by random columns, to its own width.
+  Its `gate` and `up` are those of `mlp`, cut, or extended by random columns, to
+  `hidden`.
   """
-  blocks = dict(blocks)
-  mlp, norm = blocks.pop('level_1'), blocks.pop('level_1_norm')
-  slowest, dtype = len(cfg.levels), mlp['gate'].dtype
+  dtype = mlp['gate'].dtype
   initializer = nn.initializers.lecun_normal(batch_axis=(0,))
 
-  def widen(key: at.Key, name: str, hidden: int) -> jax.Array:
+  def widen(key: at.Key, name: str) -> jax.Array:
     shape = (cfg.layers, cfg.dim, hidden)
     copied = mlp[name][..., :hidden]
     if copied.shape == shape:
@@ -101,12 +116,9 @@ def _add_faster_levels(
     init = initializer(key, shape, dtype)
     return init.at[..., : copied.shape[-1]].set(copied)
 
-  for i, level in enumerate(cfg.levels[:-1], 1):
-    gate_key, up_key = jax.random.split(jax.random.fold_in(rng, i))
-    blocks[f'level_{i}'] = {
-      'gate': widen(gate_key, 'gate', level.hidden),
-      'up': widen(up_key, 'up', level.hidden),
-      'down': jnp.zeros((cfg.layers, level.hidden, cfg.dim), dtype),
-    }
-    blocks[f'level_{i}_norm'] = norm
-  return blocks | {f'level_{slowest}': mlp, f'level_{slowest}_norm': norm}
+  gate_key, up_key = jax.random.split(rng)
+  return {
+    'gate': widen(gate_key, 'gate'),
+    'up': widen(up_key, 'up'),
+    'down': jnp.zeros((cfg.layers, hidden, cfg.dim), dtype),
+  }
