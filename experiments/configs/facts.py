@@ -249,9 +249,11 @@ def _hard_base(c: common.Config) -> None:
 
 
 def _hundred(c: common.Config) -> None:
-  """A hundred nights of `:hard` in small, with a slot for each, or eight.
+  """A hundred nights of `:hard` in small, with a slot for each, or twelve.
 
-  No life of it has been run, and its settings are those of twenty nights.
+  What is done when all twelve are in use: the oldest is dropped or merged into
+  the next, or all are folded into the base; or levels of four slots each send
+  theirs to the next slower level, every four and every sixteen nights.
   """
   _hard(c)
   c.seeds = (1, 2, 3)
@@ -259,10 +261,18 @@ def _hundred(c: common.Config) -> None:
   c.task.update(episodes=nights, entities=2, changes=2, probes=1)
   c.sleep.update(dreams=512, steps=150)
 
-  def bank(slots: int, policy: str) -> dict[str, Any]:
+  def asleep(policy: str, *slots: int) -> dict[str, Any]:
+    """The policy, and the slots of all levels but the fast one."""
     fast, slow = (dict(level) for level in c.model.levels)
-    slow.update(slots=slots, top_k=slots, folds=policy == 'fold')
-    levels = [fast, slow]
+    levels, day = [fast], LENGTH * ROWS // BATCH
+    for i, n in enumerate(slots):
+      clock = {}
+      if i < len(slots) - 1:  # It reads nothing itself: experts alone move.
+        clock = dict(chunk=day * 4**i, sleep_every=4, learning_rate=0.0)
+      levels.append(slow | clock | dict(slots=n, top_k=n))
+      if i:  # Silent but for its experts.
+        levels[-1].update(hidden=8)
+    levels[-1].update(folds=policy == 'fold')
     return dict(
       learner='sleep',
       model=dict(levels=levels),
@@ -270,10 +280,12 @@ def _hundred(c: common.Config) -> None:
     )
 
   c.arms = {
-    'sleep': bank(nights, 'error'),
-    'merge': bank(8, 'merge'),
-    'recycle': bank(8, 'recycle'),
-    'fold': bank(8, 'fold'),
+    'sleep': asleep('error', nights),
+    'merge': asleep('merge', 12),
+    'recycle': asleep('recycle', 12),
+    'fold': asleep('fold', 12),
+    'three_levels': asleep('merge', 4, 8),
+    'four_levels': asleep('merge', 4, 4, 4),
     'replay_archive': dict(c.arms.replay_archive),
   }
 
