@@ -110,7 +110,7 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
     return taught[-1]
 
   monkeypatch.setattr(rehearsal, 'prepare', record)
-  cfg = dataclasses.replace(CONFIG, dream_vocab=dream_vocab)
+  cfg = dataclasses.replace(CONFIG, dream_vocab=dream_vocab, splice=False)
   first, second = two_nights(life, cfg)
   assert np.bincount(first.archive.night).tolist() == [20]
   assert np.bincount(second.archive.night).tolist() == [10, 10]

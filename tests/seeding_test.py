@@ -11,6 +11,7 @@ from sleep_jax import config
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
+from sleep_jax.lifecycle import splicing
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
@@ -329,37 +330,6 @@ def test_seed_steps_compile_once(life):
   assert seeding.seed_steps._cache_size() == 1
 
 
-def segment(*tokens, start=0):
-  weight = np.ones(len(tokens), np.float32)
-  return replay_lib.Segment(np.array(tokens), start, weight)
-
-
-def test_splicing_keeps_whole_segments_and_reports_their_source():
-  current = [segment(10, 11, 2), segment(12, 2)]
-  previous = [segment(20, 21, 22, 2)]
-  cfg = dataclasses.replace(CONFIG, dreams=50, dream_length=16)
-  tokens, lengths, weight, source, row_prob = replay_lib.splice(
-    cfg, (previous, current), 0.5, [1], np.random.default_rng(0)
-  )
-  assert (weight == 1).all()
-  assert tokens.shape == (50, 16)
-  assert (lengths == 16).all() and row_prob is None
-  assert (tokens[:, 0] == 1).all()
-  assert set(np.unique(tokens)) <= {1, 2, 10, 11, 12, 20, 21, 22}
-  inside = source[(tokens >= 11) & (tokens != 12) & (tokens < 20)]
-  assert (inside == 1).all()
-  assert (source[tokens >= 21] == 0).all()
-  starts = source[(tokens == 10) | (tokens == 20)]
-  assert (starts == 0.5).all()
-  assert 0.4 < (tokens == 20).sum() / np.isin(tokens, (10, 12, 20)).sum() < 0.6
-
-
-def test_equal_segments_count_once():
-  pool = [segment(10, 2), segment(11, 2), segment(10, 2), segment(10, 11, 2)]
-  kept = replay_lib.distinct(pool)
-  assert [s.tokens.tolist() for s in kept] == [[10, 2], [11, 2], [10, 11, 2]]
-
-
 def test_of_many_drafts_those_are_dreamt_that_the_day_taught(life):
   cfg = dataclasses.replace(
     CONFIG, oversample=4, dreams=16, temperature=1.0, previous_fraction=(0, 0)
@@ -405,40 +375,6 @@ def test_questions_weigh_less_in_what_is_learnt(life):
   teachers = replay_lib.Teachers(life.model, None)
   labels = teacher_labels.label_all(cfg, teachers, replay)
   assert labels.weight.tolist() == [[0.25, 0.25, 1.0, 1.0, 0.0, 0.0]]
-
-
-def test_segments_are_cut_at_separators():
-  generated = generation.Documents(
-    np.array([[1, 5, 2, 6, 7, 2, 9], [1, 3, 3, 3, 3, 3, 3]]),
-    *(np.array([7, 7]), np.array([1, 1]), np.array([1, 1]), np.zeros(2)),
-  )
-  got = replay_lib.segments(generated, separator=2)
-  assert [g.tokens.tolist() for g in got] == [[5, 2], [6, 7, 2]]
-
-
-def test_documents_keep_their_beginning_and_an_end_that_was_cut():
-  """Where only the end of a document separates, none is dropped."""
-  generated = generation.Documents(
-    np.array([[1, 5, 2, 0], [8, 9, 3, 4]]),
-    *(np.array([3, 4]), np.array([1, 2]), np.array([1, 3]), np.zeros(2)),
-  )
-  cfg = dataclasses.replace(
-    CONFIG, dreams=50, dream_length=8, question_weight=0.25
-  )
-  got = replay_lib.documents(cfg, generated)
-  assert [(g.tokens.tolist(), g.start) for g in got] == [
-    ([1, 5, 2], 1),
-    ([8, 9, 3, 4], 2),
-  ]
-  tokens, _, weight, source, _ = replay_lib.splice(
-    cfg, (got[:1], got[1:]), 0.25, [], np.random.default_rng(0)
-  )
-  assert (weight[(tokens == 3) | (tokens == 9)] == 0.25).all()
-  assert (weight[(tokens == 4) | (tokens == 5)] == 1).all()
-  assert set(tokens[:, 0]) == {1, 8}
-  # A frame's tokens are one teacher's; the first of its own has two.
-  assert (source[tokens == 9] == 1).all() and (source[tokens == 8] == 1).all()
-  assert (source[(tokens == 3) | (tokens == 5)] == 0.75).all()
 
 
 def test_the_mixture_teacher_is_a_mixture():
@@ -495,6 +431,13 @@ def test_all_transfers_of_a_night_have_one_previous_model(life, monkeypatch):
   assert paths_that_differ(taught[1].current.memory, taught[0].current.memory)
 
 
+def _segments(tokens):
+  """The whole segments of full rows."""
+  lengths = np.full(len(tokens), tokens.shape[1])
+  spans = splicing.spans(tokens, lengths, TOKENIZER)
+  return [tokens[row, start:end] for row, start, end in spans]
+
+
 def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
   drawn, measured = [], []
   sample, measure = replay_lib.sample_replay, seeding._probe_kl
@@ -511,10 +454,12 @@ def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
   monkeypatch.setattr(seeding, '_probe_kl', record_probe)
   consolidate(life, dataclasses.replace(CONFIG, steps=2))
   trained, probe = (replay.tokens for replay in drawn)
+  segments = {x.tobytes() for x in _segments(probe)}
   for tokens in measured:
-    np.testing.assert_array_equal(tokens, probe)
+    assert {x.tobytes() for x in _segments(tokens)} <= segments
   known = {row.tobytes() for row in trained}
-  assert np.mean([row.tobytes() in known for row in probe]) < 0.1
+  # A model that has read one pattern all day writes a few rows twice.
+  assert np.mean([row.tobytes() in known for row in probe]) < 0.4
 
 
 @pytest.mark.parametrize('top_k', [0, 8])

@@ -243,6 +243,7 @@ class Sleep(base.Learner):
         life.archive,
         tokens.size // (cfg.batch * chunk),
         jax.random.fold_in(life.rng, life.clock.tokens),
+        self.setup.tokenizer if self.cfg.sleep.splice else None,
       )
       memory, clock, loss = wake_lib.read_day(
         cfg,

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
+from sleep_jax.data import tokenizers
+from sleep_jax.lifecycle import splicing
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 
@@ -37,6 +39,33 @@ class Archive(at.Pytree):
     padded = self.rows(np.minimum(np.arange(rows), len(self) - 1))
     inside = jnp.arange(rows) < len(self)
     return padded.replace(weight=padded.weight * inside[:, None])
+
+  def spliced(
+    self, rows: int, tokenizer: tokenizers.Tokenizer, rng: np.random.Generator
+  ) -> 'Archive':
+    """So many rows, of segments of all rows; as if all of one night."""
+    own = sharding.fetch(self)
+    where = splicing.interleave(
+      [self.segments(tokenizer)],
+      [1.0],
+      (rows, own.tokens.shape[1]),
+      own.tokens.shape[1],
+      rng,
+    )
+    tokens, (weight, teacher), there = splicing.take(
+      own.tokens, (own.weight, own.teacher), where
+    )
+    return Archive(tokens, weight * there, teacher, jnp.zeros(rows, jnp.int32))
+
+  def segments(self, tokenizer: tokenizers.Tokenizer) -> splicing.Spans:
+    """The segments of its rows, see `splicing.spans`."""
+    tokens, weight = (np.asarray(x) for x in (self.tokens, self.weight))
+    column = np.arange(1, tokens.shape[1] + 1)
+    # Predictions that were contradicted have no weight either.
+    written = (tokens != tokenizer.pad) * column
+    predicted = (weight > 0) * (column + 1)
+    lengths = np.maximum(written, predicted).max(axis=1)
+    return splicing.spans(tokens, lengths, tokenizer)
 
   def likeliest(self) -> at.Int[jax.Array, 'N T']:
     """The token that was predicted for each next one."""

@@ -17,6 +17,7 @@ import optax
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import order as order_lib
+from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
@@ -145,8 +146,17 @@ def draw_rehearsed(
   archive: archive_lib.Archive | None,
   chunks: int,
   rng: at.Key,
+  splice: tokenizers.Tokenizer | None = None,
 ) -> archive_lib.Archive | None:
   """`cfg.rehearsed` archived dreams for each chunk of a day.
+
+  Args:
+    cfg: how many.
+    archive: what there is.
+    chunks: of the day.
+    rng: random key.
+    splice: the tokenizer, by whose separator rows are made anew of the
+      segments of all dreams; None leaves them as they are.
 
   Returns:
     Leaves `[chunks, cfg.rehearsed, ...]`; None where nothing is rehearsed, or
@@ -154,9 +164,13 @@ def draw_rehearsed(
   """
   if not cfg.rehearsed or archive is None or not len(archive):
     return None
-  draw = order_lib.numpy_rng(rng)
-  index = draw.integers(0, len(archive), (chunks, cfg.rehearsed))
-  return sharding.shard_batch(archive.rows(index), None, 'batch')
+  draw, shape = order_lib.numpy_rng(rng), (chunks, cfg.rehearsed)
+  if splice is None or not len(archive.segments(splice)):
+    dreams = archive.rows(draw.integers(0, len(archive), shape))
+  else:
+    dreams = archive.spliced(chunks * cfg.rehearsed, splice, draw)
+    dreams = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), dreams)
+  return sharding.shard_batch(dreams, None, 'batch')
 
 
 def read_rows(

@@ -36,7 +36,9 @@ class SeedingConfig:
   # Least and largest fraction of tokens from the previous model; after n
   # nights it is n / (n + 1) between them.
   previous_fraction: tuple[float, float] = (0.5, 1.0)
-  splice: bool = True  # Interleave segments of both teachers in one row.
+  # Interleave segments of both teachers in one row, and archived ones with each
+  # other; they are labelled in the documents that they were dreamt in.
+  splice: bool = True
   # Segments that were dreamt several times are spliced in as often as others: a
   # model that has read a day over and over repeats a few of its sentences.
   distinct: bool = False

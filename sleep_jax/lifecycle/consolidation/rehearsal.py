@@ -1,6 +1,7 @@
 """What a night rehearses: D, labelled by its teachers, and archived dreams."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.lifecycle import splicing
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import job as job_lib
@@ -27,6 +29,7 @@ _HEAD_MULTIPLE = 1024
 _ARCHIVE_BLOCK = 64  # An archive that grows is padded to so many rows.
 _BASE_NIGHT = -1
 _ARCHIVE_KEY = 7  # Beside the keys that sampling splits off.
+_SPLICE_KEY = 8
 _PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
 
 
@@ -123,15 +126,8 @@ def prepare(
     archived_nights = len(np.unique(archive.night))
     archived_share = archived_nights / (archived_nights + 2)
   replay, probe = _sample(job, nights, rng, probe_rng)
-  size = replay.tokens.size + probe.tokens.size
-  teachers, vocabulary = job.teachers, None
-  if job.cfg.dream_vocab:
-    used = [replay.tokens, probe.tokens]
-    if archive is not None:
-      used.append(np.asarray(archive.teacher.tokens))
-    vocabulary = _vocabulary(teachers.current, used)
-    head = teachers.current.unembedding()[vocabulary]
-    teachers = teachers.replace(head=head)
+  teachers, vocabulary = _over_vocabulary(job, archive, replay, probe)
+  kept = None
   with job.costs.phase('teacher') as cost:
     # Every device has all rows, and takes its own rows of a batch.
     labels, probe_labels = (
@@ -140,33 +136,119 @@ def prepare(
     )
     jax.block_until_ready(labels)
     times = 1 if job.teachers.previous is None else 2
+    size = replay.tokens.size + probe.tokens.size
     cost.add_forward(size, times=times)
-    rehearsed = labels
     if archive is not None:
       padded = archive.padded(_padded_rows(num_archived, job.cfg.archive))
       kept = teacher_labels.from_archive(job.cfg, padded, teachers, vocabulary)
       if kept.prefix is not None or job.cfg.contradicted < 1.0:
         cost.add_forward(kept.tokens.size)
       archive = archive.replace(weight=kept.weight[:num_archived])
-      rehearsed = teacher_labels.concatenate(labels, sharding.replicate(kept))
+  dreamt = replay, labels
+  if job.cfg.splice:
+    order = order_lib.numpy_rng(jax.random.fold_in(rng, _SPLICE_KEY))
+    splice = functools.partial(_splice, job, teachers, order)
+    replay, labels = splice(replay, labels)
+    _, probe_labels = splice(probe, probe_labels)
+    if archive is not None and kept is not None:
+      pool = archive.segments(job.tokenizer)
+      kept = _splice_archived(teachers, order, kept, pool)
+  if kept is not None:
+    labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
   if job.archive is not None:
-    on_host = sharding.fetch(labels.replace(head=None, prefix=None))
-    of_current = jax.tree.map(jnp.asarray, on_host.rows(_of_current(replay)))
     archive = archive_lib.extend(
       job.archive if archive is None else archive,
-      teacher_labels.as_archive(of_current, vocabulary, job.nights),
+      _new_rows(job, *dreamt, vocabulary),
       job.cfg.archive,
       order_lib.numpy_rng(jax.random.fold_in(probe_rng, _ARCHIVE_KEY)),
     )
     archive = sharding.replicate(archive)
   return Rehearsal(
     replay,
-    rehearsed,
+    labels,
     sharding.shard_batch(probe_labels, 'batch'),
     num_archived,
     archived_share,
     archive,
   )
+
+
+def _over_vocabulary(
+  job: job_lib.SeedingJob,
+  archive: archive_lib.Archive | None,
+  *dreams: replay_lib.Replay,
+) -> tuple[replay_lib.Teachers, np.ndarray | None]:
+  """The teachers, and the tokens that they are distilled over; None = all."""
+  if not job.cfg.dream_vocab:
+    return job.teachers, None
+  used = [replay.tokens for replay in dreams]
+  if archive is not None:
+    used.append(np.asarray(archive.teacher.tokens))
+  vocabulary = _vocabulary(job.teachers.current, used)
+  head = job.teachers.current.unembedding()[vocabulary]
+  return job.teachers.replace(head=head), vocabulary
+
+
+def _new_rows(
+  job: job_lib.SeedingJob,
+  replay: replay_lib.Replay,
+  labels: teacher_labels.LabeledBatch,
+  vocabulary: np.ndarray | None,
+) -> archive_lib.Archive:
+  """What tonight adds to the archive: the current model's dreams."""
+  on_host = sharding.fetch(labels.replace(head=None, prefix=None))
+  of_current = jax.tree.map(jnp.asarray, on_host.rows(_of_current(replay)))
+  return teacher_labels.as_archive(of_current, vocabulary, job.nights)
+
+
+def _splice(
+  job: job_lib.SeedingJob,
+  teachers: replay_lib.Teachers,
+  rng: np.random.Generator,
+  replay: replay_lib.Replay,
+  labels: teacher_labels.LabeledBatch,
+) -> tuple[replay_lib.Replay, teacher_labels.LabeledBatch]:
+  """As many rows, of segments of both teachers by their fractions.
+
+  Rows are as they were where one of the teachers has no whole segment.
+  """
+  of_rows = splicing.spans(replay.tokens, replay.lengths, job.tokenizer)
+  pools, shares = [of_rows], [1.0]
+  if replay.row_prob is not None:
+    current = _of_current(replay)
+    share = float(replay.row_prob[current].sum())
+    is_current = np.isin(of_rows[:, 0], current)
+    pools, shares = (
+      [of_rows[~is_current], of_rows[is_current]],
+      [1 - share, share],
+    )
+  if job.cfg.distinct:
+    pools = [splicing.distinct(pool, replay.tokens) for pool in pools]
+  if not all(map(len, pools)):
+    return replay, labels
+  rows, length = replay.tokens.shape
+  where = splicing.interleave(pools, shares, (rows, length), length, rng)
+  labels = teacher_labels.spliced(teachers, labels, where)
+  tokens, weight, source = (
+    x.reshape(-1)[where] for x in (replay.tokens, replay.weight, replay.source)
+  )
+  lengths = np.full(rows, length)
+  replay = replay_lib.Replay(tokens, lengths, weight, source, None)
+  return replay, sharding.replicate(labels)
+
+
+def _splice_archived(
+  teachers: replay_lib.Teachers,
+  rng: np.random.Generator,
+  kept: teacher_labels.LabeledBatch,
+  pool: splicing.Spans,
+) -> teacher_labels.LabeledBatch:
+  """As many rows, of the archive's segments."""
+  if not len(pool):
+    return kept
+  rows, length = kept.tokens.shape
+  where = splicing.interleave([pool], [1.0], (rows, length), length, rng)
+  return teacher_labels.spliced(teachers, kept, where)
 
 
 def _padded_rows(rows: int, at_most: int) -> int:

@@ -1,9 +1,8 @@
 """D of Sleep section 4: generative replay, sampled from the teachers.
 
 No outside data enters. The *current* model generates what this day taught; the
-*previous* model, the same life before this day, what must not be lost. Splicing
-interleaves segments of both in one row, so that new and old are rehearsed in
-one context; every token is labelled by the teacher that generated it.
+*previous* model, the same life before this day, what must not be lost. Every
+token is labelled by the teacher that generated it.
 """
 
 from typing import NamedTuple
@@ -14,7 +13,6 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax.data import experience as experience_lib
-from sleep_jax.data import order as order_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
@@ -79,7 +77,7 @@ def sample_replay(
   rehearsed. How many different rows each teacher has does not follow that
   fraction: coverage needs them. `day` are frames of what the life has read.
   """
-  current_key, previous_key, splice_key = jax.random.split(rng, 3)
+  current_key, previous_key = jax.random.split(rng, 3)[:2]
   if teachers.previous is None:
     drawn = generation.sample(
       cfg, teachers.current, tokenizer, cfg.dreams, current_key, day
@@ -93,24 +91,6 @@ def sample_replay(
   previous = generation.sample(
     cfg, teachers.previous, tokenizer, half, previous_key, day
   )
-  if cfg.splice:
-    # Where nothing but the end of a document separates, whole documents with
-    # their own beginnings are what is interleaved.
-    whole = tokenizer.separator == tokenizer.stop
-    pool, previous_pool = (
-      documents(cfg, x) if whole else segments(x, tokenizer.separator)
-      for x in (current, previous)
-    )
-    if cfg.distinct:
-      pool, previous_pool = distinct(pool), distinct(previous_pool)
-    if pool and previous_pool:
-      return splice(
-        cfg,
-        (previous_pool, pool),
-        previous_fraction,
-        [] if whole else [tokenizer.bos],
-        order_lib.numpy_rng(splice_key),
-      )
   return _side_by_side(cfg, current, previous, previous_fraction)
 
 
@@ -209,86 +189,3 @@ def _mean_logprob(
   column = jnp.arange(1, tokens.shape[1])
   inside = (column >= first[:, None]) & (column < end[:, None])
   return (logprobs * inside).sum(1) / jnp.maximum(inside.sum(1), 1)
-
-
-class Segment(NamedTuple):
-  """Part of a document.
-
-  start: the first token that the model chose.
-  weight: of each token as a target.
-  """
-
-  tokens: np.ndarray
-  start: int
-  weight: np.ndarray
-
-
-def documents(
-  cfg: consolidation_config.SeedingConfig, drawn: generation.Documents
-) -> list[Segment]:
-  """Each document as one segment."""
-  rows = zip(drawn.tokens, drawn.lengths, drawn.starts, _weight(cfg, drawn))
-  return [
-    Segment(row[:length], int(start), weight[:length])
-    for row, length, start, weight in rows
-  ]
-
-
-def segments(drawn: generation.Documents, separator: int) -> list[Segment]:
-  """The whole segments of all rows, each ending with `separator`, BOS cut."""
-  parts = []
-  for row, length in zip(drawn.tokens, drawn.lengths, strict=True):
-    ends = np.flatnonzero(row[:length] == separator) + 1
-    parts += np.split(row[1 : ends[-1]], ends[:-1] - 1) if len(ends) else []
-  return [Segment(part, 0, np.ones(len(part), np.float32)) for part in parts]
-
-
-def distinct(pool: list[Segment]) -> list[Segment]:
-  """The pool without those that are equal to an earlier one."""
-  return list({segment.tokens.tobytes(): segment for segment in pool}.values())
-
-
-def splice(
-  cfg: consolidation_config.SeedingConfig,
-  pools: tuple[list[Segment], list[Segment]],
-  previous_fraction: float,
-  begin: list[int],
-  rng: np.random.Generator,
-) -> Replay:
-  """Rows that interleave segments of two teachers.
-
-  Args:
-    cfg: how many rows, and how long.
-    pools: segments of the previous and of the current model.
-    previous_fraction: probability that a segment is from the previous model.
-    begin: the tokens that begin a row.
-    rng: draws segments and their order.
-
-  Returns:
-    Full rows. `source` is 1 or 0 within a segment; the first token that a model
-    chose has the share of both, since either could have been next.
-  """
-  rows, length = cfg.dreams, cfg.dream_length
-  shuffled = [list(pool) for pool in pools]
-  for pool in shuffled:
-    rng.shuffle(pool)
-  num_used = [0, 0]
-  tokens = np.zeros((rows, length), np.int32)
-  weight = np.ones((rows, length), np.float32)
-  source = np.zeros((rows, length), np.float32)
-  tokens[:, : len(begin)] = begin
-  for row in range(rows):
-    end = len(begin)
-    while end < length:
-      teacher = int(rng.random() >= previous_fraction)
-      pool = shuffled[teacher]
-      part, start, of_part = pool[num_used[teacher] % len(pool)]
-      segment = part[: length - end]
-      num_used[teacher] += 1
-      tokens[row, end : end + len(segment)] = segment
-      weight[row, end : end + len(segment)] = of_part[: length - end]
-      source[row, end : end + len(segment)] = teacher
-      if end + start < length:
-        source[row, end + start] = 1.0 - previous_fraction
-      end += len(segment)
-  return Replay(tokens, np.full(rows, length), weight, source, None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax.lifecycle import archive as archive_lib
+from sleep_jax.lifecycle import splicing
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.models import model as model_lib
@@ -174,6 +175,38 @@ def label_all(
     labels, _ = label(cfg, teachers, *sharding.shard_batch(batch, 'batch'))
     batches.append(labels)
   return concatenate(*batches)
+
+
+def spliced(
+  teachers: replay_lib.Teachers,
+  labels: LabeledBatch,
+  where: at.Int[np.ndarray, 'N T'],
+) -> LabeledBatch:
+  """Rows as `splicing.interleave` has them, with the labels of their tokens."""
+  own = sharding.fetch(labels.replace(head=None, prefix=None))
+  names = 'weight', 'teacher', 'gate', 'gate_weight'
+  tokens, predictions, there = splicing.take(
+    own.tokens, {name: getattr(own, name) for name in names}, where
+  )
+  for name in ('weight', 'gate_weight'):
+    predictions[name] *= there
+  labels = labels.replace(tokens=tokens, **predictions)
+  if labels.prefix is None:
+    return labels
+  parts = []
+  for i in range(0, len(tokens), _LABEL_BATCH):
+    rows = slice(i, i + _LABEL_BATCH)
+    batch = sharding.shard_batch((tokens[rows], own.positions[rows]), 'batch')
+    parts.append(_prefix(teachers.current, *batch))
+  return labels.replace(prefix=jnp.concatenate(parts))
+
+
+@jax.jit
+def _prefix(
+  model: model_lib.Model, tokens: jax.Array, positions: jax.Array
+) -> at.Float[jax.Array, 'B T D'] | None:
+  """`Model.frozen_prefix`."""
+  return model.frozen_prefix(tokens, positions)
 
 
 def as_archive(
