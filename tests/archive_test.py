@@ -98,7 +98,9 @@ def two_nights(life, cfg=CONFIG):
   return lives
 
 
-@pytest.mark.parametrize('dream_vocab', [False, True])
+@pytest.mark.parametrize(
+  'dream_vocab', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_what_was_predicted_once_is_what_later_nights_learn(
   life, monkeypatch, dream_vocab
 ):

@@ -70,7 +70,9 @@ def shorten(monkeypatch, per_class: int = 1):
     pytest.param(
       'squad-llama3_2_1b', 'llama3_2', 'ttt seal', marks=pytest.mark.slow
     ),
-    ('squad-qwen2_5_7b_instruct', 'qwen2_5', 'icl'),
+    pytest.param(
+      'squad-qwen2_5_7b_instruct', 'qwen2_5', 'icl', marks=pytest.mark.slow
+    ),
     pytest.param(
       'arc-llama3_2_1b', 'llama3_2', 'sleep', marks=pytest.mark.slow
     ),

@@ -403,8 +403,17 @@ def test_an_update_with_too_many_steps_is_rejected(model):
 # Step 5.
 
 
-@pytest.mark.parametrize('target', ('lora', 'fold', 'slot'))
-@pytest.mark.parametrize('learn_from', ('best', 'all'))
+@pytest.mark.parametrize(
+  'learn_from, target',
+  [
+    ('best', 'slot'),
+    ('all', 'fold'),
+    ('all', 'lora'),
+    pytest.param('best', 'lora', marks=pytest.mark.slow),
+    pytest.param('best', 'fold', marks=pytest.mark.slow),
+    pytest.param('all', 'slot', marks=pytest.mark.slow),
+  ],
+)
 def test_rest_em_raises_the_reward_rate_of_a_bandit(model, target, learn_from):
   """The right value of each of eight names is dreamed far more often after."""
   cfg = dataclasses.replace(DREAMING, target=target, learn_from=learn_from)

@@ -266,7 +266,10 @@ NIGHT = consolidation_config.SeedingConfig(
 )
 
 
-@pytest.mark.parametrize('reading', READINGS)
+@pytest.mark.parametrize(
+  'reading',
+  ['stack', 'top', pytest.param('partition', marks=pytest.mark.slow)],
+)
 def test_a_converted_life_wakes_and_sleeps(plain, reading):
   """Level 1 learns a day by heart; asleep, one expert of level 2 takes it."""
   cfg = READINGS[reading]

@@ -47,6 +47,14 @@ def _model(request):
   return conftest.build_model(hybrid(mixers=('attention', request.param)))
 
 
+# Both have the passes in common; what a jet has of its own is tested besides.
+JET_IS_SLOW = pytest.mark.parametrize(
+  'model',
+  ['gdn', pytest.param('jet', marks=pytest.mark.slow)],
+  indirect=True,
+)
+
+
 def random_windows(
   rows=3, num_windows=3, length=6, num_inputs=4, seed=0, padded=()
 ) -> windows.WindowBatch:
@@ -246,6 +254,7 @@ def evaluate(model, batch, **settings):
   return jax.jit(training_lib.evaluate, static_argnums=0)(cfg, model, batch)
 
 
+@JET_IS_SLOW
 def test_one_pass_is_the_plain_hybrid(model):
   batch = random_windows(padded=[(0, 0), (2, 1)])
   want = nll_of(plain_hybrid(model, batch), batch)
@@ -311,6 +320,7 @@ def test_passes_are_algorithm_1(model, passes, loop):
   np.testing.assert_allclose(predictions.nll, want, atol=1e-5)
 
 
+@JET_IS_SLOW
 def test_every_setting_of_the_passes_makes_a_difference(model):
   batch = random_windows()
   settings = [
@@ -358,6 +368,7 @@ def test_nothing_but_the_states_outlives_a_window(model):
   np.testing.assert_allclose(first_from_zeros, without_context, atol=1e-5)
 
 
+@JET_IS_SLOW
 def test_gradients_reach_a_window_through_the_states_alone(model):
   batch = random_windows()
 
@@ -377,6 +388,7 @@ def test_gradients_reach_a_window_through_the_states_alone(model):
   assert grad_of(stop_gradient=True) == 0
 
 
+@JET_IS_SLOW
 def test_rematerialised_windows_have_the_same_gradient(model):
   batch = random_windows()
 
