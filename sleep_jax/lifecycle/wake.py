@@ -43,8 +43,9 @@ class WakeConfig:
   # that what earlier nights taught is not overwritten by the day; each counts
   # as much as a row of the day.
   rehearsed: int = 0
-  # A dream has no weight where the model, as it is just then, gives another
-  # token more than this probability: the day has told it otherwise. 1 = never.
+  # Where the model, when half of the day is read, gives another token than a
+  # dream more than this probability, although it was rehearsed until then, the
+  # day has told it otherwise, and it is not rehearsed further; 1 = never.
   contradicted: config.Fraction = 1.0
   # Documents are packed into rows of so many tokens (`data.packing`), where a
   # clock is slower than they are long; 0 = rows are read as the task has them.
@@ -104,12 +105,44 @@ def read_day(
     dreams = jax.tree.map(
       lambda x: x.reshape(shape[0], -1, *x.shape[1:]), dreams
     )
-  (memory, clock), loss = jax.lax.scan(
-    functools.partial(_read_group, cfg, model, defer_due_update),
-    (model.required_memory(), clock),
-    (*groups, dreams),
-  )
-  return sharding.shard_params(memory), clock, loss.reshape(-1)
+  data, losses = (*groups, dreams), []
+  half = shape[0] // 2 if dreams is not None and cfg.contradicted < 1.0 else 0
+  carry = model.required_memory(), clock
+  for part in (slice(0, half), slice(half, None)) if half else (slice(None),):
+    of_part = jax.tree.map(lambda x, part=part: x[part], data)
+    if part.start:
+      awake = model.with_memory(carry[0])
+      rehearsed = uncontradicted(cfg.contradicted, awake, of_part[2])
+      of_part = *of_part[:2], rehearsed
+    carry, loss = jax.lax.scan(
+      functools.partial(_read_group, cfg, model, defer_due_update),
+      carry,
+      of_part,
+    )
+    losses.append(loss.reshape(-1))
+  memory, clock = carry
+  return sharding.shard_params(memory), clock, jnp.concatenate(losses)
+
+
+def uncontradicted(
+  threshold: float, model: model_lib.Model, dreams: archive_lib.Archive
+) -> archive_lib.Archive:
+  """The dreams without what the model is surer than `threshold` otherwise.
+
+  Args:
+    threshold: a probability.
+    model: after some of the day.
+    dreams: leaves `[groups, chunks, rows, ...]`, run a chunk's rows at a time.
+  """
+
+  def weight(rows: archive_lib.Archive) -> jax.Array:
+    told = archive_lib.contradicted(
+      threshold, model.forward(rows.tokens).logits, rows.likeliest()
+    )
+    return rows.weight * (1.0 - told)
+
+  by_group = functools.partial(jax.lax.map, weight)
+  return dreams.replace(weight=jax.lax.map(by_group, dreams))
 
 
 def _read_group(
@@ -129,7 +162,6 @@ def _read_group(
       tokens,
       weight,
       dreams,
-      contradicted=cfg.contradicted,
       defer_due_update=defer_due_update,
     )
     return (memory, after), loss
@@ -180,7 +212,6 @@ def read_rows(
   weight_BxT: jax.Array,
   dreams: archive_lib.Archive | None = None,
   *,
-  contradicted: float = 1.0,
   defer_due_update: bool,
 ) -> tuple[memory_lib.Memory, jax.Array]:
   """Reads B rows side by side, chunk by chunk.
@@ -204,7 +235,7 @@ def read_rows(
     loss, cache = chunk_loss(deltas, model, cache, chunk)
     total = loss
     if dreams is not None:
-      kl = dreams_loss(deltas, model, dreams, contradicted)
+      kl = dreams_loss(deltas, model, dreams)
       total += len(dreams) / rows * kl
     return total, (loss, cache)
 
@@ -231,12 +262,10 @@ def dreams_loss(
   deltas: tuple[at.Tree | None, ...],
   model: model_lib.Model,
   dreams: archive_lib.Archive,
-  contradicted: float = 1.0,
 ) -> jax.Array:
   """Mean KL(teacher || model) of archived dreams, nats per token.
 
-  `deltas` replace the fast changes of the model's memory; of what the model is
-  surer than `contradicted` otherwise, nothing counts.
+  `deltas` replace the fast changes of the model's memory.
   """
   memory = model.required_memory().with_deltas(deltas)
   out = model.with_memory(memory).forward(dreams.tokens)
@@ -247,11 +276,6 @@ def dreams_loss(
     chunk=dreams.tokens.size,
   )
   weight = dreams.weight
-  if contradicted < 1.0:
-    told = archive_lib.contradicted(
-      contradicted, jax.lax.stop_gradient(out.logits), dreams.likeliest()
-    )
-    weight *= 1.0 - told
   return (kl * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
