@@ -18,7 +18,7 @@ recall (and not on the seeds of the table): sft learning rate among 2e-3, 1e-3,
 5e-4; ewc lambda among 0.1, 1, 2, 10, 100; wake_only learning rate among 3e-3,
 1e-3; icl window among 64 and 128. Those of `:hard` are what `:hard_tune` found
 best by mean recall after ten nights (results/facts_hard_tune), but for sleep:
-its rate was a trial there, and all else was chosen by more lives than the others
+its rate was a trial there, and all else was chosen by more lives than others
 had, some fifty of three to twenty nights, most on seeds 100 to 102, the first
 ones on 1, four on 1, 2, 4 and 5 of the table.
 """
