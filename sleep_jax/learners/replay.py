@@ -23,7 +23,6 @@ from sleep_jax.data import order as order_lib
 from sleep_jax.data import packing
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
-from sleep_jax.lifecycle import splicing
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -171,11 +170,10 @@ class ReplayFinetune(finetune.Finetune):
     Returns:
       Tokens and weights `[N', T']`.
     """
-    key = jax.random.fold_in(life.rng, life.clock.nights)
     if self.cfg.archive and len(life.learner_state['tokens']):
       state = jax.tree.map(np.asarray, life.learner_state)
-      documents = self._spliced(state['tokens'], state['weight'], key)
-      return self._packed(*documents, shape[1])
+      return self._packed(state['tokens'], state['weight'], shape[1])
+    key = jax.random.fold_in(life.rng, life.clock.nights)
     cfg = self.cfg.sampling()
     with self.setup.costs.phase('rollout') as cost:
       drawn = generation.sample(
@@ -187,27 +185,7 @@ class ReplayFinetune(finetune.Finetune):
         life.frames,
       )
       cost.add_forward(drawn.tokens.size, times=cfg.oversample)
-    documents = self._spliced(*_with_weights(drawn), key)
-    return self._packed(*documents, shape[1])
-
-  def _spliced(
-    self, tokens: np.ndarray, weight: np.ndarray, key: at.Key
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """As many rows, of segments of all documents, where a night splices too.
-
-    Whole documents are packed, not spliced.
-    """
-    tokenizer = self.setup.tokenizer
-    if not self.cfg.sleep.splice or tokenizer.separator == tokenizer.stop:
-      return tokens, weight
-    lengths = (weight > 0).sum(axis=1)
-    pool = splicing.spans(tokens, lengths, tokenizer)
-    if not len(pool):
-      return tokens, weight
-    rng = order_lib.numpy_rng(jax.random.fold_in(key, 4))
-    rows, length = tokens.shape
-    where = splicing.interleave([pool], [1.0], (rows, length), length, rng)
-    return tokens.reshape(-1)[where], weight.reshape(-1)[where]
+    return self._packed(*_with_weights(drawn), shape[1])
 
   def _packed(
     self, tokens: np.ndarray, weight: np.ndarray, length: int
