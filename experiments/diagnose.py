@@ -25,6 +25,7 @@ import numpy as np
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import order as order_lib
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import report as report_lib
@@ -35,6 +36,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import job as job_lib
+from sleep_jax.lifecycle.consolidation import rehearsal
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.models import memory as memory_lib
@@ -187,6 +189,10 @@ def seeding_left(night: Night, rng: at.Key) -> dict[str, dict[str, float]]:
     int(night.awake.clock.nights), rng, night.awake.frames,
   )  # fmt: skip
   labels = teacher_labels.label_all(night.cfg, teachers, replay)
+  replay, labels = rehearsal.splice(
+    night.cfg, night.task.tokenizer, teachers, order_lib.numpy_rng(rng),
+    replay, labels,
+  )  # fmt: skip
   after = night.after.model.merged()
   slot = int(np.argmax(np.asarray(after.bank(receiver).created_night)))
   locked = after.bank(receiver).set_status(slot, memory_lib.LOCKED)

@@ -200,11 +200,7 @@ def test_a_teacher_that_ended_no_segment_leaves_rows_as_they_are(cfg, params):
   )  # fmt: skip
   life = life_lib.init_life(model_lib.Model(cfg, params), jax.random.key(0))
   teachers = replay_lib.Teachers(life.model, life.memory)
-  job = job_lib.SeedingJob(
-    seeding, teachers, job_lib.SlotId(1, 0), 1, SENTENCES,
-    costs_lib.CostTracker(cfg, 8),
-  )  # fmt: skip
   rng = np.random.default_rng(0)
   labels = teacher_labels.label_all(seeding, teachers, replay)
-  got = rehearsal._splice(job, teachers, rng, replay, labels)
+  got = rehearsal.splice(seeding, SENTENCES, teachers, rng, replay, labels)
   assert got[0] is replay and got[1] is labels

@@ -145,14 +145,13 @@ def prepare(
         cost.add_forward(kept.tokens.size)
       archive = archive.replace(weight=kept.weight[:num_archived])
   dreamt = replay, labels
-  if job.cfg.splice:
-    order = order_lib.numpy_rng(jax.random.fold_in(rng, _SPLICE_KEY))
-    splice = functools.partial(_splice, job, teachers, order)
-    replay, labels = splice(replay, labels)
-    _, probe_labels = splice(probe, probe_labels)
-    if archive is not None and kept is not None:
-      pool = archive.segments(job.tokenizer)
-      kept = _splice_archived(teachers, order, kept, pool)
+  order = order_lib.numpy_rng(jax.random.fold_in(rng, _SPLICE_KEY))
+  spliced = functools.partial(splice, job.cfg, job.tokenizer, teachers, order)
+  replay, labels = spliced(replay, labels)
+  _, probe_labels = spliced(probe, probe_labels)
+  if job.cfg.splice and archive is not None and kept is not None:
+    pool = archive.segments(job.tokenizer)
+    kept = _splice_archived(teachers, order, kept, pool)
   if kept is not None:
     labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
   if job.archive is not None:
@@ -171,6 +170,46 @@ def prepare(
     archived_share,
     archive,
   )
+
+
+def splice(
+  cfg: consolidation_config.SeedingConfig,
+  tokenizer: tokenizers.Tokenizer,
+  teachers: replay_lib.Teachers,
+  rng: np.random.Generator,
+  replay: replay_lib.Replay,
+  labels: teacher_labels.LabeledBatch,
+) -> tuple[replay_lib.Replay, teacher_labels.LabeledBatch]:
+  """As many rows, of segments of both teachers by their fractions.
+
+  Rows are as they were where one of the teachers has no whole segment, or where
+  `cfg` does not splice.
+  """
+  if not cfg.splice:
+    return replay, labels
+  of_rows = splicing.spans(replay.tokens, replay.lengths, tokenizer)
+  pools, shares = [of_rows], [1.0]
+  if replay.row_prob is not None:
+    current = _of_current(replay)
+    share = float(replay.row_prob[current].sum())
+    is_current = np.isin(of_rows[:, 0], current)
+    pools, shares = (
+      [of_rows[~is_current], of_rows[is_current]],
+      [1 - share, share],
+    )
+  if cfg.distinct:
+    pools = [splicing.distinct(pool, replay.tokens) for pool in pools]
+  if not all(map(len, pools)):
+    return replay, labels
+  rows, length = replay.tokens.shape
+  where = splicing.interleave(pools, shares, (rows, length), length, rng)
+  labels = teacher_labels.spliced(teachers, labels, where)
+  tokens, weight, source = (
+    x.reshape(-1)[where] for x in (replay.tokens, replay.weight, replay.source)
+  )
+  lengths = np.full(rows, length)
+  replay = replay_lib.Replay(tokens, lengths, weight, source, None)
+  return replay, sharding.replicate(labels)
 
 
 def _over_vocabulary(
@@ -199,42 +238,6 @@ def _new_rows(
   on_host = sharding.fetch(labels.replace(head=None, prefix=None))
   of_current = jax.tree.map(jnp.asarray, on_host.rows(_of_current(replay)))
   return teacher_labels.as_archive(of_current, vocabulary, job.nights)
-
-
-def _splice(
-  job: job_lib.SeedingJob,
-  teachers: replay_lib.Teachers,
-  rng: np.random.Generator,
-  replay: replay_lib.Replay,
-  labels: teacher_labels.LabeledBatch,
-) -> tuple[replay_lib.Replay, teacher_labels.LabeledBatch]:
-  """As many rows, of segments of both teachers by their fractions.
-
-  Rows are as they were where one of the teachers has no whole segment.
-  """
-  of_rows = splicing.spans(replay.tokens, replay.lengths, job.tokenizer)
-  pools, shares = [of_rows], [1.0]
-  if replay.row_prob is not None:
-    current = _of_current(replay)
-    share = float(replay.row_prob[current].sum())
-    is_current = np.isin(of_rows[:, 0], current)
-    pools, shares = (
-      [of_rows[~is_current], of_rows[is_current]],
-      [1 - share, share],
-    )
-  if job.cfg.distinct:
-    pools = [splicing.distinct(pool, replay.tokens) for pool in pools]
-  if not all(map(len, pools)):
-    return replay, labels
-  rows, length = replay.tokens.shape
-  where = splicing.interleave(pools, shares, (rows, length), length, rng)
-  labels = teacher_labels.spliced(teachers, labels, where)
-  tokens, weight, source = (
-    x.reshape(-1)[where] for x in (replay.tokens, replay.weight, replay.source)
-  )
-  lengths = np.full(rows, length)
-  replay = replay_lib.Replay(tokens, lengths, weight, source, None)
-  return replay, sharding.replicate(labels)
 
 
 def _splice_archived(
