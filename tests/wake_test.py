@@ -239,6 +239,18 @@ def test_what_the_day_has_told_otherwise_is_not_rehearsed(cfg, params, tokens):
   assert weight(shifted, 0.0).all()
 
 
+def losses_of_a_day(model, rows, dreams, **settings):
+  """Of every chunk, beside dreams."""
+  cfg = dataclasses.replace(CONFIG, **settings)
+  chunks = rows.size // (2 * schedule.base_chunk(model.cfg, rows.shape[1]))
+  *_, loss = wake.read_day(
+    cfg, model, jnp.int32(0), rows, jnp.ones(rows.shape),
+    wake.draw_rehearsed(cfg, dreams, chunks, jax.random.PRNGKey(0)),
+    defer_due_update=False,
+  )  # fmt: skip
+  return np.asarray(loss)
+
+
 def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
   """What it only overwrites is told apart from what it says otherwise."""
   model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
@@ -246,16 +258,10 @@ def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
   dreams = archive_of(model, tokens)
   logits = -model.forward(tokens).logits
   other = dreams.replace(teacher=divergences.top_k(logits, 4))
-  losses = []
-  for threshold in (1.0, 0.0):
-    wake_cfg = dataclasses.replace(CONFIG, rehearsed=4, contradicted=threshold)
-    chunks = rows.size // (2 * schedule.base_chunk(cfg, rows.shape[1]))
-    *_, loss = wake.read_day(
-      wake_cfg, model, jnp.int32(0), rows, jnp.ones(rows.shape),
-      wake.draw_rehearsed(wake_cfg, other, chunks, jax.random.PRNGKey(0)),
-      defer_due_update=False,
-    )  # fmt: skip
-    losses.append(np.asarray(loss))
+  losses = [
+    losses_of_a_day(model, rows, other, rehearsed=4, contradicted=threshold)
+    for threshold in (1.0, 0.0)
+  ]
   half = len(losses[0]) // 2
   # The chunk after the judgement is still read by the same weights.
   np.testing.assert_allclose(
@@ -272,16 +278,12 @@ def test_a_day_overrules_the_dreams_that_contradict_it(cfg, params, tokens):
   other = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))) * 7 % cfg.vocab
   logits = 8 * jax.nn.one_hot(jnp.tile(other, (2, 1)), cfg.vocab)
   dreams = dreams.replace(teacher=divergences.top_k(logits, 4))
-  last = []
-  for threshold in (1.0, 0.1):
-    wake_cfg = dataclasses.replace(CONFIG, rehearsed=2, contradicted=threshold)
-    chunks = rows.size // (2 * schedule.base_chunk(cfg, rows.shape[1]))
-    *_, loss = wake.read_day(
-      wake_cfg, model, jnp.int32(0), rows, jnp.ones(rows.shape),
-      wake.draw_rehearsed(wake_cfg, dreams, chunks, jax.random.PRNGKey(0)),
-      defer_due_update=False,
-    )  # fmt: skip
-    last.append(float(loss[-8:].mean()))
+  last = [
+    losses_of_a_day(model, rows, dreams, rehearsed=2, contradicted=threshold)[
+      -8:
+    ].mean()
+    for threshold in (1.0, 0.1)
+  ]
   assert last[1] < 0.9 * last[0]
 
 

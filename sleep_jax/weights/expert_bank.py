@@ -1,8 +1,8 @@
 """What a life has made of a model's weights, and its memory in a file.
 
-The fast change can be added to the weights (`with_fast_change`); if no expert
-is in use that is all, and a plain checkpoint computes the same
-(`why_not_plain`).
+The fast and the folded change can be added to the weights
+(`with_fast_change`); if no expert is in use that is all, and a plain checkpoint
+computes the same (`why_not_plain`).
 `memory.safetensors` beside an export holds what a life needs to go on.
 """
 
