@@ -238,7 +238,9 @@ def _hundred(c: common.Config) -> None:
   c.seeds = (1, 2, 3)
   nights = 100
   c.task.update(episodes=nights, entities=2, changes=2, probes=1)
-  c.sleep.update(dreams=512, steps=150)
+  # A fact that changed on the second day must not be rehearsed more often than
+  # it is told, so a night dreams little, and much is archived of the base.
+  c.sleep.update(dreams=128, steps=150, archive_base=1024)
 
   def asleep(policy: str, *slots: int) -> dict[str, Any]:
     """The policy, and the slots of all levels but the fast one."""
@@ -266,6 +268,10 @@ def _hundred(c: common.Config) -> None:
     'three_levels': asleep('merge', 4, 8),
     'four_levels': asleep('merge', 4, 4, 4),
     'replay_archive': dict(c.arms.replay_archive),
+    'replay_archive_base': dict(
+      c.arms.replay_archive,
+      learner_config=dict(archive=3000, archive_base=c.sleep.archive_base),
+    ),
   }
 
 
