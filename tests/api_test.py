@@ -184,6 +184,7 @@ def test_a_life_may_be_loaded_with_more_slots(night, saved):
   assert sleep_jax.load(saved, steps=7).learner.cfg.sleep.steps == 7
 
 
+@pytest.mark.slow
 def test_dreams_are_drawn_again_by_their_seed(night):
   dreams = night.m.dream(3)
   assert len(dreams) == 3

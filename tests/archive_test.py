@@ -172,6 +172,7 @@ def test_what_the_current_model_contradicts_has_no_weight(life):
   np.testing.assert_array_equal(labels.weight[0, :3], 1.0 - differs[0, :3])
 
 
+@pytest.mark.slow
 def test_a_contradiction_stays_in_the_archive(life):
   """The next day rehearses what is left."""
   first, second = two_nights(

@@ -53,7 +53,9 @@ def shorten(monkeypatch, per_class: int = 1):
 @pytest.mark.parametrize(
   'variant, family, arms',
   [
-    ('clinc-llama3_2_3b', 'llama3_2', 'icl sft'),
+    pytest.param(
+      'clinc-llama3_2_3b', 'llama3_2', 'icl sft', marks=pytest.mark.slow
+    ),
     pytest.param(
       'clinc-llama3_2_3b', 'llama3_2', 'sleep', marks=pytest.mark.slow
     ),

@@ -82,6 +82,7 @@ def test_benches_against_torch_agree_and_run(tmp_path, bench):
   assert 'sleep_jax' in entry['seconds']
 
 
+@pytest.mark.slow
 def test_cache_bytes_after_eviction_are_constant(tmp_path):
   out = tmp_path / 'benchmarks.json'
   done = suite(out, '--only=eviction')
@@ -127,6 +128,7 @@ def test_accelerator_programs_lower():
   assert accelerator.multiplying(cfg) == transformer.count(weights) - norms
 
 
+@pytest.mark.slow
 def test_decoding_casts_weights_to_the_compute_dtype():
   cfg = accelerator.model_config(TINY)
   params = transformer.init(cfg, jax.random.key(0))

@@ -137,6 +137,7 @@ def test_a_day_without_a_night_loses_no_window(day):
   )
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_states(day):
   learner = build(setup(), consolidate=False)
   initial = learner.init(jax.random.PRNGKey(0))
@@ -198,13 +199,8 @@ def _base(tmp_path_factory):
 
 
 # Of `golden_test`, too, the night of `recurrence_seeding_brief` is a part.
-@pytest.mark.parametrize(
-  'arm',
-  [
-    'recurrence',
-    pytest.param('recurrence_seeding_brief', marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('arm', ['recurrence', 'recurrence_seeding_brief'])
 def test_a_pretrained_hybrid_runs_the_experiment(base, tmp_path, arm):
   c = both_sleeps.get_config()
   c.base = str(base)

@@ -333,7 +333,9 @@ def test_the_first_bad_step_and_leaf_are_named():
   finite.check_finite('nap', np.ones(2), {'a': jnp.ones(2), 'n': jnp.arange(3)})
 
 
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize(
+  'workers', [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_sigterm_ends_a_quickstart_within_ten_seconds(tmp_path, workers):
   started = subprocess.Popen(
     [

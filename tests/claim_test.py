@@ -50,7 +50,12 @@ def test_consolidation_keeps_what_the_base_knew(slept):
 
 @pytest.mark.parametrize(
   'control',
-  [dict(train_expert=False), dict(learning_rate=0.0, max_kl_share=9.0)],
+  [
+    dict(train_expert=False),
+    pytest.param(
+      dict(learning_rate=0.0, max_kl_share=9.0), marks=pytest.mark.slow
+    ),
+  ],
 )
 def test_without_seeding_nothing_is_left_after_the_reset(control):
   # How many steps learn nothing does not matter.

@@ -6,7 +6,10 @@ import os
 import sys
 
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  # Compilation takes most of the time, and each worker has one core.
+  + ' --xla_cpu_parallel_codegen_split_count=1'
 )
 # Compiled once, for both workers and for the next run.
 os.environ.setdefault(

@@ -406,7 +406,7 @@ def test_an_update_with_too_many_steps_is_rejected(model):
 @pytest.mark.parametrize(
   'learn_from, target',
   [
-    ('best', 'slot'),
+    pytest.param('best', 'slot', marks=pytest.mark.slow),
     ('all', 'fold'),
     ('all', 'lora'),
     pytest.param('best', 'lora', marks=pytest.mark.slow),

@@ -301,6 +301,7 @@ def equal(a, b) -> bool:
   return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
 
+@pytest.mark.slow
 def test_padding_counts_neither_in_the_fit_nor_in_the_measure(tmp_path):
   model = slept_model(tmp_path / 'source', 'llama3_2', 'partition')
   rows = dreams(model, 16)

@@ -42,6 +42,7 @@ def copies_of(params) -> int:
   return len(pointers)
 
 
+@pytest.mark.slow
 def test_a_day_and_a_night_hold_the_base_once():
   task, learner = built('sleep')
   base = learner.setup.model.params

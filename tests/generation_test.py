@@ -48,6 +48,7 @@ def sample(pair, rows=12, day=(), **shares):
   return generation.sample(cfg, *pair, rows, jax.random.key(1), day)
 
 
+@pytest.mark.slow
 def test_shares_of_the_ways_to_begin(pair):
   _, tok = pair
   chat = tokenizers.chat_of(tok).frame(tok.stop)
@@ -61,6 +62,7 @@ def test_shares_of_the_ways_to_begin(pair):
   assert set(sample(pair, 4, day_dreams=1.0).starts) == {1}
 
 
+@pytest.mark.slow
 def test_both_turns_of_a_chat_are_made_up_within_their_frame(pair):
   model, tok = pair
   tok = copy.copy(tok)

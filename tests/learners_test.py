@@ -282,6 +282,7 @@ def study_requests() -> list[contexts.StudyRequest]:
   return [contexts.StudyRequest((one,), 2), contexts.StudyRequest((one, two))]
 
 
+@pytest.mark.slow
 def test_study_is_by_default_that_a_copy_wakes_on_the_contexts_and_sleeps():
   s = setup(format=FactFormat())
   sections = SECTIONS | {'finetune': dict(batch=4, learning_rate=0.05)}

@@ -268,7 +268,10 @@ NIGHT = consolidation_config.SeedingConfig(
 
 @pytest.mark.parametrize(
   'reading',
-  ['stack', 'top', pytest.param('partition', marks=pytest.mark.slow)],
+  [
+    'top',
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ('stack', 'partition')),
+  ],
 )
 def test_a_converted_life_wakes_and_sleeps(plain, reading):
   """Level 1 learns a day by heart; asleep, one expert of level 2 takes it."""

@@ -96,6 +96,7 @@ def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
   )
 
 
+@pytest.mark.slow
 def test_jit_agrees_with_no_jit(cfg, params, tokens):
   memory = conftest.random_memory(cfg)
   with jax.disable_jit():
@@ -306,6 +307,7 @@ def _hybrid():
   return cfg, conftest.weights(cfg), conftest.random_memory(cfg)
 
 
+@pytest.mark.slow
 def test_a_mixer_from_outside_is_one_class(hybrid, tokens):
   cfg, params, memory = hybrid
   assert cfg.recurrent == EmaConfig(init_decay=0.25)

@@ -11,13 +11,9 @@ from tests import tiny_checkpoint
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  'name',
-  (
-    'quickstart',
-    pytest.param('invented_facts', marks=pytest.mark.slow),
-    pytest.param('reproduce_paper', marks=pytest.mark.slow),
-  ),
+  'name', ('quickstart', 'invented_facts', 'reproduce_paper')
 )
 def test_a_notebook_runs(name, monkeypatch, tmp_path):
   pytest.importorskip('tokenizers')

@@ -42,17 +42,12 @@ def hybrid(**changes) -> config.ModelConfig:
   return config.ModelConfig(**(settings | changes))
 
 
-@pytest.fixture(name='model', params=['gdn', 'jet'])
+# Both have the passes in common; what a jet has of its own is tested besides.
+@pytest.fixture(
+  name='model', params=['gdn', pytest.param('jet', marks=pytest.mark.slow)]
+)
 def _model(request):
   return conftest.build_model(hybrid(mixers=('attention', request.param)))
-
-
-# Both have the passes in common; what a jet has of its own is tested besides.
-JET_IS_SLOW = pytest.mark.parametrize(
-  'model',
-  ['gdn', pytest.param('jet', marks=pytest.mark.slow)],
-  indirect=True,
-)
 
 
 def random_windows(
@@ -216,6 +211,7 @@ def test_cached_decode_is_the_full_forward(model):
   np.testing.assert_allclose(jnp.concatenate(parts, 1), full.logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_samples_are_the_argmax_of_the_forward_pass(model):
   model = with_states(model)
   prompts = [[3, 1, 4, 1, 5], [2, 7]]
@@ -254,7 +250,6 @@ def evaluate(model, batch, **settings):
   return jax.jit(training_lib.evaluate, static_argnums=0)(cfg, model, batch)
 
 
-@JET_IS_SLOW
 def test_one_pass_is_the_plain_hybrid(model):
   batch = random_windows(padded=[(0, 0), (2, 1)])
   want = nll_of(plain_hybrid(model, batch), batch)
@@ -320,7 +315,7 @@ def test_passes_are_algorithm_1(model, passes, loop):
   np.testing.assert_allclose(predictions.nll, want, atol=1e-5)
 
 
-@JET_IS_SLOW
+@pytest.mark.slow
 def test_every_setting_of_the_passes_makes_a_difference(model):
   batch = random_windows()
   settings = [
@@ -368,7 +363,6 @@ def test_nothing_but_the_states_outlives_a_window(model):
   np.testing.assert_allclose(first_from_zeros, without_context, atol=1e-5)
 
 
-@JET_IS_SLOW
 def test_gradients_reach_a_window_through_the_states_alone(model):
   batch = random_windows()
 
@@ -388,7 +382,7 @@ def test_gradients_reach_a_window_through_the_states_alone(model):
   assert grad_of(stop_gradient=True) == 0
 
 
-@JET_IS_SLOW
+@pytest.mark.slow
 def test_rematerialised_windows_have_the_same_gradient(model):
   batch = random_windows()
 

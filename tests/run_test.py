@@ -192,7 +192,12 @@ def test_unknown_arms_and_sections_are_refused():
 
 @pytest.mark.parametrize(
   'arm, phase',
-  [('sleep', 'wake'), ('ewc', 'sleep'), ('joint', 'wake'), ('icl', 'sleep')],
+  [
+    ('ewc', 'sleep'),
+    ('icl', 'sleep'),
+    pytest.param('sleep', 'wake', marks=pytest.mark.slow),
+    pytest.param('joint', 'wake', marks=pytest.mark.slow),
+  ],
 )
 def test_an_interrupted_life_ends_as_if_it_never_was(
   tmp_path, monkeypatch, arm, phase

@@ -162,6 +162,7 @@ def test_the_per_layer_decoder_equals_the_scanned(cfg, params, tokens, unroll):
   )
 
 
+@pytest.mark.slow
 def test_the_per_layer_decoder_supports_partitions(tokens):
   levels = tuple(
     dataclasses.replace(x, hidden=16) for x in conftest.tiny().levels
@@ -349,6 +350,7 @@ def test_a_prefix_that_is_read_once_is_as_if_it_stood_in_every_row(
       prefix_lib.prefill(model, too_long, pad=0)
 
 
+@pytest.mark.slow
 def test_many_prompts_after_a_long_prefix_are_split(monkeypatch):
   cfg = conftest.tiny()
   model = conftest.build_model(cfg)

@@ -105,6 +105,7 @@ def test_kl_is_positive_at_first_and_falls(life, teachers):
   assert report.transferred
 
 
+@pytest.mark.slow
 def test_top_k_of_all_tokens_is_the_whole_teacher(cfg, life):
   whole = dataclasses.replace(CONFIG, steps=6, rollout_every=3)
   top_k = dataclasses.replace(
@@ -117,6 +118,7 @@ def test_top_k_of_all_tokens_is_the_whole_teacher(cfg, life):
     )
 
 
+@pytest.mark.slow
 def test_the_dreams_vocabulary_serves_rollouts_too(life):
   """With all of a small vocabulary in the dreams nothing is left out."""
   whole = dataclasses.replace(CONFIG, steps=4, rollout_every=2)
@@ -128,6 +130,7 @@ def test_the_dreams_vocabulary_serves_rollouts_too(life):
     )
 
 
+@pytest.mark.slow
 def test_top_k_of_a_few_tokens_suffices_to_learn(life):
   top_k = dataclasses.replace(CONFIG, teacher_top_k=8, tokens_in_flight=64)
   _, report = consolidate(life, top_k)
@@ -208,6 +211,7 @@ def test_an_untrained_expert_keeps_its_initial_weights(life):
   assert not np.asarray(bank.experts.b[:, 0]).any()
 
 
+@pytest.mark.slow
 def test_a_failed_transfer_does_not_free_a_recycled_slot(life):
   failing = dataclasses.replace(
     CONFIG, learning_rate=0.0, max_kl_share=0.5, slot_policy='recycle'
@@ -231,6 +235,7 @@ def test_a_full_bank_is_an_error_by_default(life):
     consolidate(with_full_bank(life))
 
 
+@pytest.mark.slow
 def test_recycle_drops_the_oldest_expert(life, caplog):
   recycle = dataclasses.replace(CONFIG, slot_policy='recycle')
   after, report = consolidate(with_full_bank(life), recycle)
@@ -286,6 +291,7 @@ def test_a_level_folds_only_if_its_base_may_change(life):
     conftest.tiny(levels=(config.LevelConfig(16, folds=True),))
 
 
+@pytest.mark.slow
 def test_a_single_slot_can_be_recycled_and_not_merged(cfg, life):
   levels = (
     cfg.levels[0],
@@ -330,6 +336,7 @@ def test_seed_steps_compile_once(life):
   assert seeding.seed_steps._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_of_many_drafts_those_are_dreamt_that_the_day_taught(life):
   cfg = dataclasses.replace(
     CONFIG, oversample=4, dreams=16, temperature=1.0, previous_fraction=(0, 0)
@@ -462,8 +469,16 @@ def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
   assert np.mean([row.tobytes() in known for row in probe]) < 0.4
 
 
-@pytest.mark.parametrize('top_k', [0, 8])
-@pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
+@pytest.mark.parametrize(
+  'temperature, top_k',
+  [
+    (2.0, 8),
+    *(
+      pytest.param(*x, marks=pytest.mark.slow)
+      for x in ((1.0, 0), (1.0, 8), (0.5, 0), (0.5, 8), (2.0, 0))
+    ),
+  ],
+)
 def test_the_policy_of_a_fresh_rollout_is_that_which_drew_it(
   life, temperature, top_k
 ):

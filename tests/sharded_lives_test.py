@@ -131,6 +131,7 @@ def assert_same_life(got: Record, want: Record):
     assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_a_life_on_eight_devices_equals_that_of_one(one, eight):
   assert_same_life(eight, one)
   # Days and nights change the life by far more than the tolerance.

@@ -82,6 +82,7 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
   assert len(devices) == 8
 
 
+@pytest.mark.slow
 def test_a_day_of_single_rows_is_split_by_the_model(cfg, rows):
   level = dataclasses.replace(cfg.levels[0], learning_rate=0.05)
   cfg = conftest.replace(cfg, levels=(level, *cfg.levels[1:]))
@@ -130,6 +131,7 @@ def test_a_rollout_on_eight_devices_equals_one(cfg, params, memory):
   assert_close(got.logprobs, want.logprobs)
 
 
+@pytest.mark.slow
 def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
   seeding_cfg = consolidation_config.SeedingConfig(steps=4, batch=8)
 
@@ -159,6 +161,7 @@ def test_seeding_on_eight_devices_equals_one(cfg, params, memory, rows):
   assert_close(got[0][0], want[0][0])
 
 
+@pytest.mark.slow
 def test_trials_on_eight_devices_equal_one(cfg, params, memory, rows):
   def run_trials(place, place_rows):
     keys = jax.random.split(jax.random.key(5), 8)

@@ -145,6 +145,7 @@ def test_per_row_memory_ends_with_the_row(cfg, params, tokens):
   )
 
 
+@pytest.mark.slow
 def test_a_batch_of_lives_wakes_as_each_alone(cfg, params, tokens):
   memories = [conftest.random_memory(cfg, seed) for seed in (1, 2)]
   batch = jax.tree.map(lambda *x: jnp.stack(x), *memories)

@@ -36,16 +36,14 @@ def small_rule110(variant='', steps=0, episodes=2, **training):
 
 
 _ARMS = [
-  # Each compiles its own programs, for up to half a minute.
-  pytest.param(
-    variant, arm, marks=() if arm == 'passes_1_t4' else pytest.mark.slow
-  )
+  (variant, arm)
   for variant in ('', 'controls', 'eviction')
   for arm in rule110_config.get_config(variant).arms
   if not arm.endswith(('_t5', '_t6')) or not arm.startswith('passes')
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant,arm', _ARMS)
 def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):
   c = small_rule110(variant)
@@ -85,6 +83,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
     assert again[key] == whole[key]
 
 
+@pytest.mark.slow
 def test_retrieval_is_solved(tmp_path):
   # t = 0: the first bit itself. Chance is one half a bit.
   c = small_rule110(steps=0, episodes=1)
@@ -172,6 +171,7 @@ def test_bad_settings_are_named(section, change, names, tmp_path):
     workers.run(c, tmp_path / 'w')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'recipe',
   [
