@@ -8,6 +8,7 @@ with everything saved (docs/checkpointing.md). With --coordinator, --processes
 and --process_id several processes run the same lives.
 """
 
+from collections.abc import Callable
 from concurrent.futures import process
 import json
 import pathlib
@@ -66,8 +67,11 @@ def _join_others(c: build_lib.Settings) -> None:
   )
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """What is left of the command line; ends with one line if it is wrong."""
+def parse(argv: list[str]) -> list[str]:
+  """What is left of the command line; ends with one line if it is wrong.
+
+  For `app.run`, of this program and of others that have its flags.
+  """
   try:
     left = flags.FLAGS(argv)
     if _CONFIG.value is not None:
@@ -99,16 +103,26 @@ def _in_one_line(e: BaseException) -> str:
   return f'--config cannot be read: {last}'
 
 
-def main(_) -> None:
+def execute(
+  change: Callable[[build_lib.Settings], build_lib.Settings] = lambda c: c,
+  share: str = '1/1',
+) -> None:
+  """Runs what the flags say; ends with one line if that cannot be done.
+
+  Args:
+    change: makes another experiment of the config.
+    share: of the lives, see `workers.parse_share`.
+  """
   c = json.loads(_CONFIG.value.to_json())
   compilation.enable_cache()
   try:
     build_lib.check_sections(c)
+    c, part = change(c), workers.parse_share(share)
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
     _join_others(c)
     # After JAX, which listens for SIGTERM as well.
     termination.install_handler()
-    table = workers.run(c, workdir)
+    table = workers.run(c, workdir, part)
   except (
     config.ConfigError,
     checkpoint.SaveError,
@@ -125,5 +139,9 @@ def main(_) -> None:
   print(f'\n{table}\nEverything else: {workdir.absolute()}')
 
 
+def main(_) -> None:
+  execute()
+
+
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=parse)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 from typing import Any
 
 from sleep_jax import config
@@ -105,15 +106,42 @@ def _live(
   return summary
 
 
+def parse_share(text: str) -> tuple[int, int]:
+  """`I/N`, from 1, as an offset from 0 and a stride.
+
+  Raises:
+    ConfigError: if it has another form.
+  """
+  found = re.fullmatch(r'([0-9]+)/([0-9]+)', text)
+  first, count = map(int, found.groups()) if found else (0, 0)
+  if not 1 <= first <= count:
+    raise config.ConfigError(
+      f'--share={text}: write I/N with I from 1 to N, as in --share=1/4.'
+    )
+  return first - 1, count
+
+
 def live_all(
-  c: build_lib.Settings, workdir: pathlib.Path
+  c: build_lib.Settings,
+  workdir: pathlib.Path,
+  share: tuple[int, int] = (0, 1),
 ) -> list[dict[str, Any]]:
-  """Every arm and seed, `c['workers']` lives at a time."""
+  """Every arm and seed, `c['workers']` lives at a time.
+
+  Args:
+    c: the experiment.
+    workdir: of the experiment.
+    share: offset and stride, if other jobs live the rest.
+
+  Returns:
+    The summaries of these lives.
+  """
   jobs = [
-    (c, arm, seed, str(workdir / 'lives' / f'{arm}_{seed}'))
+    (c, arm, seed, str(_folder(workdir, arm, seed)))
     for seed in c['seeds']
     for arm in c['arms']
   ]
+  jobs = jobs[share[0] :: share[1]]
   if c['workers'] <= 1:
     return [_live(*job) for job in jobs]
   context = multiprocessing.get_context('spawn')
@@ -131,16 +159,39 @@ def live_all(
       raise
 
 
-def run(c: build_lib.Settings, workdir: pathlib.Path) -> str:
-  """Lives and reports: summary.json, table.md and pictures in `workdir`."""
+def _folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+  return workdir / 'lives' / f'{arm}_{seed}'
+
+
+def run(
+  c: build_lib.Settings,
+  workdir: pathlib.Path,
+  share: tuple[int, int] = (0, 1),
+) -> str:
+  """Lives and reports: summary.json, table.md and pictures in `workdir`.
+
+  Args:
+    c: the experiment.
+    workdir: of the experiment; several jobs may share it.
+    share: see `live_all`.
+
+  Returns:
+    The table; or, while other jobs have not ended, what is missing.
+  """
   check(c)
   if distributed.is_primary():
     claim_workdir(workdir, c)
   finished = workdir / 'summary.json'
   if finished.exists():
     print(f'{workdir} is finished; nothing is left to run.')
-  lives = live_all(c, workdir)
+  lives = live_all(c, workdir, share)
   if not distributed.is_primary():
     return ''
+  folders = [_folder(workdir, a, s) for s in c['seeds'] for a in c['arms']]
+  ended = [x for x in folders if (x / 'summary.json').exists()]
+  if len(ended) < len(folders):
+    return f'{len(ended)} of {len(folders)} lives have ended; no table yet.'
+  if len(lives) < len(folders):
+    lives = live_all(c, workdir)  # They have ended, and are read.
   files.write(finished, json.dumps(lives, indent=1))
   return report_lib.write_report(lives, c['reference'], workdir)
