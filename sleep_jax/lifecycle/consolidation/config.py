@@ -62,6 +62,10 @@ class SeedingConfig:
   # Rows of it that are there before the first day: what the base dreams of. A
   # day overwrites what it does not rehearse, and a base is never read again.
   archive_base: int = 0
+  # Of its dreams a night archives the segments alone that this day taught: with
+  # a token on which the teachers differ by `router_margin`. The more a model
+  # knows, the less of what it dreams is new; what it knew is archived already.
+  archive_only_new: bool = False
   # Where the current model gives a token more than this probability, and the
   # previous one or the archive another token, the day has told it otherwise,
   # and the past has no weight there; 1 = never. Of use where a day overwrites
@@ -133,6 +137,14 @@ class SeedingConfig:
       raise base.ConfigError(
         f'sleep.archive_base={self.archive_base} rows do not fit sleep.archive='
         f'{self.archive}; raise sleep.archive, or lower it.'
+      )
+    if self.archive_only_new and not (
+      self.archive and self.teachers == 'current+previous'
+    ):
+      raise base.ConfigError(
+        'sleep.archive_only_new=True is about the archive, and tells by two '
+        'teachers what is new; set sleep.archive and sleep.teachers='
+        'current+previous, or archive_only_new=False.'
       )
     if self.chat_dreams + self.day_dreams > 1.0 + 1e-6:
       raise base.ConfigError(

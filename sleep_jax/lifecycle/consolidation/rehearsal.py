@@ -155,11 +155,12 @@ def prepare(
   if kept is not None:
     labels = teacher_labels.concatenate(labels, sharding.replicate(kept))
   if job.archive is not None:
+    draw = order_lib.numpy_rng(jax.random.fold_in(probe_rng, _ARCHIVE_KEY))
     archive = archive_lib.extend(
       job.archive if archive is None else archive,
-      _new_rows(job, *dreamt, vocabulary),
+      _new_rows(job, *dreamt, vocabulary, draw),
       job.cfg.archive,
-      order_lib.numpy_rng(jax.random.fold_in(probe_rng, _ARCHIVE_KEY)),
+      draw,
     )
     archive = sharding.replicate(archive)
   return Rehearsal(
@@ -233,11 +234,33 @@ def _new_rows(
   replay: replay_lib.Replay,
   labels: teacher_labels.LabeledBatch,
   vocabulary: np.ndarray | None,
+  rng: np.random.Generator,
 ) -> archive_lib.Archive:
   """What tonight adds to the archive: the current model's dreams."""
   on_host = sharding.fetch(labels.replace(head=None, prefix=None))
-  of_current = jax.tree.map(jnp.asarray, on_host.rows(_of_current(replay)))
+  rows = _of_current(replay)
+  on_host, new = on_host.rows(rows), np.zeros((0, 3), int)
+  if job.cfg.archive_only_new:
+    new = _new_segments(
+      splicing.spans(on_host.tokens, replay.lengths[rows], job.tokenizer),
+      on_host,
+    )
+  if len(new):
+    where = splicing.interleave(
+      [new], [1.0], on_host.tokens.shape, on_host.tokens.shape[1], rng
+    )
+    on_host = teacher_labels.spliced(job.teachers, on_host, where)
+  of_current = jax.tree.map(jnp.asarray, on_host)
   return teacher_labels.as_archive(of_current, vocabulary, job.nights)
+
+
+def _new_segments(
+  of_rows: splicing.Spans, labels: teacher_labels.LabeledBatch
+) -> splicing.Spans:
+  """Those with a token for which a new expert should be on."""
+  on = np.asarray(labels.gate * labels.gate_weight) > 0
+  new = [on[row, max(a - 1, 0) : b - 1].any() for row, a, b in of_rows]
+  return of_rows[np.array(new, bool)]
 
 
 def _splice_archived(
