@@ -30,6 +30,8 @@ CONFIG = dataclasses.replace(
   archive=20,
   max_kl_share=2.0,
 )
+# Of `seeding_test.TOKENIZER`: BOS is 1, and 2 ends a segment.
+TWO_SEGMENTS = np.array([1, 5, 6, 2, 7, 8, 2, *[9] * 9])
 
 
 def dreams_of(night, rows, length=4, top_k=2):
@@ -144,6 +146,29 @@ def test_only_what_the_day_taught_is_kept(life, monkeypatch):
   kept = prepared[0].replay.tokens[source.mean(axis=1) > 0.5]
   assert len(kept) == cfg.dreams // 2
   np.testing.assert_array_equal(after.archive.tokens, kept)
+
+
+def test_only_segments_that_the_day_taught_are_kept(life, monkeypatch):
+  """Of two segments in each dream, the one that asks for a new expert."""
+  label_all = teacher_labels.label_all
+
+  def label(cfg, teachers, replay):
+    labels = label_all(cfg, teachers, replay)
+    rows = np.tile(TWO_SEGMENTS, (len(replay.tokens), 1))
+    asks = np.zeros(rows.shape, np.float32)
+    asks[:, 4:6] = 1.0  # The prediction of the second segment's last tokens.
+    return labels.replace(
+      tokens=jnp.asarray(rows), gate=asks, gate_weight=jnp.ones(rows.shape)
+    )
+
+  monkeypatch.setattr(teacher_labels, 'label_all', label)
+  cfg = dataclasses.replace(CONFIG, splice=False, archive_only_new=True)
+  after, _ = seeding_test.consolidate(life, cfg)
+  kept = np.asarray(after.archive.tokens)
+  assert len(kept) == 20
+  second = TWO_SEGMENTS[4:7]
+  want = [1, *np.tile(second, 9)][: kept.shape[1]]
+  np.testing.assert_array_equal(kept, np.tile(want, (20, 1)))
 
 
 def test_what_the_current_model_contradicts_has_no_weight(life):

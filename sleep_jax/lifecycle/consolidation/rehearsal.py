@@ -239,28 +239,34 @@ def _new_rows(
   """What tonight adds to the archive: the current model's dreams."""
   on_host = sharding.fetch(labels.replace(head=None, prefix=None))
   rows = _of_current(replay)
-  on_host, new = on_host.rows(rows), np.zeros((0, 3), int)
+  on_host = on_host.rows(rows)
   if job.cfg.archive_only_new:
-    new = _new_segments(
-      splicing.spans(on_host.tokens, replay.lengths[rows], job.tokenizer),
-      on_host,
-    )
-  if len(new):
-    where = splicing.interleave(
-      [new], [1.0], on_host.tokens.shape, on_host.tokens.shape[1], rng
-    )
-    on_host = teacher_labels.spliced(job.teachers, on_host, where)
+    lengths = replay.lengths[rows]
+    on_host = _of_new_segments(job, on_host, lengths, rng)
   of_current = jax.tree.map(jnp.asarray, on_host)
   return teacher_labels.as_archive(of_current, vocabulary, job.nights)
 
 
-def _new_segments(
-  of_rows: splicing.Spans, labels: teacher_labels.LabeledBatch
-) -> splicing.Spans:
-  """Those with a token for which a new expert should be on."""
-  on = np.asarray(labels.gate * labels.gate_weight) > 0
-  new = [on[row, max(a - 1, 0) : b - 1].any() for row, a, b in of_rows]
-  return of_rows[np.array(new, bool)]
+def _of_new_segments(
+  job: job_lib.SeedingJob,
+  labels: teacher_labels.LabeledBatch,
+  lengths: np.ndarray,
+  rng: np.random.Generator,
+) -> teacher_labels.LabeledBatch:
+  """As many rows, of the segments with a token that asks for a new expert.
+
+  No rows if there are none.
+  """
+  tokens = np.asarray(labels.tokens)
+  segments = splicing.spans(tokens, lengths, job.tokenizer)
+  asks = np.asarray(labels.gate * labels.gate_weight) > 0
+  new = [asks[row, max(a - 1, 0) : b - 1].any() for row, a, b in segments]
+  segments = segments[np.array(new, bool)]
+  if not len(segments):
+    return labels.rows(np.zeros(0, int))
+  rows, length = labels.tokens.shape
+  where = splicing.interleave([segments], [1.0], (rows, length), length, rng)
+  return teacher_labels.spliced(job.teachers, labels, where)
 
 
 def _splice_archived(
