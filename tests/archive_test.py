@@ -66,6 +66,16 @@ def test_a_night_with_few_dreams_keeps_them_all():
   assert np.bincount(archive.night).tolist() == [3, 5]
 
 
+def test_what_the_base_dreamt_may_all_stay():
+  rng = np.random.default_rng(0)
+  archive = dreams_of(archive_lib.BASE_NIGHT, 4)
+  for night in range(3):
+    archive = archive_lib.extend(
+      archive, dreams_of(night, 30), 10, rng, keep_base=True
+    )
+  assert np.bincount(archive.night + 1).tolist() == [4, 2, 2, 2]
+
+
 def test_an_archive_outlives_the_vocabulary_it_was_labelled_in(life):
   """Numbers in a night's head become tokens, and numbers of another head."""
   tokens = np.array([[1, 5, 7, 2]])
@@ -253,6 +263,11 @@ def test_an_archive_of_other_dreams_is_refused(life):
   [
     (dict(teacher_top_k=0), 'sleep.archive=20 .* sleep.teacher_top_k'),
     (dict(archive_base=21), 'sleep.archive_base=21 rows do not fit'),
+    (dict(archive_keeps_base=True), 'leaves none for the base'),
+    (
+      dict(archive_only_new=True, teachers='current'),
+      'tells by two teachers what is new',
+    ),
     (dict(distinct=True, splice=False), 'set sleep.splice=True'),
     (dict(temperature=0.0), 'sleep.day_dreams=1'),
   ],

@@ -235,13 +235,17 @@ def _hundred(c: common.Config) -> None:
   of it has been run to its end.
   """
   _hard(c)
-  c.seeds = (1, 2, 3)
+  c.seeds = (11, 12, 13)  # Settings were chosen on 1 and 100.
   nights = 100
   c.task.update(episodes=nights, entities=2, changes=2, probes=1)
   # A fact that changed on the second day must not be rehearsed more often than
   # it is told, so a night dreams little, and much is archived of the base.
   c.sleep.update(
-    dreams=128, steps=150, archive_base=1024, archive_only_new=True
+    dreams=128,
+    steps=150,
+    archive_base=1024,
+    archive_keeps_base=True,
+    archive_only_new=True,
   )
 
   def asleep(policy: str, *slots: int) -> dict[str, Any]:
@@ -272,7 +276,9 @@ def _hundred(c: common.Config) -> None:
     'replay_archive': dict(c.arms.replay_archive),
     'replay_archive_base': dict(
       c.arms.replay_archive,
-      learner_config=dict(archive=3000, archive_base=c.sleep.archive_base),
+      learner_config=dict(
+        archive=3000, archive_base=1024, archive_keeps_base=True
+      ),
     ),
   }
 

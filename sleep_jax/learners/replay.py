@@ -22,6 +22,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import packing
 from sleep_jax.learners import finetune
+from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
@@ -46,6 +47,7 @@ class ReplayConfig(finetune.FinetunerConfig):
   archive: int = 0
   # Of them, what the base writes before the first day (`sleep.archive_base`).
   archive_base: int = 0
+  archive_keeps_base: bool = False  # They all stay (`sleep` has the same).
   mix: config.Fraction = 0.5  # Share of documents in the rows of a batch.
   temperature: float | None = None
   min_p: float | None = None
@@ -63,6 +65,12 @@ class ReplayConfig(finetune.FinetunerConfig):
       raise config.ConfigError(
         f'learner_config.archive_base={self.archive_base} documents do not fit '
         f'learner_config.archive={self.archive}; raise it, or lower them.'
+      )
+    if self.archive_keeps_base and not 0 < self.archive_base < self.archive:
+      raise config.ConfigError(
+        f'learner_config.archive_keeps_base=True with archive_base='
+        f'{self.archive_base} of archive={self.archive} documents leaves none '
+        'for the base or none for the days; choose a number between.'
       )
 
   @property
@@ -105,7 +113,7 @@ class ReplayFinetune(finetune.Finetune):
   def _documents_of_base(
     self, life: life_lib.Life, rng: at.Key
   ) -> dict[str, np.ndarray]:
-    """What is kept before the first day, as of night -1."""
+    """What is kept before the first day."""
     with self.setup.costs.phase('rollout') as cost:
       drawn = generation.sample_as_it_is(
         self.cfg.sleep,
@@ -115,7 +123,9 @@ class ReplayFinetune(finetune.Finetune):
         rng,
       )
       cost.add_forward(drawn.tokens.size)
-    return _kept(*_with_weights(drawn), np.full(len(drawn.tokens), -1))
+    return _kept(
+      *_with_weights(drawn), np.full(len(drawn.tokens), archive_lib.BASE_NIGHT)
+    )
 
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
@@ -134,8 +144,15 @@ class ReplayFinetune(finetune.Finetune):
     cfg, state = self.cfg.sampling(), life.learner_state
     state = jax.tree.map(np.asarray, state)
     night = int(life.clock.nights)
-    nights = np.unique(state['night'])
-    quota = self.cfg.archive // (len(nights) + 1)
+    nights, size = np.unique(state['night']), self.cfg.archive
+    of_base = np.zeros(0, int)
+    if self.cfg.archive_keeps_base:
+      of_base = np.flatnonzero(state['night'] == archive_lib.BASE_NIGHT)
+      nights, size = (
+        nights[nights != archive_lib.BASE_NIGHT],
+        size - len(of_base),
+      )
+    quota = size // (len(nights) + 1)
     key = jax.random.fold_in(life.rng, night)
     with self.setup.costs.phase('rollout') as cost:
       drawn = replay_lib.sample_new(
@@ -150,7 +167,7 @@ class ReplayFinetune(finetune.Finetune):
       cost.add_forward(drawn.tokens.size, times=times)
     # What was kept first of a night was the best of it, see `generation.keep`.
     old = [np.flatnonzero(state['night'] == x)[:quota] for x in nights]
-    index = np.concatenate([np.zeros(0, int), *old])
+    index = np.concatenate([of_base, *old])
     new = _kept(*_with_weights(drawn), np.full(len(drawn.tokens), night))
     return life.replace(
       learner_state={k: np.concatenate([state[k][index], new[k]]) for k in new}

@@ -17,6 +17,8 @@ from sleep_jax.lifecycle import splicing
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 
+BASE_NIGHT = -1  # Of what the base dreamt before the first day.
+
 
 class Archive(at.Pytree):
   """Rows of dreams, at most as many of each night as of another."""
@@ -102,18 +104,26 @@ def contradicted(
 
 
 def extend(
-  archive: Archive, dreams: Archive, size: int, rng: np.random.Generator
+  archive: Archive,
+  dreams: Archive,
+  size: int,
+  rng: np.random.Generator,
+  *,
+  keep_base: bool = False,
 ) -> Archive:
   """Adds a night's dreams, and keeps at most `size` rows, drawn at random.
 
   Every night keeps as many; where they do not divide `size`, earlier nights
-  keep one more.
+  keep one more. With `keep_base` the rows of night `BASE_NIGHT` all stay, and
+  the others share the rest.
   """
   both = sharding.fetch((archive, dreams))
   both = jax.tree.map(lambda *x: np.concatenate(x), *both)
   of_row = np.asarray(both.night)
-  nights = np.unique(of_row)
-  kept = []
+  nights, kept = np.unique(of_row), []
+  if keep_base:
+    kept = [np.flatnonzero(of_row == BASE_NIGHT)]
+    nights, size = nights[nights != BASE_NIGHT], size - len(kept[0])
   for i, night in enumerate(nights):
     quota = size // len(nights) + (i < size % len(nights))
     kept.append(rng.permutation(np.flatnonzero(of_row == night))[:quota])

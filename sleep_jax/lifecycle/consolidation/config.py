@@ -62,6 +62,9 @@ class SeedingConfig:
   # Rows of it that are there before the first day: what the base dreams of. A
   # day overwrites what it does not rehearse, and a base is never read again.
   archive_base: int = 0
+  # Those rows all stay. Otherwise they count as those of one night, and a base
+  # knows more than a night teaches: after many it is rehearsed too seldom.
+  archive_keeps_base: bool = False
   # Of its dreams a night archives the segments alone that this day taught: with
   # a token on which the teachers differ by `router_margin`. The more a model
   # knows, the less of what it dreams is new; what it knew is archived already.
@@ -137,6 +140,12 @@ class SeedingConfig:
       raise base.ConfigError(
         f'sleep.archive_base={self.archive_base} rows do not fit sleep.archive='
         f'{self.archive}; raise sleep.archive, or lower it.'
+      )
+    if self.archive_keeps_base and not 0 < self.archive_base < self.archive:
+      raise base.ConfigError(
+        f'sleep.archive_keeps_base=True with sleep.archive_base='
+        f'{self.archive_base} of sleep.archive={self.archive} rows leaves none '
+        'for the base or none for the nights; choose a number between.'
       )
     if self.archive_only_new and not (
       self.archive and self.teachers == 'current+previous'

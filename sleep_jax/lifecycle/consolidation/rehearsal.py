@@ -27,7 +27,6 @@ from sleep_jax.runtime import sharding
 
 _HEAD_MULTIPLE = 1024
 _ARCHIVE_BLOCK = 64  # An archive that grows is padded to so many rows.
-_BASE_NIGHT = -1
 _ARCHIVE_KEY = 7  # Beside the keys that sampling splits off.
 _SPLICE_KEY = 8
 _PROBE_ROWS = 64  # Most dreams on which KL is measured, and none is trained.
@@ -79,7 +78,7 @@ def of_base(
     labels = teacher_labels.label_all(
       cfg, teachers, replay_lib.of_one_teacher(cfg, drawn)
     )
-    archive = teacher_labels.as_archive(labels, None, _BASE_NIGHT)
+    archive = teacher_labels.as_archive(labels, None, archive_lib.BASE_NIGHT)
     cost.add_forward(drawn.tokens.size)
   return sharding.replicate(jax.block_until_ready(archive))
 
@@ -161,6 +160,7 @@ def prepare(
       _new_rows(job, *dreamt, vocabulary, draw),
       job.cfg.archive,
       draw,
+      keep_base=job.cfg.archive_keeps_base,
     )
     archive = sharding.replicate(archive)
   return Rehearsal(
