@@ -17,11 +17,14 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['sleep_jax*', 'experiments*', 'launch*']
   ),
-  package_data={'sleep_jax': ['assets/*', 'assets/export/*']},
+  package_data={
+    'sleep_jax': ['assets/*', 'assets/export/*', 'data/datasets/*.tsv']
+  },
   entry_points={'console_scripts': ['sleep-jax = sleep_jax.cli:run']},
   install_requires=[
     'absl-py',
-    'chex',
+    'array_record',
+    'etils',
     'flax>=0.12',
     'jax>=0.10',
     'jaxtyping',
@@ -52,6 +55,7 @@ setuptools.setup(
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
+      'chex',
       'gguf',
       'import-linter',
       'ipykernel',

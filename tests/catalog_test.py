@@ -40,9 +40,10 @@ def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
   origin.write_bytes(RAW.encode())
 
   def file(content: str) -> download.RawFile:
-    sha = hashlib.sha256(content.encode()).hexdigest()
+    raw = content.encode()
+    sha = hashlib.sha256(raw).hexdigest()
     return download.RawFile(
-      'b/tale.txt', origin.as_uri(), sha, gutenberg.strip_header
+      'b/tale.txt', origin.as_uri(), len(raw), sha, gutenberg.strip_header
     )
 
   with pytest.raises(download.DataError, match='SHA-256'):
@@ -63,16 +64,54 @@ def test_a_file_by_path_or_by_listed_name(tmp_path):
 
 
 def test_every_listed_file_has_an_origin_and_a_hash():
-  for path, file in catalog._FILES.items():
+  for path, file in download.FILES.items():
     assert path == file.path and file.url.startswith('https://')
-    assert len(bytes.fromhex(file.sha256)) == 32
-  assert len({f.sha256 for f in catalog._FILES.values()}) == 21
+    assert len(bytes.fromhex(file.sha256)) == 32 and file.size > 0
+  assert len({f.sha256 for f in download.FILES.values()}) == 72
+
+
+def test_every_book_is_stripped_of_its_licence():
+  assert len(gutenberg.BOOKS) == 15
+  for name, book in gutenberg.BOOKS.items():
+    assert book.path == f'gutenberg/{name}.txt'
+    assert book.prepare is gutenberg.strip_header
 
 
 @needs_data
-@pytest.mark.parametrize('name', sorted(catalog._FILES))
+@pytest.mark.parametrize('name', sorted(download.FILES))
 def test_local_files_are_the_listed_ones(name):
-  assert len(catalog.read(name)) > 1000
+  file = download.FILES[name]
+  assert len(download.read(file)) == file.size
+
+
+def test_an_unreachable_origin_names_the_way_out(tmp_path, monkeypatch):
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
+  file = download.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', 1, '0' * 64)
+  with pytest.raises(download.DataError, match='SLEEP_JAX_DATA to a folder'):
+    download.read(file, str(tmp_path))
+  assert not list(tmp_path.rglob('*.part'))
+
+
+def test_a_download_is_no_longer_than_it_may_be(tmp_path, monkeypatch):
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.delenv('SLEEP_JAX_DATA', raising=False)
+  monkeypatch.setattr(download, '_MARGIN', 10)
+  origin = tmp_path / 'long.txt'
+  origin.write_bytes(b'x' * 100)
+  file = download.RawFile('long.txt', origin.as_uri(), 20, '0' * 64)
+  with pytest.raises(download.DataError, match='more than the 20 bytes'):
+    download.read(file)
+  assert not (tmp_path / 'cache').exists()
+
+
+def test_a_book_that_is_not_utf_8_is_refused_with_a_way_out(tmp_path):
+  path = tmp_path / 'book.txt'
+  path.write_bytes('Ein Märchen.'.encode('latin-1'))
+  with pytest.raises(download.DataError, match='iconv -f latin1') as e:
+    catalog.read_text(str(path))
+  assert '\n' not in str(e.value)
+  path.write_text('Ein Märchen.', encoding='utf-8')
+  assert catalog.read_text(str(path)) == 'Ein Märchen.'
 
 
 def test_paragraphs_stand_on_one_line_each():

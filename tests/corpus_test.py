@@ -96,7 +96,7 @@ def test_a_missing_tokenizer_is_trained_on_the_books(tmp_path, monkeypatch):
     return '\n\n'.join(lines).encode()
 
   books = {
-    name: download.RawFile(name, '', '') for name in ('train', 'held_out')
+    name: download.RawFile(name, '', 0, '') for name in ('train', 'held_out')
   }
   monkeypatch.setattr(gutenberg, 'BOOKS', books)
   monkeypatch.setattr(

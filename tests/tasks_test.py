@@ -1,10 +1,6 @@
 """Streams and evaluations: seeded, closed book, and without leaks."""
 
 import collections
-import csv
-import gzip
-import hashlib
-import io
 import os
 
 import numpy as np
@@ -12,8 +8,6 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax import tasks
-from sleep_jax.data.datasets import class_incremental as class_incremental_data
-from sleep_jax.data.datasets import download
 from sleep_jax.tasks import facts
 from tests import students
 
@@ -213,49 +207,6 @@ def test_class_order_is_seeded():
   )
   np.testing.assert_array_equal(one.classes, same.classes)
   assert (one.classes != other.classes).any()
-
-
-def raw(tmp_path, content: bytes, sha: str | None = None) -> download.RawFile:
-  (tmp_path / 'x.csv.gz').write_bytes(gzip.compress(content))
-  sha = sha or hashlib.sha256(content).hexdigest()
-  return download.RawFile('x.csv', 'http://localhost:9/x.csv', sha)
-
-
-def test_a_local_file_is_read_by_checksum(tmp_path):
-  file = raw(tmp_path, b'text,label\na,b\n')
-  assert download.read(file, str(tmp_path)) == b'text,label\na,b\n'
-
-
-def test_a_wrong_checksum_is_refused(tmp_path):
-  with pytest.raises(download.DataError, match='x.csv.gz: SHA-256 is'):
-    download.read(raw(tmp_path, b'altered', sha='0' * 64), str(tmp_path))
-
-
-def test_a_torn_file_is_refused(tmp_path):
-  file = raw(tmp_path, b'text,label\n' * 100)
-  path = tmp_path / 'x.csv.gz'
-  path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(download.DataError, match='not a whole gzip'):
-    download.read(file, str(tmp_path))
-
-
-def test_an_unreachable_origin_names_the_way_out(tmp_path, monkeypatch):
-  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
-  file = download.RawFile('y.csv', 'http://127.0.0.1:9/y.csv', '0' * 64)
-  with pytest.raises(download.DataError, match='SLEEP_JAX_DATA to a folder'):
-    download.read(file, str(tmp_path))
-  assert not list(tmp_path.rglob('*.part'))
-
-
-def test_a_missing_data_folder_is_named():
-  with pytest.raises(download.DataError, match="'/nowhere' does not exist"):
-    download.data_dir('/nowhere')
-
-
-def test_a_missing_column_is_named():
-  reader = csv.DictReader(io.StringIO('text,intent\na,b\n'))
-  with pytest.raises(download.DataError, match="column 'label' is missing"):
-    class_incremental_data.parse(reader, 'x.csv')
 
 
 @needs_data

@@ -67,7 +67,7 @@ class Book(task_lib.Task):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     tok = self.tokenizer = tokenizers.load(cfg.tokenizer, cfg.data_dir)
     per_episode = cfg.rows * _HELD_OUT // (_HELD_OUT - 1)
-    text = catalog.read(cfg.book, cfg.data_dir).decode('utf-8')
+    text = catalog.read_text(cfg.book, cfg.data_dir)
     ids = tok.encode('\n'.join(gutenberg.paragraphs(text)))
     needed = (per_episode * cfg.episodes + cfg.ahead) * (cfg.length - 1)
     if needed > len(ids):
@@ -94,7 +94,7 @@ class Book(task_lib.Task):
   def _known_rows(self) -> np.ndarray:
     """The beginnings of `known_rows` documents, `[known_rows, length]`."""
     cfg, size = self.cfg, self.cfg.length - 1
-    text = catalog.read(cfg.known, cfg.data_dir).decode('utf-8')
+    text = catalog.read_text(cfg.known, cfg.data_dir)
     stories = _END_OF_STORY.split(text)
     order = np.random.default_rng([self._seed, 2]).permutation(len(stories))
     encoded = (self.tokenizer.encode(stories[i].strip()) for i in order)

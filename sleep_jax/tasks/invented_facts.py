@@ -316,7 +316,7 @@ class InventedFacts(task_lib.Task):
     num = self.cfg.held_out_rows
     if not num:
       return []
-    text = catalog.read(self.cfg.held_out, self.cfg.data_dir).decode()
+    text = catalog.read_text(self.cfg.held_out, self.cfg.data_dir)
     size = _HELD_OUT_LENGTH
     tokens = self.tokenizer.encode(text[len(text) // 2 :][: num * size * 8])
     return [tokens[size * i : size * (i + 1)] for i in range(num)]

@@ -6,14 +6,12 @@ The cache is `models/` in `$SLEEP_JAX_CACHE` or `~/.cache/sleep_jax`.
 from collections.abc import Callable
 import dataclasses
 import pathlib
-import tempfile
 from typing import Any
 
 from sleep_jax import config
 from sleep_jax.data.datasets import download
 from sleep_jax.data.datasets import wheels
 from sleep_jax.weights import convert
-from sleep_jax.weights import folder as folder_lib
 from sleep_jax.weights.export import companions
 
 
@@ -69,26 +67,10 @@ def fetch(name: str) -> pathlib.Path:
 
 
 def cached(name: str, make: Callable[[pathlib.Path], Any]) -> pathlib.Path:
-  """The folder `name` of the cache, which `make` writes if it is not there.
+  """The model `name` of the cache, a folder of our format.
 
   Args:
     name: of the folder.
-    make: writes a folder of our format to the path that it is given, and
-      whatever it needs beside that; what is beside it is deleted. The folder is
-      renamed when complete, so that a run that is killed leaves none.
+    make: writes it if it is not there, see `download.cached`.
   """
-  target = download.cache_dir() / 'models' / name
-  if target.is_dir():
-    return target
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=target.parent, prefix='part-'
-  ) as temporary:
-    made = pathlib.Path(temporary, folder_lib.FORMAT)
-    make(made)
-    try:
-      made.rename(target)
-    except OSError:
-      if not target.is_dir():  # Else another process was faster.
-        raise
-  return target
+  return download.cached(f'models/{name}', make)

@@ -1,26 +1,33 @@
 """Raw files from a local folder or from their origin, with checksums.
 
-The project contains no data. A file is looked for, as it is or gzipped, under
-`data_dir` or `$SLEEP_JAX_DATA`; otherwise it is downloaded once into the cache,
-`$SLEEP_JAX_CACHE` or `~/.cache/sleep_jax`. In each case its content must have
-the listed SHA-256, so that results are over the same data.
+The project contains no data. `checksums.tsv` lists the files it reads. A file
+is looked for, as it is or gzipped, under `data_dir` or `$SLEEP_JAX_DATA`, and
+in the cache, `$SLEEP_JAX_CACHE` or `~/.cache/sleep_jax`; otherwise it is
+downloaded. In each case its content must have the listed SHA-256, so that
+results are over the same data.
 """
 
 from collections.abc import Callable
 import dataclasses
 import gzip
 import hashlib
+import http.client
+import importlib.resources
 import os
 import pathlib
-import urllib.error
+import tempfile
+from typing import Any
 import urllib.request
+import zlib
 
 from absl import logging
 
 from sleep_jax import config
 
+TABLE = 'checksums.tsv'
 _DEFAULT_CACHE = '~/.cache/sleep_jax'
 _TIMEOUT = 60  # Seconds.
+_MARGIN = 1 << 20  # Bytes, for what `prepare` takes away.
 
 
 class DataError(config.ConfigError):
@@ -29,16 +36,30 @@ class DataError(config.ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-  """A file by its path below the data folder, its origin and its SHA-256.
+  """A file by its path below the data folder, its origin and its content.
 
-  The hash is of the uncompressed content; `prepare`, if any, computes that from
-  what the origin sends.
+  Size in bytes and hash are those of the uncompressed content; `prepare`, if
+  any, computes that from what the origin sends.
   """
 
   path: str
   url: str
+  size: int
   sha256: str
   prepare: Callable[[bytes], bytes] | None = None
+
+
+def _listed() -> dict[str, RawFile]:
+  table = importlib.resources.files('sleep_jax.data.datasets') / TABLE
+  lines = table.read_text(encoding='utf-8').splitlines()
+  rows = [line.split('\t') for line in lines if not line.startswith('#')]
+  return {
+    path: RawFile(path, url, int(size), sha256)
+    for url, size, sha256, path in rows
+  }
+
+
+FILES = _listed()  # By their paths.
 
 
 def data_dir(given: str | None) -> pathlib.Path | None:
@@ -46,10 +67,10 @@ def data_dir(given: str | None) -> pathlib.Path | None:
   name = given or os.environ.get('SLEEP_JAX_DATA')
   if not name:
     return None
-  path = pathlib.Path(name).expanduser()
-  if not path.is_dir():
+  path = pathlib.Path(os.path.expanduser(name))
+  if not os.path.isdir(path):
     raise DataError(
-      f'data folder {name!r} does not exist; correct --config.data_dir or '
+      f'data folder {name!r} does not exist; correct --config.task.data_dir or '
       '$SLEEP_JAX_DATA, or leave both empty to download.'
     )
   return path
@@ -58,7 +79,38 @@ def data_dir(given: str | None) -> pathlib.Path | None:
 def cache_dir() -> pathlib.Path:
   """The folder of what has been fetched; it may not exist yet."""
   name = os.environ.get('SLEEP_JAX_CACHE') or _DEFAULT_CACHE
-  return pathlib.Path(name).expanduser()
+  return pathlib.Path(os.path.expanduser(name))
+
+
+def cached(name: str, make: Callable[[pathlib.Path], Any]) -> pathlib.Path:
+  """The folder `name` of the cache, which `make` writes if it is not there.
+
+  Args:
+    name: of the folder; may contain slashes.
+    make: writes a folder to the path that it is given, and whatever it needs
+      beside that; what is beside it is deleted. The folder is renamed when
+      complete, so that a run that is killed leaves none.
+
+  Raises:
+    DataError: if the cache cannot be written.
+  """
+  target = cache_dir() / name
+  if target.is_dir():
+    return target
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = tempfile.TemporaryDirectory(dir=target.parent, prefix='part-')
+  except OSError as e:
+    raise unwritable(e) from e
+  with part as temporary:
+    made = pathlib.Path(temporary, 'made')
+    make(made)
+    try:
+      made.rename(target)
+    except OSError:
+      if not target.is_dir():  # Else another process was faster.
+        raise
+  return target
 
 
 def read(file: RawFile, folder: str | None = None) -> bytes:
@@ -68,32 +120,56 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
     DataError: if it is neither local nor at its origin, or its checksum is
       wrong.
   """
-  local = data_dir(folder)
-  for root in filter(None, (local, cache_dir())):
-    for path in (root / file.path, root / f'{file.path}.gz'):
-      if path.exists():
-        return _checked(file, _content(path), str(path))
+  content = local(file, folder)
+  if content is not None:
+    return content
   content = _download(file)
   if file.prepare:
     content = file.prepare(content)
   content = _checked(file, content, file.url)
   target = cache_dir() / file.path
-  target.parent.mkdir(parents=True, exist_ok=True)
   part = target.with_name(f'{target.name}.{os.getpid()}.part')
-  part.write_bytes(content)
-  part.replace(target)  # Atomic: a killed download leaves no partial file.
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(content)
+    part.replace(target)  # Atomic: a killed download leaves no partial file.
+  except OSError as e:
+    raise unwritable(e) from e
   return content
 
 
-def _content(path: pathlib.Path) -> bytes:
-  raw = path.read_bytes()
+def local(file: RawFile, folder: str | None = None) -> bytes | None:
+  """The content of a file of the data folder or the cache; None without one.
+
+  Raises:
+    DataError: if there is one that is not the listed file.
+  """
+  for root in filter(None, (data_dir(folder), cache_dir())):
+    for path in (root / file.path, root / f'{file.path}.gz'):
+      if os.path.lexists(path):
+        return _checked(file, _content(path, file.size + 1), str(path))
+  return None
+
+
+def _content(path: pathlib.Path, limit: int) -> bytes:
+  """At most `limit` bytes, whatever a gzip file may expand to."""
+  if not os.path.isfile(path):  # A pipe would be waited for.
+    raise DataError(f'{path} is not a file; replace it, or remove it.')
   try:
-    return gzip.decompress(raw) if path.suffix == '.gz' else raw
-  except (OSError, EOFError) as e:
+    with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
+      return f.read(limit)
+  except (gzip.BadGzipFile, EOFError, zlib.error) as e:
     raise DataError(f'{path} is not a whole gzip file ({e}).') from e
+  except OSError as e:
+    raise DataError(f'{path} cannot be read ({e}).') from e
 
 
 def _checked(file: RawFile, content: bytes, where: str) -> bytes:
+  if len(content) > file.size:
+    raise DataError(
+      f'{where} has more than the {file.size} bytes that are expected; remove '
+      'it to download it anew.'
+    )
   sha256 = hashlib.sha256(content).hexdigest()
   if sha256 != file.sha256:
     raise DataError(
@@ -107,9 +183,22 @@ def _download(file: RawFile) -> bytes:
   logging.info('Downloading %s', file.url)
   try:
     with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
-      return response.read()
-  except (urllib.error.URLError, TimeoutError) as e:
-    raise DataError(
-      f'{file.path} is in no local folder and {file.url} cannot be reached '
-      f'({e}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
-    ) from None
+      return response.read(file.size + _MARGIN)
+  except (OSError, http.client.HTTPException) as e:
+    raise unreachable(file, e) from None
+
+
+def unreachable(file: RawFile, reason: Exception) -> DataError:
+  """The error of a file that is not local and cannot be downloaded."""
+  return DataError(
+    f'{file.path} is in no local folder and {file.url} cannot be reached '
+    f'({reason}); set $SLEEP_JAX_DATA to a folder that holds {file.path}[.gz].'
+  )
+
+
+def unwritable(reason: Exception) -> DataError:
+  """The error of a cache that takes no files."""
+  return DataError(
+    f'the cache {cache_dir()} cannot be written ({reason}); set '
+    '$SLEEP_JAX_CACHE to a folder that can.'
+  )

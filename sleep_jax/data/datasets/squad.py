@@ -1,17 +1,12 @@
 """The passages of SEAL's SQuAD 1.1 experiment, with their questions."""
 
 import dataclasses
-import json
 import random
 
-from sleep_jax.data.datasets import catalog
+from sleep_jax.data import datasets
 
-_VALIDATION = 'seal_squad/squad_val.json'
-ROUNDS = (
-  'seal_squad/synthetic__train__iter0_train.json',
-  'seal_squad/synthetic__train__iter1_train.json',
-)
-PER_ROUND = 50  # Passages; iter0 has 100, the first of which were rewarded.
+ROUNDS = ('round0', 'round1')
+PER_ROUND = 50  # Passages; round 0 has 100, the first of which were rewarded.
 _SHUFFLE = 42
 NUM_TEST = 200
 
@@ -25,20 +20,22 @@ class SquadPassage:
   questions: tuple[tuple[str, str], ...]
 
 
-def _load(name: str, folder: str) -> list[SquadPassage]:
+def _load(split: str, folder: str) -> list[SquadPassage]:
   return [
     SquadPassage(
-      p['title'],
-      p['context'],
-      tuple((q['question'], q['answer']) for q in p['questions']),
+      record['title'],
+      record['context'],
+      tuple(
+        zip(record['questions']['question'], record['questions']['answer'])
+      ),
     )
-    for p in json.loads(catalog.read(name, folder))
+    for record in datasets.load('seal_squad', split, folder)
   ]
 
 
 def test_passages(folder: str = '') -> list[SquadPassage]:
   """SEAL's 200 of the validation set, in SEAL's order."""
-  passages = _load(_VALIDATION, folder)
+  passages = _load('validation', folder)
   random.Random(_SHUFFLE).shuffle(passages)
   return passages[:NUM_TEST]
 

@@ -32,11 +32,6 @@ class Pair:
     return Pair(change(self.input), change(self.output))
 
 
-def pair(before: list[list[int]], after: list[list[int]]) -> Pair:
-  """A pair from nested lists."""
-  return Pair(np.array(before, int), np.array(after, int))
-
-
 @dataclasses.dataclass(frozen=True)
 class Puzzle:
   """Training pairs, and test pairs, whose outputs are to be predicted."""
