@@ -48,6 +48,10 @@ def test_a_download_is_prepared_checked_and_kept(tmp_path, monkeypatch):
 
   with pytest.raises(download.DataError, match='SHA-256'):
     download.read(file(RAW))
+  origin.write_bytes(b'\xff\x81 not found')
+  with pytest.raises(download.DataError, match='raw.txt: no START and END'):
+    download.read(file(TEXT))
+  origin.write_bytes(RAW.encode())
   assert not (tmp_path / 'cache').exists()
   assert download.read(file(TEXT)).decode() == TEXT
   origin.unlink()
@@ -61,6 +65,8 @@ def test_a_file_by_path_or_by_listed_name(tmp_path):
     download.DataError, match="'x.txt'.*listed gutenberg/Anna"
   ):
     catalog.read('x.txt')
+  with pytest.raises(download.DataError, match='is not a file'):
+    catalog.read(str(tmp_path))
 
 
 def test_every_listed_file_has_an_origin_and_a_hash():

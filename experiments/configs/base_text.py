@@ -1,7 +1,7 @@
 """Pretrains the small base model of the real-text tasks on old novels.
 
 A sentencepiece vocabulary of 1,024 pieces and a decoder of 0.4M parameters, on
-the books that `sleep_jax/data/datasets/gutenberg.py` lists. `loss` is that of a
+the books of `sleep_jax/data/datasets/checksums.tsv`. `loss` is that of a
 held-out book. Cost: under 30 minutes on 2 CPU cores.
 
   python -m experiments.run --config=experiments/configs/base_text.py

@@ -34,6 +34,8 @@ def read(name: str, folder: str | None = None) -> bytes:
       return pathlib.Path(name).read_bytes()
     except OSError as e:
       raise download.DataError(f'file {name!r} cannot be read ({e}).') from e
+  if os.path.exists(name):
+    raise download.DataError(f'{name!r} is not a file.')
   if name not in _FILES:
     raise download.DataError(
       f'file {name!r} does not exist, and is none of the listed '

@@ -124,8 +124,10 @@ def read(file: RawFile, folder: str | None = None) -> bytes:
   if content is not None:
     return content
   content = _download(file)
-  if file.prepare:
-    content = file.prepare(content)
+  try:
+    content = file.prepare(content) if file.prepare else content
+  except DataError as e:
+    raise DataError(f'{file.url}: {e}') from e
   content = _checked(file, content, file.url)
   target = cache_dir() / file.path
   part = target.with_name(f'{target.name}.{os.getpid()}.part')
@@ -167,14 +169,15 @@ def _content(path: pathlib.Path, limit: int) -> bytes:
 def _checked(file: RawFile, content: bytes, where: str) -> bytes:
   if len(content) > file.size:
     raise DataError(
-      f'{where} has more than the {file.size} bytes that are expected; remove '
-      'it to download it anew.'
+      f'{where} has more than the {file.size} bytes that are expected; a local '
+      'file that is removed is downloaded anew.'
     )
   sha256 = hashlib.sha256(content).hexdigest()
   if sha256 != file.sha256:
     raise DataError(
-      f'{where}: SHA-256 is {sha256}, expected {file.sha256}. The file is '
-      'not the one the splits are defined on; remove it to download it anew.'
+      f'{where}: SHA-256 is {sha256}, expected {file.sha256}. It is not the '
+      'file that results are over; a local one that is removed is downloaded '
+      'anew.'
     )
   return content
 

@@ -12,7 +12,7 @@ def strip_header(raw: bytes) -> bytes:
   try:
     text = raw.decode('utf-8-sig')
   except UnicodeDecodeError:
-    text = raw.decode('cp1252')  # Older files.
+    text = raw.decode('cp1252', errors='replace')  # Older files.
   text = re.sub(r'\r\n?', '\n', text)
   mark = r'^\*\*\* ?{} TH(?:IS|E) PROJECT GUTENBERG'
   start = re.search(
