@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import command_line
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
@@ -325,4 +326,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

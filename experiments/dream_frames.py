@@ -19,9 +19,9 @@ from typing import Any
 from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 
+from experiments import command_line
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
@@ -121,7 +121,7 @@ def report(results: list[dict[str, tuple[Scores, list[str]]]]) -> str:
 
 def define_flags() -> None:
   """Called by `main` alone: other commands have flags of the same names."""
-  config_flags.DEFINE_config_file('config')
+  command_line.define_config()
   flags.DEFINE_string('out', None, 'A folder.', required=True)
   flags.DEFINE_integer('dreams', 64, 'Dreams of each kind.')
 
@@ -140,4 +140,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

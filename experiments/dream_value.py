@@ -16,10 +16,10 @@ from typing import Any
 from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 import tqdm
 
+from experiments import command_line
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import tables
@@ -188,7 +188,7 @@ def report(scores: dict[str, list[DreamScores]]) -> str:
 
 def define_flags() -> None:
   """Called by `main` alone: other commands have flags of the same names."""
-  config_flags.DEFINE_config_file('config')
+  command_line.define_config()
   flags.DEFINE_string('out', None, 'A folder.', required=True)
   flags.DEFINE_integer('dreams', 16, 'Dreams of each context.')
 
@@ -216,4 +216,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

@@ -11,8 +11,8 @@ from typing import Any
 from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 
+from experiments import command_line
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import student as student_lib
 from sleep_jax.runtime import compilation
@@ -39,5 +39,5 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file('config')
-  app.run(main)
+  command_line.define_config()
+  app.run(main, flags_parser=command_line.parse)

@@ -9,6 +9,7 @@ import sys
 from absl import app
 from absl import flags
 
+from experiments import command_line
 from sleep_jax import config
 from sleep_jax.harness import report
 
@@ -29,4 +30,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

@@ -1,6 +1,7 @@
 """Runs an experiment: every arm of a config, over its seeds.
 
   python -m experiments.run --config=experiments/configs/quickstart.py
+  sleep-jax run --config=quickstart
 
 The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
@@ -16,8 +17,8 @@ import sys
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
+from experiments import command_line
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import workers
@@ -27,7 +28,7 @@ from sleep_jax.runtime import distributed
 from sleep_jax.runtime import finite
 from sleep_jax.runtime import termination
 
-_CONFIG = config_flags.DEFINE_config_file('config')
+_CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'For lives, tables and pictures; default runs/NAME.'
 )
@@ -67,42 +68,6 @@ def _join_others(c: build_lib.Settings) -> None:
   )
 
 
-def parse(argv: list[str]) -> list[str]:
-  """What is left of the command line; ends with one line if it is wrong.
-
-  For `app.run`, of this program and of others that have its flags.
-  """
-  try:
-    left = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.to_json()  # A file that does not exist is noticed here.
-  except Exception as e:  # A config file is code, and may raise anything.
-    sys.exit(f'error: {_in_one_line(e)}')
-  if len(left) > 1:
-    sys.exit(f'error: {left[1]!r} is no flag; settings are --config.KEY=VALUE.')
-  if _CONFIG.value is None:
-    sys.exit(
-      'error: --config is missing; give a file such as '
-      '--config=experiments/configs/quickstart.py.'
-    )
-  return left
-
-
-def _in_one_line(e: BaseException) -> str:
-  """What is wrong with the command line."""
-  lines = str(e).strip().splitlines() or [type(e).__name__]
-  # An error in a config file comes with its traceback as text.
-  _, found, reason = lines[-1].partition('ConfigError: ')
-  if found:
-    return reason
-  last = lines[-1].strip()
-  if isinstance(e, flags.Error):
-    return lines[0]
-  if isinstance(e, (AttributeError, KeyError)) and 'get_config' not in last:
-    return f'the config has no setting {last}.'
-  return f'--config cannot be read: {last}'
-
-
 def execute(
   change: Callable[[build_lib.Settings], build_lib.Settings] = lambda c: c,
   share: str = '1/1',
@@ -130,7 +95,7 @@ def execute(
     finite.NotFinite,
     OSError,
   ) as e:
-    sys.exit(f'error: {e}')
+    sys.exit(f'error: {command_line.with_flag(str(e), c)}')
   except process.BrokenProcessPool as e:
     sys.exit(
       f'error: a worker process was killed, perhaps for want of memory ({e}). '
@@ -144,4 +109,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=command_line.parse)

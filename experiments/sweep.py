@@ -20,6 +20,7 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from experiments import command_line
 from experiments import run
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
@@ -140,4 +141,4 @@ def _swept(c: build_lib.Settings) -> build_lib.Settings:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=run.parse)
+  app.run(main, flags_parser=command_line.parse)

@@ -36,7 +36,9 @@ def model(wordings: int = 1) -> common.Config:
 
 def get_config(variant: str = '') -> common.Config:
   """Settings of the recipe."""
-  wordings = config.lookup(variant, {'': 1, 'words': WORDINGS}, 'variant')
+  wordings = 1
+  if variant:
+    wordings = config.lookup(variant, {'words': WORDINGS}, 'variant')
   return common.corpus(
     f'base_facts_{variant}' if variant else 'base_facts',
     model(wordings),
