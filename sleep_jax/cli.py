@@ -1,10 +1,14 @@
-"""The command `sleep-jax`: fetch, sleep, ask, chat, convert, run.
+"""The command `sleep-jax`, with a sub-command for everything that a user runs.
 
 Nothing heavy is imported before a command needs it, so that `--help` is quick.
 """
 
 import argparse
 from collections.abc import Sequence
+import importlib
+import importlib.resources
+import importlib.util
+import os
 import pathlib
 import runpy
 import sys
@@ -20,6 +24,12 @@ examples:
   sleep-jax ask slept "Who built the lighthouse?"
   sleep-jax chat slept
 """
+# Modules that stand above this package, which therefore does not import them.
+_MODULES = {
+  'run': ('experiments.run', 'run an experiment, by --config=NAME or FILE'),
+  'report': ('experiments.report', 'write the tables of lives that have ended'),
+  'launch': ('launch.cli', 'run an experiment on a cluster (docs/launch.md)'),
+}
 _DOCS_HELP = (
   'txt, md, or jsonl with "text", or "question" and "answer", or "messages"'
 )
@@ -40,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted.
   """
   args, rest = _parser().parse_known_args(argv)
-  if rest and args.command is not _run:
+  if rest and args.command not in (_run_module, _doctor):
     _parser().error(f'unrecognized arguments: {" ".join(rest)}')
   try:
     args.command(args, rest)
@@ -103,11 +113,14 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('source', metavar='IN', type=pathlib.Path)
   command.add_argument('out', metavar='OUT', type=pathlib.Path)
   command.set_defaults(command=_convert)
-  text = 'run an experiment; arguments are those of experiments.run'
+  for name, (module, text) in _MODULES.items():
+    command = commands.add_parser(name, help=text, add_help=False)
+    command.set_defaults(command=_run_module, module=module)
+  text = 'check this machine, and a job if the arguments of launch are given'
   command = commands.add_parser(
-    'run', help=text, description=text, add_help=False
+    'doctor', help=text, description=text, allow_abbrev=False
   )
-  command.set_defaults(command=_run)
+  command.set_defaults(command=_doctor)
   return parser
 
 
@@ -222,7 +235,31 @@ def _convert(args: argparse.Namespace, rest: list[str]) -> None:
   print(convert.convert(args.source, args.out))
 
 
-def _run(args: argparse.Namespace, rest: list[str]) -> None:
-  sys.argv = ['sleep-jax run', *rest]
-  # Experiments stand above this package, so they are not imported by it.
-  runpy.run_module('experiments.run', run_name='__main__')
+def _run_module(args: argparse.Namespace, rest: list[str]) -> None:
+  """Does what `python -m MODULE` does in a checkout."""
+  _extend_path()
+  sys.argv[1:] = rest
+  runpy.run_module(args.module, run_name='__main__', alter_sys=True)
+
+
+def _extend_path() -> None:
+  """Makes `experiments`, `launch` and the user's own modules importable.
+
+  A wheel has the first two in the folder `commands`; else this is a checkout.
+  """
+  package = pathlib.Path(str(importlib.resources.files('sleep_jax')))
+  wheel = package / 'commands'
+  root = wheel if wheel.is_dir() else package.parent
+  sys.path[:0] = [str(root), os.getcwd()]
+
+
+def _doctor(args: argparse.Namespace, rest: list[str]) -> None:
+  from sleep_jax import doctor
+
+  _extend_path()
+  if rest and not importlib.util.find_spec('launch.doctor'):
+    raise config.ConfigError(f'no check of a job takes {" ".join(rest)}.')
+  failed = doctor.main()
+  if rest:
+    failed |= importlib.import_module('launch.doctor').main(rest)
+  sys.exit(failed)

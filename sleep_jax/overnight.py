@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
-import importlib.resources
 import json
 import pathlib
 import shutil
@@ -23,6 +22,7 @@ from sleep_jax import overnight_report
 from sleep_jax import phases as phases_lib
 from sleep_jax import plan as plan_lib
 from sleep_jax import reports
+from sleep_jax.data import assets
 from sleep_jax.data import documents as documents_lib
 from sleep_jax.runtime import files
 
@@ -214,8 +214,7 @@ def _identity(
 
 
 def _neutral() -> str:
-  file = importlib.resources.files('sleep_jax') / 'assets' / _NEUTRAL
-  return file.read_text(encoding='utf-8')
+  return (assets.folder() / _NEUTRAL).read_text(encoding='utf-8')
 
 
 def _load(request: Request, state: _State) -> api.Sleeper:

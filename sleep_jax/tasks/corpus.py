@@ -21,6 +21,7 @@ import numpy as np
 import sentencepiece
 
 from sleep_jax import config
+from sleep_jax.data import assets
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.data import windows
@@ -121,7 +122,7 @@ def _text(cfg: CorpusConfig) -> Source:
   for name, file in gutenberg.BOOKS.items():
     text = download.read(file, cfg.data_dir).decode()
     (held_out if name in cfg.held_out else train).append(text)
-  path = pathlib.Path(cfg.tokenizer)
+  path = assets.find(cfg.tokenizer)
   if not path.exists():
     train_tokenizer(train, path, cfg.vocab)
   tokenizer = tokenizers.load(path, cfg.data_dir)

@@ -9,12 +9,12 @@ that no day contains.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import importlib.resources
 import json
 
 import numpy as np
 
 from sleep_jax import config
+from sleep_jax.data import assets
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import packing
 from sleep_jax.data import tokenizers
@@ -257,7 +257,7 @@ class InventedFactsConfig:
 
 def general_questions() -> list[tuple[str, list[str]]]:
   """Questions of general knowledge, each with its accepted answers."""
-  file = importlib.resources.files('sleep_jax') / 'assets' / _QUESTIONS
+  file = assets.folder() / _QUESTIONS
   lines = file.read_text(encoding='utf-8').splitlines()
   return [(x['question'], x['answers']) for x in map(json.loads, lines)]
 

@@ -6,6 +6,7 @@ import jax
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import assets
 from sleep_jax.data.datasets import catalog
 from sleep_jax.weights import add_levels
 from sleep_jax.weights import folder as folder_lib
@@ -50,7 +51,7 @@ def model_config(base: str, folder: str | None = None) -> config.ModelConfig:
 def _read(
   base: str, folder: str | None
 ) -> tuple[config.ModelConfig, at.Params]:
-  path = pathlib.Path(base)
+  path = assets.find(base)
   if path.suffix == '.npz':
     return npz.read(path)
   if path.suffix == '.bin':

@@ -4,6 +4,7 @@ import pathlib
 from typing import Protocol, runtime_checkable
 
 from sleep_jax import config
+from sleep_jax.data import assets
 from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import catalog
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
@@ -55,7 +56,7 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
       'task.tokenizer is empty, and the base has no tokenizer of its own; name '
       'one, or take a base that is the folder of a checkpoint.'
     )
-  path = pathlib.Path(path)
+  path = assets.find(str(path))
   if path.is_dir():
     if (path / _CONVERTED / 'tokenizer.json').exists():
       path = path / _CONVERTED

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sleep_jax import config
+from sleep_jax.data import assets
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.weights import architectures
@@ -22,7 +23,7 @@ from sleep_jax.weights.export import companions
 from sleep_jax.weights.export import plain_form
 from sleep_jax.weights.export import readme
 
-_CODE = pathlib.Path(__file__).parents[2] / 'assets' / 'export'
+_CODE = assets.folder() / 'export'
 _EXPERT = ('a', 'b', 'router', 'bias')
 
 
