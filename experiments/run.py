@@ -6,17 +6,20 @@
 The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
 with everything saved (docs/checkpointing.md). With --coordinator, --processes
-and --process_id several processes run the same lives.
+and --process_id several processes share lives on a mesh. --dry_start builds
+every arm and stops before the first life.
 """
 
 from collections.abc import Callable
 from concurrent.futures import process
 import json
+import math
 import pathlib
 import sys
 
 from absl import app
 from absl import flags
+import jax
 
 from experiments import command_line
 from sleep_jax import config
@@ -26,6 +29,7 @@ from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import finite
+from sleep_jax.runtime import sharding
 from sleep_jax.runtime import termination
 
 _CONFIG = command_line.define_config()
@@ -40,14 +44,18 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 _PEER_TIMEOUT = flags.DEFINE_integer(
   'peer_timeout', 300, 'Seconds to wait for a process that does not answer.'
 )
+_DRY_START = flags.DEFINE_bool(
+  'dry_start',
+  False,
+  'Build every arm on a CPU, waiting for no other process, and live nothing.',
+)
 
 
-def _join_others(c: build_lib.Settings) -> None:
-  """Becomes one of several processes, if the flags say so.
+def _check_processes(c: build_lib.Settings) -> None:
+  """Refuses flags of several processes that do not go together.
 
   Raises:
-    ConfigError: for flags that do not go together.
-    PeerError: if the others do not come.
+    ConfigError: for the first of them.
   """
   if not _COORDINATOR.value:
     if (_PROCESSES.value, _PROCESS_ID.value) != (None, None):
@@ -55,17 +63,53 @@ def _join_others(c: build_lib.Settings) -> None:
         '--processes and --process_id need --coordinator=host:port.'
       )
     return
-  if c.get('workers', 1) > 1:
+  if c['workers'] > 1:
     raise config.ConfigError(
       f'workers={c["workers"]}: several processes (--coordinator) run '
       'lives one after the other; set --config.workers=1.'
     )
-  distributed.start(
-    _COORDINATOR.value,
-    _PROCESSES.value,
-    _PROCESS_ID.value,
-    timeout=_PEER_TIMEOUT.value,
-  )
+  if not sharding.is_distributed(c.get('mesh', {})):
+    raise config.ConfigError(
+      'several processes (--coordinator) without a mesh would each live the '
+      'same lives; set --config.mesh.data, or another axis, so that the mesh '
+      'has all of their devices.'
+    )
+  distributed.check(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+
+
+def _join_others() -> None:
+  """Becomes one of several processes, if the flags say so.
+
+  Raises:
+    PeerError: if the others do not come.
+  """
+  if _COORDINATOR.value:
+    distributed.start(
+      _COORDINATOR.value,
+      _PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_PEER_TIMEOUT.value,
+    )
+
+
+def _check_on_cpu(c: build_lib.Settings) -> None:
+  """Builds every arm on as many virtual devices of a CPU as the mesh has.
+
+  Raises:
+    ConfigError: for the first setting that cannot work.
+  """
+  sizes = c.get('mesh', {}).values()
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', max(1, math.prod(sizes)))
+  workers.check(c)
+
+
+def _one_worker_on_accelerators(c: build_lib.Settings) -> build_lib.Settings:
+  """Lives at a time are processes, and two of them cannot share a device."""
+  if c['workers'] > 1 and (name := jax.default_backend()) != 'cpu':
+    print(f'workers=1 in place of {c["workers"]}: lives share one {name}.')
+    return c | {'workers': 1}
+  return c
 
 
 def execute(
@@ -84,10 +128,15 @@ def execute(
     build_lib.check_sections(c)
     c, part = change(c), workers.parse_share(share)
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
-    _join_others(c)
+    _check_processes(c)
+    if _DRY_START.value:
+      _check_on_cpu(c)
+      print(f'ready: {len(c["arms"])} arms x {len(c["seeds"])} seeds')
+      return
+    _join_others()
     # After JAX, which listens for SIGTERM as well.
     termination.install_handler()
-    table = workers.run(c, workdir, part)
+    table = workers.run(_one_worker_on_accelerators(c), workdir, part)
   except (
     config.ConfigError,
     checkpoint.SaveError,

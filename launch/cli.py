@@ -2,11 +2,13 @@
 
   python -m launch.cli --platform=tpu_vm run --dry-run \\
       --config=experiments/configs/quickstart.py --accelerator=v5e:4x4 \\
-      --project=P --zone=us-west4-a --image=IMAGE --bucket=gs://B
+      --project=my-project --zone=us-west4-a --bucket=gs://my-bucket \\
+      --image=us-docker.pkg.dev/my-project/images/sleep-jax:tpu
 
 Verbs: create, run, logs, resume, delete; see docs/launch.md.
 `--config.section.name=value` is passed to the experiment. `--dry-run` prints
-the bash script and does not run it.
+the bash script and does not run it. On accelerators lives run one at a time, on
+a mesh of all devices, which is printed; `--mesh` chooses another.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import subprocess
 import sys
 
 from launch import job as job_lib
+from launch import mesh
 from launch import platforms
 from sleep_jax import config
 
@@ -26,16 +29,21 @@ _HELP = {
   'workdir': "the run's work directory; default runs/NAME, in the bucket",
   'data_dir': 'becomes $SLEEP_JAX_DATA',
   'accelerator': 'cpu, gpu:8 or a TPU such as v5e:4x4',
+  'gpu_type': 'such as H100; SkyPilot needs it, Slurm may',
   'nodes': 'machines; of TPU: slices',
+  'mesh': 'such as fsdp=2,tensor=8; default: one that divides the config',
   'spot': 'preemptible machines',
+  'restarts': 'at most, after preemptions and lost machines',
   'image': 'container image, built from launch/Dockerfile',
   'bucket': 'gs://NAME, mounted at /bucket',
+  'bucket_gb': 'xpk: size of the volume of the bucket, in GB',
   'project': 'of Google Cloud',
   'zone': 'of Google Cloud',
   'cluster': 'of GKE',
   'queue': 'of Kueue',
   'partition': 'of Slurm',
   'account': 'of Slurm',
+  'sbatch': 'one more option of sbatch, KEY=VAL or KEY; may be repeated',
   'hours': 'Slurm: time limit before the job is requeued',
   'grace': 'seconds between SIGTERM and SIGKILL',
 }
@@ -62,10 +70,11 @@ def parser() -> argparse.ArgumentParser:
     flag, help_text = f'--{field.name.replace("_", "-")}', _HELP[field.name]
     if field.type is bool:
       out.add_argument(flag, action='store_true', help=help_text)
-    elif field.name == 'config':
-      out.add_argument(flag, required=True, help=help_text)
-    elif field.name == 'name':
-      out.add_argument(flag, help=help_text)
+    elif field.name == 'sbatch':
+      out.add_argument(flag, action='append', default=[], help=help_text)
+    elif field.default is dataclasses.MISSING:
+      required = field.name == 'config'
+      out.add_argument(flag, required=required, help=help_text)
     else:
       out.add_argument(
         flag, type=field.type, default=field.default, help=help_text
@@ -82,6 +91,7 @@ def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
   args, overrides = parser().parse_known_args(argv)
   names = [f.name for f in dataclasses.fields(job_lib.Job)]
   fields = {k: v for k, v in vars(args).items() if k in names}
+  fields['sbatch'] = tuple(args.sbatch)
   file = args.config.partition(':')[0]
   if not pathlib.Path(file).is_file():
     raise config.ConfigError(
@@ -92,6 +102,34 @@ def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
     stem = re.sub(r'\.py\b', '', args.config.rpartition('/')[2])
     fields['name'] = re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')
   return job_lib.Job(overrides=tuple(overrides), **fields), args
+
+
+def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:
+  """The job on a mesh of its devices, and a line that says which.
+
+  The config is built by shapes, so that a setting that cannot work is refused
+  before a machine is paid for.
+
+  Raises:
+    ConfigError: if the config cannot work, or does not fit its mesh.
+  """
+  c = mesh.load_config(job.config, job.overrides)
+  needed = mesh.demand(c)
+  if job.mesh:
+    sizes = mesh.parse(job.mesh)
+    needed.check(sizes)
+  else:
+    sizes = mesh.choose(needed, job.nodes, job.devices)
+  text = mesh.text_of(sizes)
+  line = f'{job.where}: mesh {text or "of one device"}'
+  if job.settings:
+    line += ', one life at a time'
+  if needed.unknown:
+    line += (
+      '; whether it divides the batches is known on the machines alone, for '
+      f'here {needed.unknown}'
+    )
+  return dataclasses.replace(job, mesh=text), line
 
 
 def plan(platform: str, verb: str, job: job_lib.Job) -> str:
@@ -107,6 +145,9 @@ def main(argv: list[str] | None = None) -> int:
   """Prints or runs the plan; returns the exit status."""
   try:
     job, args = parse(sys.argv[1:] if argv is None else argv)
+    if args.verb in ('create', 'run', 'resume'):
+      job, line = with_mesh(job)
+      print(line, file=sys.stderr)
     script = plan(args.platform, args.verb, job)
   except config.ConfigError as e:
     print(f'error: {e}', file=sys.stderr)

@@ -15,10 +15,37 @@ import yaml
 
 from launch import flags
 from launch import hardware
+from launch import mesh
 from sleep_jax import config
 
 VERBS = ('create', 'run', 'logs', 'resume', 'delete')
-_NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
+# Exit codes of a run that is worth starting again: another process was lost,
+# SIGKILL, SIGTERM. Any other error would come again (docs/checkpointing.md).
+RESTARTED = (134, 137, 143)
+_PATTERNS = {
+  'name': (
+    r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?',
+    '1 to 40 of a-z, 0-9 and -, begin with a letter and not end with -',
+  ),
+  'bucket': (
+    r'gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]',
+    'gs:// and a name of 3 to 63 of a-z, 0-9, ., _ and -, such as '
+    'gs://my-bucket',
+  ),
+  'project': (
+    r'([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]',
+    'the id of a project, 6 to 30 of a-z, 0-9 and -',
+  ),
+  'zone': (r'[a-z]+-[a-z]+[0-9]+-[a-z]', 'a zone such as us-west4-a'),
+  'cluster': (r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', 'the name of a cluster'),
+  'queue': (r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?', 'the name of a queue'),
+  'image': (r'[a-z0-9][\w./:@-]*', 'an image such as HOST/PATH/NAME:TAG'),
+  'gpu_type': (r'[A-Za-z0-9][\w.-]*', 'a type of GPU such as H100'),
+  'partition': (r'[\w.-]+(,[\w.-]+)*', 'partitions, separated by commas'),
+  'account': (r'[\w.@-]+', 'an account of Slurm'),
+}
+_LEAST = {'nodes': 1, 'hours': 1, 'grace': 10, 'restarts': 0, 'bucket_gb': 1}
+_MOST = 65535  # Slurm's limit of seconds before the end; enough for the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,41 +63,78 @@ class Job:
   workdir: str = ''  # Default: runs/NAME, in the bucket if there is one.
   data_dir: str = ''  # Becomes $SLEEP_JAX_DATA.
   accelerator: str = 'cpu'
+  gpu_type: str = ''  # Such as H100.
   nodes: int = 1  # Machines; TPU: slices.
+  mesh: str = ''  # Devices by axis, such as fsdp=2,tensor=8.
   spot: bool = False
+  restarts: int = 10  # At most, by the platform.
   image: str = ''  # Built from launch/Dockerfile, in a registry.
   bucket: str = ''  # gs://NAME.
+  bucket_gb: int = 100  # Size of its volume.
   project: str = ''
   zone: str = ''
   cluster: str = ''  # GKE.
   queue: str = 'sleep-jax'  # Kueue: LocalQueue.
   partition: str = ''  # Slurm.
   account: str = ''  # Slurm.
+  sbatch: tuple[str, ...] = ()  # Slurm: more options, KEY=VAL or KEY.
   hours: int = 24  # Slurm: time limit, after which the job is requeued.
   grace: int = 120  # Seconds between SIGTERM and SIGKILL.
 
   def __post_init__(self):
-    if not _NAME.fullmatch(self.name):
-      raise config.ConfigError(
-        f'--name={self.name!r} must be 1 to 40 of a-z, 0-9 and -, begin with '
-        'a letter and not end with -.'
-      )
-    if self.nodes < 1:
-      raise config.ConfigError(f'--nodes={self.nodes} must be at least 1.')
+    for field in dataclasses.fields(self):
+      self._check_field(field.name, getattr(self, field.name))
     for override in self.overrides:
-      if not override.startswith('--config.'):
+      if not re.match(r'--config\.[\w.\[\]]+=', override):
         raise config.ConfigError(
           f'{override!r} is not a flag of the launcher; overrides have the '
           'form --config.section.name=value.'
         )
-    if self.bucket and not re.fullmatch(r'gs://[a-z0-9._-]+', self.bucket):
-      raise config.ConfigError(f'--bucket={self.bucket!r} must be gs://NAME.')
+      if override.startswith('--config.mesh'):
+        raise config.ConfigError(
+          f'{override!r}: the launcher sets the mesh; give '
+          '--mesh=fsdp=2,tensor=8, or leave it out.'
+        )
     if '://' in self.workdir:
       raise config.ConfigError(
         f'--workdir={self.workdir!r} must be a path; a bucket is mounted by '
         '--bucket=gs://NAME, and its paths then begin with /bucket/.'
       )
-    hardware.parse(self.accelerator)
+    kind = self.machine.kind
+    if self.gpu_type and kind != 'gpu':
+      raise config.ConfigError(
+        f'--gpu-type={self.gpu_type} goes with --accelerator=gpu:N, not with '
+        f'{self.accelerator}.'
+      )
+    if self.mesh:
+      mesh.check_size(mesh.parse(self.mesh), self.devices, self.where)
+
+  def _check_field(self, name: str, value: Any) -> None:
+    flag = f'--{name.replace("_", "-")}'
+    for text in value if isinstance(value, tuple) else (value,):
+      # A newline would end a line of a script, whatever quotes are around it.
+      if isinstance(text, str) and not text.isprintable():
+        raise config.ConfigError(
+          f'{flag}={text!r} has a control character; leave it out.'
+        )
+    if name in _LEAST and not _LEAST[name] <= value <= _MOST:
+      raise config.ConfigError(
+        f'{flag}={value} must be at least {_LEAST[name]}, and at most {_MOST}.'
+      )
+    if name in _PATTERNS and (value or name == 'name'):
+      pattern, words = _PATTERNS[name]
+      if not re.fullmatch(pattern, value, re.ASCII):
+        raise config.ConfigError(f'{flag}={value!r} must be {words}.')
+
+  @property
+  def devices(self) -> int:
+    """JAX devices of all machines; of a CPU one each."""
+    return self.machine.count * self.nodes
+
+  @property
+  def where(self) -> str:
+    """The devices, in words."""
+    return f'{self.nodes} x {self.accelerator}'
 
   @property
   def machine(self) -> hardware.Accelerator:
@@ -92,6 +156,10 @@ class Job:
   def environment(self) -> dict[str, str]:
     """Environment variables of the run."""
     out = flags.environment(self.machine.kind, self.machine.generation)
+    if self.machine.kind == 'gpu' and self.processes > 1:
+      # JAX gives a process of several on Slurm or Open MPI a single GPU.
+      ids = map(str, range(self.machine.count))
+      out['JAX_LOCAL_DEVICE_IDS'] = ','.join(ids)
     return out | ({'SLEEP_JAX_DATA': self.data_dir} if self.data_dir else {})
 
   @property
@@ -99,8 +167,25 @@ class Job:
     """Number of processes: one per machine."""
     return self.nodes * self.machine.hosts
 
+  @property
+  def settings(self) -> tuple[str, ...]:
+    """Overrides of how lives are run: one at a time on all accelerators."""
+    if self.machine.kind == 'cpu' and self.processes == 1:
+      return ()
+    sizes = mesh.parse(self.mesh)
+    return (
+      '--config.workers=1',
+      *(f'--config.mesh.{axis}={size}' for axis, size in sizes.items()),
+    )
+
   def argv(self, python: str = 'python') -> tuple[str, ...]:
-    """The command line of the experiment, the same for all processes."""
+    """The command line of the experiment, the same for all processes.
+
+    Raises:
+      ConfigError: if there are several devices and no mesh of them.
+    """
+    if self.devices > 1:
+      mesh.check_size(mesh.parse(self.mesh), self.devices, self.where)
     return (
       python,
       '-m',
@@ -108,6 +193,7 @@ class Job:
       f'--config={self.config}',
       f'--workdir={self.folder}',
       *(('--coordinator=auto',) if self.processes > 1 else ()),
+      *self.settings,
       *self.overrides,
     )
 
@@ -183,10 +269,14 @@ class File:
   def script(self) -> str:
     """A quoted here-document, in which nothing is expanded."""
     folder = shlex.quote(str(pathlib.PurePosixPath(self.path).parent))
+    text = self.text.strip()
+    delimiter, lines = 'END_OF_FILE', text.split('\n')
+    while delimiter in lines:
+      delimiter += '_'
     return (
       f'mkdir -p {folder}\n'
-      f"cat >{shlex.quote(self.path)} <<'END_OF_FILE'\n"
-      f'{self.text.strip()}\nEND_OF_FILE'
+      f"cat >{shlex.quote(self.path)} <<'{delimiter}'\n"
+      f'{text}\n{delimiter}'
     )
 
 

@@ -18,6 +18,7 @@ import jax
 import psutil
 
 from launch import hardware
+from launch import mesh as mesh_lib
 from sleep_jax import config
 from sleep_jax.data.datasets import download
 
@@ -74,6 +75,18 @@ def check_devices(expected: hardware.Accelerator, nodes: int) -> str:
     )
   total = expected.hosts * nodes
   return f'{len(devices)} x {devices[0].device_kind}, one of {total} machines'
+
+
+def check_mesh(text: str, expected: hardware.Accelerator, nodes: int) -> str:
+  """Checks that a mesh uses the devices of all machines."""
+  machines = expected.hosts * nodes
+  devices = len(jax.local_devices()) * machines
+  try:
+    where = f'{machines} such machines'
+    mesh_lib.check_size(mesh_lib.parse(text), devices, where)
+  except config.ConfigError as e:
+    raise NotReady(str(e)) from e
+  return f'{text}, all {devices} devices'
 
 
 def check_memory(minimum: float) -> str:
@@ -142,6 +155,8 @@ def checks(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
     'memory': lambda: check_memory(args.memory_gib),
     'data': lambda: check_data(args.data_dir),
   }
+  if args.mesh:
+    out['mesh'] = lambda: check_mesh(args.mesh, expected, args.nodes)
   if args.workdir:
     out['workdir'] = lambda: check_workdir(args.workdir, args.disk_gib)
   return out
@@ -152,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
   out = argparse.ArgumentParser('launch.preflight', description=__doc__)
   out.add_argument('--accelerator', default='cpu')
   out.add_argument('--nodes', type=int, default=1)
+  out.add_argument('--mesh', default='')
   out.add_argument('--workdir', default='')
   out.add_argument('--data-dir', default=None)
   out.add_argument('--memory-gib', type=float, default=2.0)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from launch import hardware
+from launch import mesh as mesh_lib
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.harness import build
@@ -116,14 +117,7 @@ def mesh_of(
 
   The default splits layers as far as key heads go, and weights over the rest.
   """
-  sizes = {}
-  for part in filter(None, text.split(',')):
-    axis, _, size = part.partition('=')
-    if not size.isdigit():
-      raise config.ConfigError(
-        f'--mesh={text!r}: write axis=size, such as fsdp=2,tensor=8.'
-      )
-    sizes[axis] = int(size)
+  sizes = mesh_lib.parse(text)
   if not sizes:
     tensor = math.gcd(cfg.num_kv_heads, len(devices))
     sizes = {'fsdp': len(devices) // tensor, 'tensor': tensor}

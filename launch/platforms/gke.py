@@ -13,7 +13,7 @@ from launch.job import Job
 from launch.job import Step
 
 _TPU = 'google.com/tpu'
-_RESTARTS = 100  # Every preemption of a slice is a restart.
+_CONTAINER = 'sleep-jax'
 
 
 def _check(job: Job) -> None:
@@ -45,6 +45,7 @@ def _pools(job: Job) -> list[str]:
 def create(job: Job) -> list[Step]:
   """Creates one node pool per slice, and a Kueue queue for them."""
   _check(job)
+  job.require('image', 'bucket')  # Of `run`: known before pools are paid for.
   machine = job.machine
   pools = [
     job_lib.command(
@@ -148,7 +149,16 @@ def jobset(job: Job) -> dict[str, Any]:
     },
     'spec': {
       'suspend': True,  # Kueue starts it.
-      'failurePolicy': {'maxRestarts': _RESTARTS},
+      'failurePolicy': {
+        'maxRestarts': job.restarts,  # Every preemption of a slice is one.
+        'rules': [
+          {
+            'name': 'sameErrorAgain',
+            'action': 'FailJobSet',
+            'onJobFailureReasons': ['PodFailurePolicy'],
+          }
+        ],
+      },
       'replicatedJobs': [
         {
           'name': 'slice',
@@ -158,6 +168,7 @@ def jobset(job: Job) -> dict[str, Any]:
               'parallelism': job.machine.hosts,
               'completions': job.machine.hosts,
               'backoffLimit': 0,
+              'podFailurePolicy': {'rules': [_failure_rule()]},
               'template': _pod(job),
             }
           },
@@ -167,9 +178,21 @@ def jobset(job: Job) -> dict[str, Any]:
   }
 
 
+def _failure_rule() -> dict[str, Any]:
+  """A run that ends by an error of its own is not started again."""
+  return {
+    'action': 'FailJob',
+    'onExitCodes': {
+      'containerName': _CONTAINER,
+      'operator': 'NotIn',
+      'values': list(job_lib.RESTARTED),
+    },
+  }
+
+
 def _pod(job: Job) -> dict[str, Any]:
   container = {
-    'name': 'sleep-jax',
+    'name': _CONTAINER,
     'image': job.image,
     'command': list(job.argv()),
     'env': [{'name': k, 'value': v} for k, v in job.environment.items()],
@@ -227,7 +250,7 @@ def logs(job: Job) -> list[Step]:
       'logs',
       '--follow',
       '--tail=100',
-      '--container=sleep-jax',
+      f'--container={_CONTAINER}',
       f'--selector={labels}',
     ),
   ]

@@ -1,7 +1,5 @@
 """This machine: a background process that survives the terminal."""
 
-import shlex
-
 from launch import job as job_lib
 from launch.job import Job
 from launch.job import Step
@@ -17,9 +15,11 @@ def create(job: Job) -> list[Step]:
 
 def _preflight_args(job: Job) -> tuple[str, ...]:
   data = (f'--data-dir={job.data_dir}',) if job.data_dir else ()
+  mesh = (f'--mesh={job.mesh}',) if job.mesh else ()
   return (
     f'--accelerator={job.accelerator}',
     f'--workdir={job.folder}',
+    *mesh,
     *data,
   )
 
@@ -33,19 +33,16 @@ def run(job: Job) -> list[Step]:
       'xpk, tpu_vm or skypilot.'
     )
   job.refuse_bucket()
-  folder = shlex.quote(job.folder)
   return [
-    job_lib.Shell(f"""
-mkdir -p {folder}
-if [ -f {folder}/pid ] && kill -0 "$(cat {folder}/pid)" 2>/dev/null; then
-  echo "{job.name} runs already, as process $(cat {folder}/pid)" >&2
-  exit 1
-fi
-{job_lib.exports(job.environment)}
-nohup {shlex.join(job.argv())} \\
-  >>{folder}/log 2>&1 </dev/null &
-echo $! >{folder}/pid""")
+    job_lib.Shell(job_lib.exports(job.environment)),
+    _background('start', job, *job.argv()),
   ]
+
+
+def _background(verb: str, job: Job, *argv: str) -> Step:
+  return job_lib.command(
+    'python', '-m', 'launch.background', verb, job.folder, *argv
+  )
 
 
 def logs(job: Job) -> list[Step]:
@@ -60,5 +57,4 @@ def resume(job: Job) -> list[Step]:
 
 def delete(job: Job) -> list[Step]:
   """Sends SIGTERM, on which the run ends."""
-  pid = shlex.quote(f'{job.folder}/pid')
-  return [job_lib.Shell(f'kill -TERM "$(cat {pid})"\nrm {pid}')]
+  return [_background('stop', job)]

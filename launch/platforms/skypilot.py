@@ -10,11 +10,16 @@ from launch import job as job_lib
 from launch.job import Job
 from launch.job import Step
 
-_GPU = 'H100'
+
+def _check(job: Job) -> None:
+  job.require('bucket')
+  if job.machine.kind == 'gpu':
+    job.require('gpu_type')
 
 
 def create(job: Job) -> list[Step]:
   """Checks access to the cloud; a managed job allocates its machines."""
+  _check(job)
   cloud = 'gcp' if job.machine.kind == 'tpu' else None
   return [job_lib.command('sky', 'check', cloud)]
 
@@ -28,9 +33,9 @@ def _resources(job: Job) -> dict[str, Any]:
     out['accelerators'] = f'tpu-{job.machine.gcloud}:1'
     out['accelerator_args'] = {'runtime_version': job.machine.chip.runtime}
   elif job.machine.kind == 'gpu':
-    out['accelerators'] = f'{_GPU}:{job.machine.count}'
-  # A run that has failed twice by its own error would fail again.
-  out['job_recovery'] = {'max_restarts_on_errors': 2}
+    out['accelerators'] = f'{job.gpu_type}:{job.machine.count}'
+  # Lost machines are replaced; an error of the run's own would come again.
+  out['job_recovery'] = {'max_restarts_on_errors': 0}
   return out
 
 
@@ -67,7 +72,7 @@ def task(job: Job) -> dict[str, Any]:
 
 def run(job: Job) -> list[Step]:
   """Launches the managed job."""
-  job.require('bucket')
+  _check(job)
   path = f'{job.files}/task.yaml'
   return [
     job_lib.File(path, job_lib.as_yaml(task(job))),

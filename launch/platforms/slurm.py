@@ -4,26 +4,79 @@
 Options: https://slurm.schedmd.com/sbatch.html.
 """
 
+import re
 import shlex
 
 from launch import job as job_lib
 from launch.job import Job
 from launch.job import Step
+from sleep_jax import config
 
 _PYTHON = '.venv/bin/python'
-_STOPPED = 143  # `termination.EXIT_CODE`: the exit status after SIGTERM.
+# Options that other flags of the launcher give, or that its script relies on.
+_OWN = {
+  'job-name': '--name',
+  'nodes': '--nodes',
+  'ntasks-per-node': 'one process a node',
+  'gpus-per-node': '--accelerator and --gpu-type',
+  'partition': '--partition',
+  'account': '--account',
+  'time': '--hours',
+  'signal': '--grace',
+  'output': '--workdir',
+  'open-mode': '--workdir',
+  'requeue': '--restarts',
+}
 
 
 def create(job: Job) -> list[Step]:
   """Creates the environment on the shared disk; `run` allocates nodes."""
-  job.require_kind('cpu', 'gpu')
-  job.refuse_bucket()
+  _check(job)
   extra = '.[gpu]' if job.machine.kind == 'gpu' else '.'
   return [
     job_lib.command('python3', '-m', 'venv', '.venv'),
     job_lib.command(_PYTHON, '-m', 'pip', 'install', '--editable', extra),
-    job_lib.command('mkdir', '-p', job.folder),
   ]
+
+
+def _check(job: Job) -> None:
+  job.require_kind('cpu', 'gpu')
+  job.refuse_bucket()
+  for option in job.sbatch:
+    key = option.partition('=')[0]
+    if not re.fullmatch(r'[a-z][a-z-]+[a-z]', key):
+      raise config.ConfigError(
+        f'--sbatch={option!r} must be KEY=VAL or KEY, such as '
+        'cpus-per-task=16; keys are the long options of sbatch.'
+      )
+    if key in _OWN:
+      raise config.ConfigError(
+        f'--sbatch={option!r}: the launcher sets {key} ({_OWN[key]}).'
+      )
+
+
+def _options(job: Job) -> dict[str, str]:
+  """Options of sbatch; '' has no value."""
+  out = {
+    'job-name': job.name,
+    'nodes': f'{job.nodes}',
+    'ntasks-per-node': '1',
+    'time': f'{job.hours}:00:00',
+    'signal': f'TERM@{job.grace}',
+    # A file name of Slurm is a pattern, in which %% is %.
+    'output': f'{job.folder}/log'.replace('%', '%%'),
+    'open-mode': 'append',
+    'requeue': '',
+  }
+  if job.machine.kind == 'gpu':
+    count = f'{job.machine.count}'
+    out['gpus-per-node'] = f'{job.gpu_type}:{count}' if job.gpu_type else count
+  for key in ('partition', 'account'):
+    if value := getattr(job, key):
+      out[key] = value
+  for option in job.sbatch:
+    key, _, out[key] = option.partition('=')
+  return out
 
 
 def batch(job: Job) -> str:
@@ -32,33 +85,29 @@ def batch(job: Job) -> str:
   Slurm sends SIGTERM to the tasks before the time limit; the job is then
   requeued, as after a preemption, until the run is complete.
   """
-  gpus = job.machine.count if job.machine.kind == 'gpu' else 0
-  options = {
-    'job-name': job.name,
-    'nodes': job.nodes,
-    'ntasks-per-node': 1,
-    'gpus-per-node': gpus or None,
-    'partition': job.partition or None,
-    'account': job.account or None,
-    'time': f'{job.hours}:00:00',
-    'signal': f'TERM@{job.grace}',
-    'output': f'{job.folder}/log',
-    'open-mode': 'append',
-  }
-  head = [f'#SBATCH --{k}={v}' for k, v in options.items() if v is not None]
+  codes = ' | '.join(map(str, job_lib.RESTARTED))
   return '\n'.join(
     [
       '#!/usr/bin/env bash',
-      *head,
-      '#SBATCH --requeue',
+      *(
+        f'#SBATCH --{key}={shlex.quote(value)}' if value else f'#SBATCH --{key}'
+        for key, value in _options(job).items()
+      ),
       'set -euo pipefail',
       job_lib.exports(job.environment),
+      '# srun does not take it from sbatch since Slurm 22.05.',
+      'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then',
+      '  export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+      'fi',
       'code=0',
       f'srun {shlex.join(job.argv(_PYTHON))} || code=$?',
-      '# Stopped at the time limit: the saved run is requeued.',
-      f'if [ "$code" -eq {_STOPPED} ]; then',
-      '  scontrol requeue "$SLURM_JOB_ID"',
-      'fi',
+      '# Stopped at the time limit, or a task was lost: the run is requeued.',
+      'case "$code" in',
+      f'  {codes})',
+      f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {job.restarts} ]; then',
+      '      scontrol requeue "$SLURM_JOB_ID"',
+      '    fi ;;',
+      'esac',
       'exit "$code"',
     ]
   )
@@ -66,8 +115,7 @@ def batch(job: Job) -> str:
 
 def run(job: Job) -> list[Step]:
   """Submits the batch script, unless the job is in the queue."""
-  job.require_kind('cpu', 'gpu')
-  job.refuse_bucket()
+  _check(job)
   path = f'{job.files}/job.sbatch'
   return [
     job_lib.Shell(f"""
@@ -75,6 +123,8 @@ if [ -n "$(squeue --noheader --me --name={job.name})" ]; then
   echo "{job.name} is in the queue already" >&2
   exit 1
 fi"""),
+    # Slurm makes no folder for the output, and a job without one fails.
+    job_lib.command('mkdir', '-p', job.folder),
     job_lib.File(path, batch(job)),
     job_lib.command('sbatch', path),
   ]

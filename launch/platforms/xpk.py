@@ -26,7 +26,7 @@ def _cluster_args(job: Job) -> tuple[str, ...]:
 def create(job: Job) -> list[Step]:
   """Creates the cluster, and attaches the bucket to every workload."""
   _check(job)
-  job.require('bucket')
+  job.require('image', 'bucket')
   cluster = job_lib.command(
     'xpk',
     'cluster',
@@ -46,6 +46,7 @@ def create(job: Job) -> list[Step]:
     *_cluster_args(job),
     '--type=gcsfuse',
     f'--bucket={job.bucket.removeprefix("gs://")}',
+    f'--size={job.bucket_gb}',
     '--mount-point=/bucket',
     '--readonly=false',
     '--auto-mount=true',
@@ -67,7 +68,8 @@ def run(job: Job) -> list[Step]:
       f'--tpu-type={job.machine.gcloud}',
       f'--num-slices={job.nodes}',
       f'--docker-image={job.image}',
-      '--max-restarts=100',
+      # Of exit codes that xpk restarts: 42, and 127 to 255.
+      f'--max-restarts={job.restarts}',
       f'--termination-grace-period-seconds={job.grace}',
       *(f'--env={k}={v}' for k, v in job.environment.items()),
       f'--command={shlex.join(job.argv())}',

@@ -87,13 +87,15 @@ def arm_config(c: Settings, arm: str) -> Settings:
 
 
 def build(
-  c: Settings, seed: int
+  c: Settings, seed: int, *, absent: bool = False
 ) -> tuple[task_lib.Task, learner_lib.Learner, costs_lib.CostTracker]:
   """The task, the learner and the cost tracker of one life.
 
   Args:
     c: of one arm, see `arm_config`.
     seed: of the life.
+    absent: whether the model is made of shapes (`jax.ShapeDtypeStruct`), so
+      that settings are checked and no weights are read.
 
   Raises:
     ConfigError: for the first setting that cannot work.
@@ -104,16 +106,18 @@ def build(
     raise config.ConfigError('task.name is missing; it names the task.')
   if settings.get('tokenizer') == '':
     settings['tokenizer'] = _own_tokenizer(c['base'])
-  cfg = model_config(c)
+  cfg = model_config(c, absent=absent)
   task = tasks.build(settings.pop('name'), settings, seed)
   tokenizers.check_fits(task.tokenizer, cfg.vocab)  # Before weights are read.
   costs = costs_lib.CostTracker(cfg, task.row_length)
+  if absent:
+    params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  else:
+    params = _weights(c['base'], cfg, seed, data_dir)
+    memory = memory_lib.init_memory(cfg)
   setup = learner_lib.Setup(
-    model=model_lib.Model(
-      cfg,
-      _weights(c['base'], cfg, seed, data_dir),
-      memory_lib.init_memory(cfg),
-    ),
+    model=model_lib.Model(cfg, params, memory),
     tokenizer=task.tokenizer,
     costs=costs,
     episodes=task.episodes,

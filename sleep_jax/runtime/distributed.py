@@ -17,6 +17,7 @@ import numpy as np
 from sleep_jax import config
 
 AUTO = 'auto'
+LOST_CODE = 134  # Of SIGABRT, by which JAX ends a process whose peer is lost.
 _GRACE = 60  # Seconds that JAX waits longer than we do.
 
 
@@ -41,21 +42,16 @@ def start(
     timeout: seconds to wait for the others to connect, and until a process
       that stops responding counts as lost; JAX then ends this process.
 
-  If the others do not connect in time, prints an error and exits with 1.
+  If the others do not connect in time, prints an error and exits with
+  `LOST_CODE`.
 
   Raises:
     ConfigError: for invalid numbers.
     PeerError: if JAX cannot connect.
   """
-  if coordinator == AUTO:
-    options: dict[str, Any] = {}
-    if (processes, process_id) != (None, None):
-      raise config.ConfigError(
-        '--coordinator=auto detects the number of processes; leave '
-        '--processes and --process_id out, or name host:port.'
-      )
-  else:
-    _check(coordinator, processes, process_id)
+  check(coordinator, processes, process_id)
+  options: dict[str, Any] = {}
+  if coordinator != AUTO:
     options = dict(
       coordinator_address=coordinator,
       num_processes=processes,
@@ -100,12 +96,24 @@ def start(
 
 def _abort(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
-  os._exit(1)
+  os._exit(LOST_CODE)
 
 
-def _check(
+def check(
   coordinator: str, processes: int | None, process_id: int | None
 ) -> None:
+  """Refuses arguments of `start` that do not go together.
+
+  Raises:
+    ConfigError: for the first of them.
+  """
+  if coordinator == AUTO:
+    if (processes, process_id) != (None, None):
+      raise config.ConfigError(
+        '--coordinator=auto detects the number of processes; leave '
+        '--processes and --process_id out, or name host:port.'
+      )
+    return
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal():
     raise config.ConfigError(
