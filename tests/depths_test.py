@@ -1,6 +1,7 @@
 """Metrics by depth, from lives of one depth each or of several."""
 
 from sleep_jax.harness import depth
+from sleep_jax.harness import tables
 
 
 def life(arm, seed, metrics, chance=0.25):
@@ -22,7 +23,7 @@ def test_arms_of_one_depth_each_become_one_series():
   points = depth.points(lives, 'exact')
   assert list(points) == ['a', 'b'] and list(points['a']) == [4, 8]
   assert points['b'][8] == {1: 0.51, 2: 0.52}
-  text = depth.report(lives, 'exact', 'none')
+  text = tables.text(depth.report(lives, 'exact', 'none'))
   assert '| (chance) | 0.250 | 0.250 |' in text
   # Level at depth 4, 0.3 behind at depth 8: the same on both seeds.
   gains = '+0.000 ± 0.000 | -0.300 ± 0.000 | -0.300 ± 0.000'
@@ -34,7 +35,7 @@ def test_one_life_evaluated_at_several_depths(tmp_path):
     life('a', 1, {'exact_k1': 0.9, 'exact_k16': 0.3}),
     life('b', 1, {'exact_k1': 0.8, 'exact_k16': 0.4}),
   ]
-  text = depth.report(lives, 'exact', 'b')
+  text = tables.text(depth.report(lives, 'exact', 'b'))
   assert '| a | 0.900 | 0.300 |' in text
   assert '| b - a | -0.100 | +0.100 | +0.200 |' in text
   depth.draw(lives, 'exact', tmp_path / 'depths.png')
@@ -42,7 +43,7 @@ def test_one_life_evaluated_at_several_depths(tmp_path):
 
 
 def test_without_depths_there_is_no_report():
-  assert depth.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == ''
+  assert depth.report([life('a', 1, {'exact_t4': 1.0})], 'exact', 'a') == []
 
 
 def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
@@ -52,7 +53,7 @@ def test_an_arm_that_lacks_a_depth_is_compared_at_the_others():
     life('long_t4', 1, {'exact_t4': 0.7}),
   ]
   lives.append(life('more_t4', 1, {'exact_t4': 0.8}))
-  text = depth.report(lives, 'exact', 'more')
+  text = tables.text(depth.report(lives, 'exact', 'more'))
   assert '| long | 0.700 |  |' in text
   assert '| long - a | -0.200 |  |  |' in text
   assert '| more - long | +0.100 |  |  |' in text

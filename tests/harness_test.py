@@ -126,10 +126,11 @@ def test_a_task_and_a_learner_from_outside_are_run_and_reported(tmp_path):
   assert '| (chance) | 0.125 |  |' in table
   assert '| parrot | 0.500 ± 0.000 | -1.000 ± 0.000 |' in table
   assert '| forgetful | +0.500 ± 0.000 |' in table
-  for name in ('recall.png', 'retention.png', 'table.md', 'lives.json'):
+  written = ('table.md', 'lives.json', 'report.html')
+  for name in (*written, 'recall.png', 'retention.png', 'cost.png'):
     assert (tmp_path / name).stat().st_size
   assert not (tmp_path / 'curves.png').exists()
-  lives = json.loads((tmp_path / 'summary.json').read_text())
+  lives = json.loads((tmp_path / 'lives.json').read_text())
   assert {life['task'] for life in lives} == {'echo'}
   assert lives[0]['headline'] == ['accuracy']
   assert lives[0]['matrix'] == [[1.0], [0.0, 1.0]]
@@ -148,7 +149,7 @@ def test_without_scores_of_episodes_curves_over_training_are_drawn(tmp_path):
   assert '| parrot | 536 | 4 | 0.00M |' in table
   assert (tmp_path / 'curves.png').stat().st_size
   assert not (tmp_path / 'recall.png').exists()
-  curve = json.loads((tmp_path / 'summary.json').read_text())[0]['curve']
+  curve = json.loads((tmp_path / 'lives.json').read_text())[0]['curve']
   assert [p['steps'] for p in curve] == [2, 4]
   assert [p['accuracy'] for p in curve] == [1.0, 0.5]
 

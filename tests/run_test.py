@@ -87,32 +87,33 @@ def test_the_quickstart_leaves_all_that_it_promises(finished):
     lines = (folder / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(l)['night'] for l in lines] == [0, 1]
     assert list(folder.glob('events.out.tfevents*'))
-  summary = json.loads((workdir / 'summary.json').read_text())
+  summary = json.loads((workdir / 'lives.json').read_text())
   sleep = next(l for l in summary if l['learner'] == 'sleep')
   assert [len(row) for row in sleep['matrix']] == [1, 2]
   for phase in ('wake', 'rollout', 'teacher', 'update', 'reward', 'eval'):
     costs = sleep['costs'][phase]
     assert min(costs['tokens'], costs['flops'], costs['seconds']) > 0
-  for name in ('recall.png', 'retention.png'):
+  assert not (workdir / 'summary.json').exists()
+  for name in ('recall.png', 'retention.png', 'cost.png'):
     assert (workdir / name).read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished):
   workdir, first = finished
-  before = (workdir / 'summary.json').read_bytes()
+  before = (workdir / 'lives.json').read_bytes()
   again = command(workdir)
   assert again.returncode == 0 and 'is finished' in again.stdout
-  assert (workdir / 'summary.json').read_bytes() == before
+  assert (workdir / 'lives.json').read_bytes() == before
   table = first.stdout.split('facts,')[1]
   assert table == again.stdout.split('facts,')[1]
 
 
 def test_a_work_directory_of_another_config_is_refused(finished):
   workdir, _ = finished
-  before = (workdir / 'summary.json').read_bytes()
+  before = (workdir / 'lives.json').read_bytes()
   other = command(workdir, '--config.sleep.gamma=0.25')
   assert other.returncode != 0 and 'another config' in other.stderr
-  assert (workdir / 'summary.json').read_bytes() == before
+  assert (workdir / 'lives.json').read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ import pathlib
 import re
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
-import numpy as np  # noqa: E402
+from matplotlib import figure as figure_lib
+import numpy as np
 
+from sleep_jax.harness import style
 from sleep_jax.harness import tables
 from sleep_jax.metrics import statistics
-
-matplotlib.use('Agg')
+from sleep_jax.metrics import table as table_lib
 
 # By arm without its depth, depth, and seed.
 Points = dict[str, dict[int, dict[int, float]]]
@@ -50,28 +49,30 @@ def chance_levels(
   return dict(sorted(out.items()))
 
 
-def report(lives: Sequence[dict[str, Any]], metric: str, reference: str) -> str:
+def report(
+  lives: Sequence[dict[str, Any]], metric: str, reference: str
+) -> list[table_lib.Table]:
   """Metric by depth; gains over the first arm; `reference` minus the others.
 
   The last column, the gain at the deepest depth minus that at the shallowest,
-  says whether a gain grows with depth. Empty if there are fewer than two
+  says whether a gain grows with depth. No table if there are fewer than two
   depths.
   """
   values, chance = points(lives, metric), chance_levels(lives, metric)
   if len(chance) < 2:
-    return ''
+    return []
   rows = [['(chance)', *(f'{p:.3f}' for p in chance.values())]]
   for arm, of_arm in values.items():
     rows.append([arm, *(_cell(of_arm.get(d, {})) for d in chance)])
   header = [f'{metric} at depth', *map(str, chance)]
-  text = f'By depth:\n\n{tables.markdown(header, rows)}'
+  out = [table_lib.Table('By depth', header, rows)]
   baseline, *others = values
   pairs = [(arm, baseline) for arm in others]
   if reference in others:
     pairs += [(reference, arm) for arm in others if arm != reference]
   rows = [_gains(values, a, b, list(chance)) for a, b in pairs]
   header = ['gain', *map(str, chance), 'deepest minus shallowest']
-  return text + (f'\n{tables.markdown(header, rows)}' if rows else '')
+  return out + ([table_lib.Table('', header, rows)] if rows else [])
 
 
 def _gains(values: Points, a: str, b: str, depths: Sequence[int]) -> list[str]:
@@ -90,12 +91,18 @@ def _cell(by_seed: dict[int, float], sign: str = '') -> str:
 
 
 def draw(
-  lives: Sequence[dict[str, Any]], metric: str, path: pathlib.Path
+  lives: Sequence[dict[str, Any]],
+  metric: str,
+  path: pathlib.Path,
+  reference: str = '',
 ) -> None:
   """A picture of means and intervals over depth, and of the chance level."""
-  figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
+  figure = figure_lib.Figure(figsize=(8, 4), layout='constrained')
+  axis = figure.subplots()
   values, chance = points(lives, metric), chance_levels(lives, metric)
-  for index, (arm, of_arm) in enumerate(values.items()):
+  looks = style.styles(list(values), re.sub(r'_t\d+$', '', reference))
+  for index, (arm, look) in enumerate(looks.items()):
+    of_arm = values[arm]
     means = [statistics.interval(list(x.values())) for x in of_arm.values()]
     mean, half = np.array(means).T
     position = np.arange(len(chance))[[list(chance).index(d) for d in of_arm]]
@@ -104,14 +111,13 @@ def draw(
       position + 0.06 * (index - len(values) / 2),
       mean,
       np.nan_to_num(half),
-      marker='o',
       capsize=3,
-      label=arm,
+      label=style.label(arm),
+      **look.kwargs(),
     )
   axis.plot(range(len(chance)), list(chance.values()), 'k--', label='chance')
   axis.set(xlabel='depth', ylabel=metric, ylim=(0, 1.05))
   axis.set_xticks(range(len(chance)), map(str, chance))
   axis.grid(alpha=0.3)
-  figure.legend(loc='outside right center')
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  style.legend_beside(figure, axis)
+  style.save(figure, path)

@@ -21,6 +21,7 @@ from sleep_jax.learners import base as learner_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.metrics import goodput as goodput_lib
+from sleep_jax.metrics import observation
 from sleep_jax.metrics import writer as writer_lib
 from sleep_jax.metrics import writers as writers_lib
 from sleep_jax.runtime import checkpoint
@@ -148,11 +149,11 @@ def _first_snapshot(
   learner: learner_lib.Learner,
   seed: int,
 ) -> checkpoint.Snapshot:
-  """The newest snapshot; of a new life one with phase '' and no records."""
+  """The newest snapshot; of a new life one with phase '' and no notes."""
   life = sharding.shard_params(learner.init(jax.random.PRNGKey(seed)))
   snapshot = checkpoints.newest(life)
   if snapshot is None:
-    return checkpoint.Snapshot(0, '', life, {'records': []})
+    return checkpoint.Snapshot(0, '', life, {'records': None})
   life = snapshot.life.replace(frames=frames_of(snapshot))
   if snapshot.notes['contexts']:
     contexts = task.experience(snapshot.night).contexts
@@ -191,12 +192,10 @@ def _writer(
   snapshot: checkpoint.Snapshot,
 ) -> writer_lib.Writer:
   """Where the records go; processes other than the first write nothing."""
-  quiet = not distributed.is_primary()
-  sinks = []
-  if not quiet:
-    sinks = writers_lib.build(tuple(c.get('writers', ())), c['name'], life, c)
-  records = snapshot.notes['records']
-  return writer_lib.Writer(folder, records, quiet=quiet, sinks=sinks)
+  sinks = None
+  if distributed.is_primary():
+    sinks = writers_lib.build(folder, life, c)
+  return writer_lib.Writer(folder, snapshot.notes['records'], sinks)
 
 
 def _export_is_missing(c: build_lib.Settings) -> bool:
@@ -253,17 +252,24 @@ def _run_episode(
   resumed = snapshot.night == episode and snapshot.phase
   done = checkpoint.PHASES.index(snapshot.phase) + 1 if resumed else 0
   scalars = dict(snapshot.notes['scalars']) if resumed else {}
+  dreams = list(snapshot.notes.get('dreams', ())) if resumed else []
   earlier = snapshot.notes['seconds'] if resumed else 0.0
 
   def seconds() -> float:
     return earlier + time.perf_counter() - start
 
   for phase in checkpoint.PHASES[done:]:
-    life, metrics = _run_phase(run, episode, phase, snapshot.life)
+    observer = writer_lib.PhaseObserver(
+      run.writer, run.costs, run.task.tokenizer.decode, episode, phase
+    )
+    with observation.use(observer):
+      life, metrics = _run_phase(run, episode, phase, snapshot.life)
     scalars |= metrics
+    dreams += observer.dreams
     notes = {
-      'records': run.writer.records(),
+      'records': run.writer.mark(),
       'scalars': scalars,
+      'dreams': dreams,
       'costs': run.costs.totals(),
       'seconds': seconds(),
       'contexts': bool(life.contexts),
@@ -282,6 +288,7 @@ def _run_episode(
       'seconds': seconds(),
       'by_episode': result.by_episode,
       'scalars': scalars | metrics,
+      'dreams': dreams,
       'costs': run.costs.totals(),
       'goodput': run.goodput_shares(),
     }

@@ -1,20 +1,85 @@
 """Pictures of an experiment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import pathlib
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
-import numpy as np  # noqa: E402
+from matplotlib import axes as axes_lib
+from matplotlib import figure as figure_lib
+import numpy as np
 
+from sleep_jax.harness import style
 from sleep_jax.harness import tables
 from sleep_jax.metrics import statistics
 
-matplotlib.use('Agg')
+Life = dict[str, Any]
+Curve = Callable[[Life], list[float]]  # A value after every night.
+
+_CELL = 0.21  # Inches of a cell with a number in it.
+_MAX_NUMBERED = 30  # Nights; cells of more are too small for numbers.
+_PICTURE_WIDTH = 15.0  # Inches, at most.
 
 
-def _mean_matrix(lives: Sequence[dict[str, Any]]) -> np.ndarray:
+def recall_matrices(
+  lives: Sequence[Life], path: pathlib.Path, reference: str = ''
+) -> None:
+  """One heat map per learner: score of each episode after each night, in %."""
+  arms = tables.by_arm(lives)
+  order = style.styles(list(arms), reference)
+  nights = len(lives[0]['matrix'])
+  side = min(max(2.2, _CELL * nights), _CELL * _MAX_NUMBERED)
+  columns = min(len(arms), 4, max(1, int(_PICTURE_WIDTH / (side + 0.4))))
+  rows = -(-len(arms) // columns)
+  figure = figure_lib.Figure(
+    figsize=((side + 0.4) * columns + 1.2, (side + 0.6) * rows + 0.4),
+    layout='constrained',
+  )
+  axes = figure.subplots(rows, columns, squeeze=False)
+  for axis in axes.flat[len(arms) :]:
+    axis.axis('off')
+  image = None
+  for axis, arm in zip(axes.flat, order):
+    image = _heat_map(axis, _mean_matrix(list(arms[arm].values())))
+    main = arm == style.emphasized(list(arms), reference)
+    axis.set_title(arm, fontweight='bold' if main else 'normal')
+  figure.supxlabel('episode', fontsize='medium')
+  figure.supylabel('after night', fontsize='medium')
+  figure.colorbar(
+    image, ax=axes, label='closed-book score, %', aspect=30, shrink=0.8
+  )
+  style.save(figure, path)
+
+
+def _heat_map(axis: axes_lib.Axes, matrix: np.ndarray) -> Any:
+  nights = len(matrix)
+  image = axis.imshow(
+    100 * matrix,
+    vmin=0,
+    vmax=100,
+    cmap='viridis',
+    extent=(0.5, nights + 0.5, nights + 0.5, 0.5),
+  )
+  for of_axis in (axis.xaxis, axis.yaxis):
+    of_axis.set_major_locator(style.night_ticks(nights))
+  if nights > _MAX_NUMBERED:
+    return image
+  for night, row in enumerate(matrix, 1):
+    for episode, score in enumerate(row[:night], 1):
+      number = axis.text(
+        episode,
+        night,
+        f'{100 * score:.0f}',
+        ha='center',
+        va='center',
+        fontsize=6.5 if nights > 10 else 8,
+        color='black' if score > 0.6 else 'white',
+      )
+      number.set_in_layout(False)  # Hundreds of them would take minutes.
+  return image
+
+
+def _mean_matrix(lives: Sequence[Life]) -> np.ndarray:
   """Mean over seeds of `[night, episode]`, nan where not yet read."""
   nights = len(lives[0]['matrix'])
   out = np.full((len(lives), nights, nights), np.nan)
@@ -24,91 +89,176 @@ def _mean_matrix(lives: Sequence[dict[str, Any]]) -> np.ndarray:
   return out.mean(0)
 
 
-def recall_matrices(
-  lives: Sequence[dict[str, Any]], path: pathlib.Path
+def retention(
+  lives: Sequence[Life], path: pathlib.Path, reference: str = ''
 ) -> None:
-  """One heat map per learner: score of each episode after each night."""
-  arms = tables.by_arm(lives)
-  columns = min(4, len(arms))
-  rows = -(-len(arms) // columns)
-  figure, axes = plt.subplots(
-    rows,
-    columns,
-    figsize=(3.1 * columns, 3 * rows),
-    squeeze=False,
-    layout='constrained',
+  """Over the nights: scores of episodes, and the headline metrics.
+
+  Two panels are of the first episode and of all so far; a headline metric that
+  is neither has its own, perplexity on a logarithmic scale. A dashed line is
+  the level of a guess.
+  """
+  panels: dict[str, Curve] = {
+    'the first episode': lambda life: [row[0] for row in life['matrix']],
+    'all episodes so far': lambda life: [
+      float(np.mean(row)) for row in life['matrix']
+    ],
+  }
+  chances: dict[str, float | None] = dict.fromkeys(panels)
+  for metric in _headline(lives):
+    curve = functools.partial(_curve, metric)
+    title = next((t for t, x in panels.items() if _same(lives, curve, x)), '')
+    title = title or metric
+    panels[title] = curve
+    chances[title] = lives[0]['chance_level'].get(metric)
+  columns = 2 if len(panels) in (2, 4) else 3
+  rows = -(-len(panels) // columns)
+  figure = figure_lib.Figure(
+    figsize=(4.6 * columns + 1.8, 3.7 * rows), layout='constrained'
   )
-  for axis in axes.flat[len(arms) :]:
+  axes = figure.subplots(rows, columns, squeeze=False)
+  for axis in axes.flat[len(panels) :]:
     axis.axis('off')
-  for axis, (arm, of_arm) in zip(axes.flat, arms.items()):
-    matrix = _mean_matrix(list(of_arm.values()))
-    n = len(matrix)
-    image = axis.imshow(
-      matrix,
-      vmin=0,
-      vmax=1,
-      cmap='viridis',
-      extent=(0.5, n + 0.5, n + 0.5, 0.5),
+  for axis, (title, curve) in zip(axes.flat, panels.items()):
+    _over_nights(axis, lives, curve, reference)
+    axis.set(title=title, xlabel='after night')
+    values = np.array([curve(life) for life in lives])
+    _value_axis(axis, title, values, chances[title])
+  style.legend_beside(figure, axes.flat[0])
+  style.save(figure, path)
+
+
+def _headline(lives: Sequence[Life]) -> list[str]:
+  """Headline metrics that every life has after every night."""
+  return [
+    metric
+    for metric in lives[0]['headline']
+    if all(metric in point for life in lives for point in life['curve'])
+  ]
+
+
+def _curve(metric: str, life: Life) -> list[float]:
+  return [point[metric] for point in life['curve']]
+
+
+def _same(lives: Sequence[Life], a: Curve, b: Curve) -> bool:
+  return all(np.allclose(a(life), b(life)) for life in lives)
+
+
+def _over_nights(
+  axis: axes_lib.Axes, lives: Sequence[Life], curve: Curve, reference: str
+) -> None:
+  """A line per learner, with the interval over its seeds."""
+  arms = tables.by_arm(lives)
+  for arm, look in style.styles(list(arms), reference).items():
+    curves = np.array([curve(life) for life in arms[arm].values()])
+    nights = np.arange(1, curves.shape[1] + 1)
+    mean = curves.mean(0)
+    axis.plot(nights, mean, label=style.label(arm), **look.kwargs())
+    if len(curves) > 1:
+      half = np.array([statistics.interval(x)[1] for x in curves.T])
+      axis.fill_between(
+        nights, mean - half, mean + half, alpha=0.15, color=look.color, lw=0
+      )
+    style.nights_axis(axis, len(nights))
+
+
+def _value_axis(
+  axis: axes_lib.Axes, name: str, values: np.ndarray, chance: float | None
+) -> None:
+  """The range of y, its grid, and the level of a guess."""
+  axis.grid(alpha=0.3)
+  if _is_perplexity(name):
+    axis.set_yscale('log')
+    axis.set_ylabel('perplexity (lower is better)')
+  elif values.min() >= 0 and values.max() <= 1:
+    axis.set(ylim=(-0.03, 1.03), ylabel='closed-book score')
+  if chance is not None:
+    axis.axhline(chance, color='black', linestyle=':', label='chance')
+
+
+def _is_perplexity(metric: str) -> bool:
+  return metric.endswith('ppl')
+
+
+def cost(
+  lives: Sequence[Life], path: pathlib.Path, reference: str = ''
+) -> None:
+  """What is left of all episodes at the end, over the FLOPs that it took.
+
+  Without scores of episodes, or where the task is text, it is the first
+  headline metric. The FLOPs are those of a life without its evaluations; means
+  and intervals over seeds. A learner that spends nothing stands at the left.
+  """
+  metric, arms = lives[0]['headline'][0], tables.by_arm(lives)
+  name = metric
+  if lives[0]['matrix'] and not _is_perplexity(metric):
+    name = 'score of all episodes'
+  flops = {
+    arm: np.mean([_spent(life) for life in of_arm.values()])
+    for arm, of_arm in arms.items()
+  }
+  least = min((x for x in flops.values() if x), default=1.0)
+  figure = figure_lib.Figure(figsize=(7.5, 4), layout='constrained')
+  axis = figure.subplots()
+  finals = []
+  for arm, look in style.styles(list(arms), reference).items():
+    values = [
+      life['final'][metric] if name == metric else np.mean(life['matrix'][-1])
+      for life in arms[arm].values()
+    ]
+    mean, half = statistics.interval(values)
+    finals += values
+    kwargs = look.kwargs() | {'linestyle': '', 'marker': look.marker or 's'}
+    kwargs['markersize'] += 4
+    axis.errorbar(
+      flops[arm] or least / 4,
+      mean,
+      np.nan_to_num(half),
+      capsize=3,
+      label=style.label(arm) + ('' if flops[arm] else ', no training'),
+      **kwargs,
     )
-    axis.set(title=arm, xlabel='episode', ylabel='after night')
-  figure.colorbar(image, ax=axes, label='closed-book score')
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  axis.set(xlabel='FLOPs of a life, evaluations left out')
+  axis.set_xscale('log')
+  chance = lives[0]['chance_level'].get(metric)
+  _value_axis(axis, metric, np.array(finals), chance)
+  axis.set(ylabel=f'{name}, after the last night')
+  style.legend_beside(figure, axis)
+  style.save(figure, path)
 
 
-def retention(lives: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Score of the first episode, and mean over all so far, after each night."""
-  figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-  colours = plt.get_cmap('tab20')
-  for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
-    matrices = np.stack([_mean_matrix([l]) for l in of_arm.values()])
-    nights = np.arange(1, matrices.shape[1] + 1)
-    for axis, curves in zip(
-      axes, (matrices[:, :, 0], np.nanmean(matrices, axis=2)), strict=True
-    ):
-      mean = curves.mean(0)
-      line = axis.plot(
-        nights, mean, marker='o', label=arm, color=colours(index % 20)
-      )[0]
-      if len(curves) > 1:
-        half = [
-          statistics.interval(curves[:, i])[1] for i in range(len(nights))
-        ]
-        axis.fill_between(
-          nights, mean - half, mean + half, alpha=0.15, color=line.get_color()
-        )
-  axes[0].set(title='the first episode', ylabel='closed-book score')
-  axes[1].set(title='all episodes so far')
-  for axis in axes:
-    axis.set(xlabel='after night', ylim=(-0.03, 1.03))
-    axis.grid(alpha=0.3)
-  handles, labels = axes[1].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right center')
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+def _spent(life: Life) -> float:
+  """FLOPs of a life without its evaluations."""
+  return sum(
+    c['flops'] for phase, c in life['costs'].items() if phase != 'eval'
+  )
 
 
 def curves(
-  lives: Sequence[dict[str, Any]], metric: str, path: pathlib.Path
+  lives: Sequence[Life], metric: str, path: pathlib.Path, reference: str = ''
 ) -> None:
   """`metric` over training tokens and FLOPs, mean over seeds."""
-  figure, axes = plt.subplots(
-    1, 2, figsize=(10, 4), sharey=True, layout='constrained'
-  )
-  colours = plt.get_cmap('tab20')
-  for index, (arm, of_arm) in enumerate(tables.by_arm(lives).items()):
-    curve = [[p[metric] for p in life['curve']] for life in of_arm.values()]
-    mean, first = np.mean(curve, axis=0), next(iter(of_arm.values()))
+  figure = figure_lib.Figure(figsize=(11, 4), layout='constrained')
+  axes = figure.subplots(1, 2, sharey=True)
+  arms, values = tables.by_arm(lives), []
+  for arm, look in style.styles(list(arms), reference).items():
+    of_arm = list(arms[arm].values())
+    curve = [[p[metric] for p in life['curve']] for life in of_arm]
+    values += curve
     for axis, key in zip(axes, ('tokens', 'flops')):
-      position = [p[key] for p in first['curve']]
+      position = [p[key] for p in of_arm[0]['curve']]
       axis.plot(
-        position, mean, marker='.', label=arm, color=colours(index % 20)
+        position,
+        np.mean(curve, axis=0),
+        label=style.label(arm),
+        **look.kwargs(),
       )
-  axes[0].set(xlabel='training tokens', ylabel=metric)
-  axes[1].set(xlabel='training FLOPs')
-  for axis in axes:
-    axis.grid(alpha=0.3)
-  handles, labels = axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right center')
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  chance = lives[0]['chance_level'].get(metric)
+  for axis, name in zip(axes, ('training tokens', 'training FLOPs')):
+    axis.set(xlabel=name)
+    _value_axis(axis, metric, np.array(values), chance)
+  axes[0].set(ylabel=metric)
+  axes[1].set(ylabel='')
+  style.legend_beside(figure, axes[0])
+  style.save(figure, path)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sleep_jax.metrics import statistics
+from sleep_jax.metrics import table as table_lib
 
 Life = dict[str, Any]
 
@@ -20,8 +21,7 @@ def cell(values: Sequence[float], sign: str = '') -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table."""
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+  return table_lib.Table('', header, rows).markdown()
 
 
 def by_arm(lives: Sequence[Life]) -> dict[str, dict[int, Life]]:
@@ -61,7 +61,7 @@ def _columns(lives: Sequence[Life]) -> list[str]:
   return columns + ['backward_transfer'] * ('backward_transfer' in names)
 
 
-def scores(lives: Sequence[Life]) -> str:
+def scores(lives: Sequence[Life]) -> table_lib.Table:
   """Final metrics: chance level if known, mean and 95% interval over seeds."""
   columns, rows = _columns(lives), []
   chance = lives[0]['chance_level']
@@ -75,10 +75,10 @@ def scores(lives: Sequence[Life]) -> str:
       for c in columns
     ]
     rows.append([arm, *cells])
-  return markdown(['learner', *columns], rows)
+  return table_lib.Table('', ['learner', *columns], rows)
 
 
-def differences(lives: Sequence[Life], reference: str) -> str:
+def differences(lives: Sequence[Life], reference: str) -> table_lib.Table:
   """`reference` minus every other arm, over the seeds that both have."""
   arms = by_arm(lives)
   columns = common_columns(arms, lives[0]['headline'])
@@ -92,10 +92,11 @@ def differences(lives: Sequence[Life], reference: str) -> str:
     if arm != reference and pairs:
       cells = (cell([a[c] - b[c] for a, b in pairs], '+') for c in columns)
       rows.append([arm, *cells])
-  return markdown([f'{reference} minus', *columns], rows)
+  header = [f'{reference} minus', *columns]
+  return table_lib.Table('Paired by seed', header, rows)
 
 
-def training(arms: dict[str, dict[int, Life]]) -> str:
+def training(arms: dict[str, dict[int, Life]]) -> table_lib.Table:
   """Parameters, and what they were trained with."""
   rows = []
   for arm, lives in arms.items():
@@ -112,7 +113,7 @@ def training(arms: dict[str, dict[int, Life]]) -> str:
       ]
     )
   header = ['learner', 'parameters', 'steps', 'tokens', 'FLOPs', 'seconds']
-  return markdown(header, rows)
+  return table_lib.Table('Training, mean over seeds', header, rows)
 
 
 def _mean_costs(lives: dict[int, Life]) -> dict[str, dict[str, float]]:
@@ -127,7 +128,7 @@ def _mean_costs(lives: dict[int, Life]) -> dict[str, dict[str, float]]:
   }
 
 
-def costs(arms: dict[str, dict[int, Life]]) -> str:
+def costs(arms: dict[str, dict[int, Life]]) -> table_lib.Table:
   """Tokens, FLOPs and seconds of a whole life, by phase."""
   rows, phases = [], ()
   for arm, lives in arms.items():
@@ -140,10 +141,11 @@ def costs(arms: dict[str, dict[int, Life]]) -> str:
       for c in mean.values()
     ]
     rows.append([arm, *cells])
-  return markdown(['tokens, FLOPs, seconds', *phases], rows)
+  header = ['tokens, FLOPs, seconds', *phases]
+  return table_lib.Table('A whole life, by phase', header, rows)
 
 
-def step_costs(arms: dict[str, dict[int, Life]]) -> str:
+def step_costs(arms: dict[str, dict[int, Life]]) -> table_lib.Table:
   """Cost of one optimizer step, its share of dreams and rewards included."""
   rows = []
   for arm, lives in arms.items():
@@ -179,11 +181,15 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> str:
     'GFLOPs',
     'seconds per GFLOP',
   ]
-  return markdown(header, rows)
+  return table_lib.Table('', header, rows)
 
 
-def report(lives: Sequence[Life], reference: str, by_depth: str = '') -> str:
-  """The whole report as Markdown.
+def report(
+  lives: Sequence[Life],
+  reference: str,
+  by_depth: Sequence[table_lib.Table] = (),
+) -> list[table_lib.Table]:
+  """All tables.
 
   Args:
     lives: of one task.
@@ -191,19 +197,27 @@ def report(lives: Sequence[Life], reference: str, by_depth: str = '') -> str:
     by_depth: tables by depth, see `depth.report`.
   """
   arms = by_arm(lives)
-  counts = sorted({len(of_arm) for of_arm in arms.values()})
+  out = [scores(lives)]
+  if reference in arms and len(arms) > 1:
+    out.append(differences(lives, reference))
+  out += [*by_depth, costs(arms)]
+  out.append(step_costs(arms) if lives[0]['matrix'] else training(arms))
+  return out
+
+
+def headline(lives: Sequence[Life]) -> str:
+  """What was lived: the task, how many nights and seeds."""
+  counts = sorted({len(of_arm) for of_arm in by_arm(lives).values()})
   nights = len(lives[0]['matrix'])
   text = f'{lives[0]["task"]}, ' + (f'{nights} nights, ' if nights else '')
   text += f'{"-".join(map(str, counts))} seed(s)'
-  text += (
-    '.\n\n' if counts == [1] else '; ± is a 95% t interval over seeds.\n\n'
+  return text + (
+    '.' if counts == [1] else '; ± is a 95% t interval over seeds.'
   )
-  text += scores(lives)
-  if reference in arms and len(arms) > 1:
-    text += '\nPaired by seed:\n\n' + differences(lives, reference)
-  if by_depth:
-    text += f'\n{by_depth}'
-  text += '\nA whole life, by phase:\n\n' + costs(arms)
-  if lives[0]['matrix']:
-    return text + '\n' + step_costs(arms)
-  return text + '\nTraining, mean over seeds:\n\n' + training(arms)
+
+
+def text(tables: Sequence[table_lib.Table]) -> str:
+  """Tables as Markdown, each under its title."""
+  return '\n'.join(
+    (f'{t.title}:\n\n' if t.title else '') + t.markdown() for t in tables
+  )

@@ -12,6 +12,7 @@ from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import report as report_lib
+from sleep_jax.metrics import writers
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
@@ -56,6 +57,7 @@ def check(c: build_lib.Settings) -> None:
     ConfigError: for the first of them.
   """
   build_lib.check_sections(c)
+  writers.check(c.get('writers', ()))
   mesh = c.get('mesh', {})
   if sharding.is_distributed(mesh) and c['workers'] > 1:
     raise config.ConfigError(
@@ -121,6 +123,17 @@ def parse_share(text: str) -> tuple[int, int]:
   return first - 1, count
 
 
+def _folders(
+  c: build_lib.Settings, workdir: pathlib.Path
+) -> dict[pathlib.Path, tuple[str, int]]:
+  """The folders of all lives, with arm and seed."""
+  return {
+    workdir / 'lives' / f'{arm}_{seed}': (arm, seed)
+    for seed in c['seeds']
+    for arm in c['arms']
+  }
+
+
 def live_all(
   c: build_lib.Settings,
   workdir: pathlib.Path,
@@ -137,9 +150,8 @@ def live_all(
     The summaries of these lives.
   """
   jobs = [
-    (c, arm, seed, str(_folder(workdir, arm, seed)))
-    for seed in c['seeds']
-    for arm in c['arms']
+    (c, arm, seed, str(folder))
+    for folder, (arm, seed) in _folders(c, workdir).items()
   ]
   jobs = jobs[share[0] :: share[1]]
   if c['workers'] <= 1:
@@ -159,16 +171,12 @@ def live_all(
       raise
 
 
-def _folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
-  return workdir / 'lives' / f'{arm}_{seed}'
-
-
 def run(
   c: build_lib.Settings,
   workdir: pathlib.Path,
   share: tuple[int, int] = (0, 1),
 ) -> str:
-  """Lives and reports: summary.json, table.md and pictures in `workdir`.
+  """Lives and reports, see `report.write_report`.
 
   Args:
     c: the experiment.
@@ -176,22 +184,25 @@ def run(
     share: see `live_all`.
 
   Returns:
-    The table; or, while other jobs have not ended, what is missing.
+    The tables; or, while other jobs have not ended, what is missing.
   """
   check(c)
   if distributed.is_primary():
     claim_workdir(workdir, c)
-  finished = workdir / 'summary.json'
-  if finished.exists():
+  folders = _folders(c, workdir)
+  finished = all((f / 'summary.json').exists() for f in folders)
+  if finished:
     print(f'{workdir} is finished; nothing is left to run.')
   lives = live_all(c, workdir, share)
   if not distributed.is_primary():
     return ''
-  folders = [_folder(workdir, a, s) for s in c['seeds'] for a in c['arms']]
-  ended = [x for x in folders if (x / 'summary.json').exists()]
+  ended = [f for f in folders if (f / 'summary.json').exists()]
   if len(ended) < len(folders):
     return f'{len(ended)} of {len(folders)} lives have ended; no table yet.'
   if len(lives) < len(folders):
     lives = live_all(c, workdir)  # They have ended, and are read.
-  files.write(finished, json.dumps(lives, indent=1))
-  return report_lib.write_report(lives, c['reference'], workdir)
+  table = report_lib.report_workdir(workdir, workdir)
+  if not finished:
+    sinks = writers.build(workdir, 'report', c)
+    report_lib.publish(lives, c['reference'], workdir, sinks)
+  return table

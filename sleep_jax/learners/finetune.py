@@ -16,6 +16,7 @@ from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
 from sleep_jax.learners import base
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.metrics import observation
 from sleep_jax.models import lora as lora_lib
 from sleep_jax.runtime import finite
 from sleep_jax.training import fit
@@ -172,4 +173,6 @@ class Finetune(base.Learner):
       add(tokens.size, steps=loss.size)
     finite.check_finite('wake', loss, fit.trainable(model))
     model = model.with_memory(life.memory)
-    return life.replace(model=model, opt_state=opt_state), np.asarray(loss)
+    loss = np.asarray(loss)
+    observation.steps({'loss': loss})
+    return life.replace(model=model, opt_state=opt_state), loss

@@ -20,6 +20,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import halting
 from sleep_jax.lifecycle.recurrence import training as training_lib
+from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import finite
 from sleep_jax.runtime import sharding
@@ -125,6 +126,7 @@ class RecurrentTraining(base.Learner):
         steps=len(rows),
       )
     finite.check_finite('training', loss, model.params, first_step=first_step)
+    observation.steps({'loss': loss})
     return (model, opt_state), loss
 
   def predict(

@@ -27,6 +27,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
+from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
 
 
@@ -165,6 +166,7 @@ class ReplayFinetune(finetune.Finetune):
       )
       times = 1 if cfg.oversample == 1 else 3 * cfg.oversample
       cost.add_forward(drawn.tokens.size, times=times)
+    observation.dreams('in the evening', drawn.tokens, drawn.lengths)
     # What was kept first of a night was the best of it, see `generation.keep`.
     old = [np.flatnonzero(state['night'] == x)[:quota] for x in nights]
     index = np.concatenate([of_base, *old])
@@ -202,6 +204,7 @@ class ReplayFinetune(finetune.Finetune):
         life.frames,
       )
       cost.add_forward(drawn.tokens.size, times=cfg.oversample)
+    observation.dreams('in the morning', drawn.tokens, drawn.lengths)
     return self._packed(*_with_weights(drawn), shape[1])
 
   def _packed(

@@ -31,7 +31,9 @@ from sleep_jax.lifecycle.consolidation import rehearsal
 from sleep_jax.lifecycle.dreaming import study as study_lib
 from sleep_jax.lifecycle.recurrence import config as recurrence_config
 from sleep_jax.lifecycle.recurrence import training as recurrent_training
+from sleep_jax.metrics import observation
 from sleep_jax.runtime import finite
+from sleep_jax.runtime import sharding
 
 _BASE_KEY = 2**31 - 1  # Of a life's key; nights and tokens have the others.
 
@@ -260,6 +262,7 @@ class Sleep(base.Learner):
       if cfg.contradicted < 1.0:  # Half of the dreams are judged at midday.
         cost.add_forward(rehearsed // 2)
     finite.check_finite('wake', loss, memory)
+    observation.steps({'loss': sharding.fetch(loss)})
     tenth = max(1, loss.size // 10)
     life = life.with_memory(memory)
     return life.replace(clock=life.clock.replace(tokens=clock)), {

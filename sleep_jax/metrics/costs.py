@@ -97,7 +97,12 @@ class CostTracker:
 
   def _notify(self) -> None:
     if self.on_phase:
-      self.on_phase(sum(c.steps for c in self._costs.values()))
+      self.on_phase(self.steps)
+
+  @property
+  def steps(self) -> int:
+    """Optimizer steps of all phases."""
+    return sum(c.steps for c in self._costs.values())
 
   def seconds(self) -> dict[str, float]:
     """Seconds by phase."""

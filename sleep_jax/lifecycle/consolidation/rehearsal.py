@@ -22,6 +22,7 @@ from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
@@ -310,6 +311,11 @@ def _sample(
     cost.add_forward(size, times=job.cfg.oversample)
     if job.cfg.oversample > 1:  # The current model's half, by both teachers.
       cost.add_forward(size // 2, times=2 * job.cfg.oversample)
+  is_current = replay.source.mean(axis=1) > 0.5
+  for kind, rows in (('current', is_current), ('previous', ~is_current)):
+    observation.dreams(
+      f'by the {kind} model', replay.tokens[rows], replay.lengths[rows]
+    )
   return replay, probe
 
 

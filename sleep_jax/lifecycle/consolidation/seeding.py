@@ -30,6 +30,7 @@ from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import rehearsal as rehearsal_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
@@ -109,6 +110,9 @@ def seed(
         steps=steps,
         first_layer=student.cfg.layers_of(target.level).start,
       )
+    shown = {'loss': curves[-1].loss, 'kl': curves[-1].kl}
+    level = f'level{target.level + 1}'
+    observation.steps({f'{level}/{name}': x for name, x in shown.items()})
   kl_after = _probe_kl(job, state[0], student, rehearsal.probe)
   curves = jax.tree.map(lambda *x: np.concatenate(x), *curves)
   curves = {k: getattr(curves, k) for k in StepMetrics.__dataclass_fields__}

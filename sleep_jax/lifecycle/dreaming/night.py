@@ -30,6 +30,7 @@ from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import rest_em
 from sleep_jax.lifecycle.dreaming import retention
 from sleep_jax.lifecycle.dreaming import reward
+from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
 
 
@@ -114,6 +115,7 @@ def night(
       model = rest_em.commit(cfg, life, target, trainable).model
     dreams, results = _round(dreamer, model, life.contexts, round_keys)
     report.add_round(dreams, results)
+    _show(results)
     rewarded = reward.select_rewarded(cfg, results)
     if not rewarded:
       logging.warning(
@@ -172,6 +174,12 @@ def _round(
     index = importance.select(scores, usable, cfg.keep, cfg.keep_random, rng)
     selected += [(dreams_of_context[i], float(scores[i])) for i in index]
   return dreams, reward.run_trials(dreamer, model, selected, trial_key)
+
+
+def _show(results: list[reward.TrialResult]) -> None:
+  for kind, rewarded in (('rewarded', True), ('tried, not rewarded', False)):
+    dreams = [r.dream.tokens for r in results if r.reward == rewarded]
+    observation.dreams(kind, dreams)
 
 
 def _training_rows(

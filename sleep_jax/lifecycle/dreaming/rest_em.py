@@ -19,10 +19,12 @@ from sleep_jax.data import order as order_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
+from sleep_jax.metrics import observation
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
+from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 from sleep_jax.training import optimizers
 
@@ -115,6 +117,7 @@ def finetune(
     loss = jax.block_until_ready(loss)
     size = loss.size * cfg.batch * rows.tokens.shape[1]
     cost.add_partial_training(size, steps=loss.size)
+  observation.steps({'dreaming/loss': sharding.fetch(loss)})
   return trainable
 
 
