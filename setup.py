@@ -61,10 +61,12 @@ setuptools.setup(
       'safetensors>=0.8',
       'tokenizers',
     ],
+    'docs': ['mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',
       'build',
+      'check-jsonschema>=0.37',
       'chex',
       'gguf',
       'import-linter',

@@ -1,0 +1,1 @@
+"""One run: build, the loop over days and nights, resume, report."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import functools
 import importlib
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Encoder:
     tokenizer: of the library `tokenizers`, without padding and truncation.
   """
 
-  def __init__(self, embeddings: at.Float[np.ndarray, 'V D'], tokenizer):
+  def __init__(self, embeddings: at.Float[np.ndarray, 'V D'], tokenizer: Any):
     self._embeddings, self._tokenizer = embeddings, tokenizer
 
   def __call__(self, texts: Sequence[str]) -> at.Float[np.ndarray, 'N D']:

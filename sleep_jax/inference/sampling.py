@@ -241,8 +241,10 @@ def generate_per_row(
 
   Args:
     model: leaves of its memory are `[B, ...]`; its weights are shared.
-    prompts, lengths, sampler: see `generate`.
+    prompts: see `generate`.
+    lengths: see `generate`.
     rngs: `[B]`.
+    sampler: see `generate`.
 
   Raises:
     config.ConfigError: the model is a hybrid, see `generate`.

@@ -76,7 +76,8 @@ def score(
 
   Args:
     model: who is asked.
-    prompts, answers: token ids, one answer a prompt.
+    prompts: token ids.
+    answers: token ids, one answer a prompt.
     pad: the token that fills rows.
     costs: where the passes are written down, in phase `eval`.
     prefix: what stands before every prompt, see `prefix.prefill`.

@@ -143,7 +143,8 @@ def train_adapter_steps(
     adapter: donated.
     opt_state: donated.
     batches: tokens and weights.
-    penalty, penalty_state: see `train_steps`; the penalty is given the adapter.
+    penalty: see `train_steps`; it is given the adapter.
+    penalty_state: see `train_steps`.
 
   Returns:
     Adapter, optimizer state, and the loss of each step.

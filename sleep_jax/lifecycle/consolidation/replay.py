@@ -154,7 +154,10 @@ def sample_new(
   Args:
     cfg: how they are sampled, and how many to choose from.
     models: the current and the previous one.
-    tokenizer, rows, rng, day: see `generation.sample`.
+    tokenizer: see `generation.sample`, as for all that follow.
+    rows: how many.
+    rng: random key.
+    day: frames of the day's documents.
   """
   current, previous = models
   if cfg.oversample == 1:
