@@ -87,7 +87,7 @@ def with_flag(message: str, c: dict[str, Any]) -> str:
     message: such as `sleep.steps=-5 must be at least 0.`
     c: the experiment's config.
   """
-  name = re.match(r'[\w.\[\]]*', message)[0]
+  name, _, _ = message.partition('=')
   try:
     value = config_path.get_value(name, c)
   except (KeyError, IndexError, TypeError, ValueError):

@@ -26,7 +26,7 @@ def code_blocks() -> dict[str, str]:
 
 
 def commands() -> list[list[str]]:
-  """The arguments of the page's commands, without `python`."""
+  """The arguments of the page's commands, without `sleep-jax`."""
   text = PAGE.read_text(encoding='utf-8')
   lines = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
   return [line.split()[1:] for line in lines]
@@ -41,9 +41,10 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def run(args: list[str], folder: pathlib.Path) -> subprocess.CompletedProcess:
+  """`sleep-jax` with these arguments."""
   path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
   return subprocess.run(
-    [sys.executable, *args],
+    [sys.executable, '-m', 'sleep_jax', *args],
     cwd=folder,
     env=os.environ | {'PYTHONPATH': path},
     capture_output=True,
