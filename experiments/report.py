@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of all lives that have ended so far.
+"""Writes tables, pictures and a page of all lives that have ended so far.
 
 python -m experiments.report --workdir=runs/facts --out=results/facts
 """
@@ -16,9 +16,7 @@ from sleep_jax.harness import report
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Of experiments.run.', required=True
 )
-_OUT = flags.DEFINE_string(
-  'out', None, 'Where tables and pictures go.', required=True
-)
+_OUT = flags.DEFINE_string('out', None, 'Where all of it goes.', required=True)
 
 
 def main(_) -> None:
@@ -27,6 +25,7 @@ def main(_) -> None:
     report.report_workdir(workdir, out)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
+  print(out / 'report.html')
 
 
 if __name__ == '__main__':

@@ -21,6 +21,8 @@ from sleep_jax.harness import report as report_lib
 from sleep_jax.harness import workers
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.lifecycle import life as life_lib
+from sleep_jax.metrics import observation
+from sleep_jax.metrics import records as records_lib
 from sleep_jax.runtime import checkpoint
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.weights import npz
@@ -86,10 +88,18 @@ class Parrot(learner_lib.Learner):
     with self.setup.costs.phase('wake') as cost:
       for tokens, _ in experience.blocks(2):
         cost.add_training(tokens.size, steps=1)
+        observation.steps({'loss': np.array([1.0])})
     clock = life.clock.replace(tokens=life.clock.tokens + tokens.shape[1])
     heard = jnp.int32(0 if self.cfg.forgets else tokens[-1, -1])
     life = life.replace(learner_state=heard, clock=clock)
     return life, {'loss': 1.0}
+
+  def sleep(self, life):
+    # More than are kept.
+    observation.dreams(
+      'heard', [[int(life.learner_state), i] for i in range(9)]
+    )
+    return super().sleep(life)
 
   def respond(self, life, prompts, answers) -> experience_lib.Response:
     del prompts
@@ -157,20 +167,112 @@ def test_without_scores_of_episodes_curves_over_training_are_drawn(tmp_path):
 def test_a_resumed_life_repeats_no_phase_and_no_cost(tmp_path, monkeypatch):
   c = settings()
   whole = live_lib.live(c, 'parrot', 1, tmp_path / 'whole', 0)
-  save = checkpoint.Checkpoints.save
-
-  def dies(self, snapshot):
-    if (snapshot.night, snapshot.phase) == (1, 'sleep'):
-      raise KeyboardInterrupt
-    save(self, snapshot)
-
   with monkeypatch.context() as m:
-    m.setattr(checkpoint.Checkpoints, 'save', dies)
+    dies_at(m, 1, 'sleep')
     with pytest.raises(KeyboardInterrupt):
       live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
   resumed = live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
   for key in ('final', 'matrix', 'steps', 'tokens', 'flops', 'identity'):
     assert resumed[key] == whole[key]
+
+
+def dies_at(monkeypatch, night, phase):
+  """Ends a life before the checkpoint of this phase is saved."""
+  save = checkpoint.Checkpoints.save
+
+  def dies(self, snapshot):
+    if (snapshot.night, snapshot.phase) == (night, phase):
+      raise KeyboardInterrupt
+    save(self, snapshot)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', dies)
+
+
+def without_times(records):
+  return [
+    {k: v for k, v in r.items() if k not in ('seconds', 'goodput', 'costs')}
+    for r in records
+  ]
+
+
+def records_of(folder):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('moment', [(1, 'wake'), (2, 'sleep')])
+def test_a_night_whose_checkpoint_was_lost_is_cut_from_the_records(
+  moment, tmp_path, monkeypatch
+):
+  c = settings()
+  c['task']['episodes'] = 3
+  live_lib.live(c, 'parrot', 1, tmp_path / 'whole', 0)
+  with monkeypatch.context() as m:
+    dies_at(m, *moment)
+    with pytest.raises(KeyboardInterrupt):
+      live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
+  # A kill in the middle of a line.
+  with (tmp_path / 'cut/metrics.jsonl').open('a') as f:
+    f.write('{"night": 7')
+  with (tmp_path / 'cut/steps.jsonl').open('a') as f:
+    f.write('{"step": 9')
+  live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
+  whole, cut = (records_of(tmp_path / w) for w in ('whole', 'cut'))
+  assert without_times(whole) == without_times(cut)
+  assert [r['night'] for r in cut] == [0, 1, 2]
+  steps = [(tmp_path / w / 'steps.jsonl').read_text() for w in ('whole', 'cut')]
+  assert steps[0] == steps[1] and steps[0].count('\n') == 6
+
+
+def test_what_a_night_saves_does_not_grow_with_the_nights(
+  tmp_path, monkeypatch
+):
+  sizes, save = [], checkpoint.Checkpoints.save
+
+  def measures(self, snapshot):
+    sizes.append(len(json.dumps(snapshot.notes)))
+    save(self, snapshot)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', measures)
+  c = settings()
+  c['task']['episodes'] = 6  # As many as the vocabulary has tokens for.
+  live_lib.live(c, 'parrot', 1, tmp_path, 0)
+  assert len(sizes) == 12 and max(sizes) - sizes[1] < 60
+
+
+def test_records_that_were_changed_are_refused(tmp_path, monkeypatch):
+  with monkeypatch.context() as m:
+    dies_at(m, 1, 'sleep')
+    with pytest.raises(KeyboardInterrupt):
+      live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+  path = tmp_path / 'metrics.jsonl'
+  text = path.read_bytes()
+  path.write_bytes(text.replace(b'1.0', b'0.9', 1))
+  with pytest.raises(config.ConfigError, match='is not what it was'):
+    live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+  path.write_bytes(text)
+  live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+
+
+def test_records_in_a_checkpoint_are_read_as_well(tmp_path):
+  """Checkpoints had them before there was a mark."""
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"night": 0}\n{"night": 1}\n')
+  records = records_lib.Records(path, [{'night': 0}])
+  records.append({'night': 1, 'seconds': 2.0})
+  assert [r['night'] for r in records_lib.Records(path, records.mark())] == [
+    0,
+    1,
+  ]
+  assert '"seconds": 2.0' in path.read_text()
+
+
+def test_some_dreams_of_each_night_are_kept_as_text(tmp_path):
+  live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+  first, second = (r['dreams'] for r in records_of(tmp_path))
+  assert [d['text'] for d in first] == ['2 0', '2 3', '2 5', '2 8']
+  assert {(d['kind'], d['phase']) for d in second} == {('heard', 'sleep')}
+  assert second[0]['text'] == '3 0'
 
 
 def test_a_summary_of_another_config_is_refused(tmp_path):

@@ -119,5 +119,5 @@ def draw(
   axis.set(xlabel='depth', ylabel=metric, ylim=(0, 1.05))
   axis.set_xticks(range(len(chance)), map(str, chance))
   axis.grid(alpha=0.3)
-  style.legend_beside(figure, axis)
+  style.legend(figure, axis)
   style.save(figure, path)

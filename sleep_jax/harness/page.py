@@ -7,10 +7,12 @@ import pathlib
 from typing import Any
 
 import jinja2
+from matplotlib import image
 
 from sleep_jax.metrics import table as table_lib
 
-_CAPTIONS = {
+_SCALE = 0.75  # Pixels of the page per pixel of a picture, if there is room.
+CAPTIONS = {
   'retention.png': 'What is left of episodes, night by night. Bands are 95% '
   'intervals over seeds.',
   'cost.png': 'What was reached, and what it cost.',
@@ -54,7 +56,8 @@ class Page:
     pictures = [
       {
         'name': path.stem,
-        'caption': _CAPTIONS[path.name],
+        'caption': CAPTIONS[path.name],
+        'width': round(_SCALE * image.imread(path).shape[1]),
         'data': base64.b64encode(path.read_bytes()).decode(),
       }
       for path in self.pictures

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib import axes as axes_lib
 from matplotlib import figure as figure_lib
+from matplotlib import ticker
 import numpy as np
 
 from sleep_jax.harness import style
@@ -111,20 +112,16 @@ def retention(
     title = title or metric
     panels[title] = curve
     chances[title] = lives[0]['chance_level'].get(metric)
-  columns = 2 if len(panels) in (2, 4) else 3
-  rows = -(-len(panels) // columns)
-  figure = figure_lib.Figure(
-    figsize=(4.6 * columns + 1.8, 3.7 * rows), layout='constrained'
-  )
-  axes = figure.subplots(rows, columns, squeeze=False)
-  for axis in axes.flat[len(panels) :]:
-    axis.axis('off')
+  rows = -(-len(panels) // 2)
+  figure = figure_lib.Figure(figsize=(11, 3.7 * rows), layout='constrained')
+  axes = figure.subplots(rows, 2, squeeze=False)
   for axis, (title, curve) in zip(axes.flat, panels.items()):
     _over_nights(axis, lives, curve, reference)
     axis.set(title=title, xlabel='after night')
     values = np.array([curve(life) for life in lives])
     _value_axis(axis, title, values, chances[title])
-  style.legend_beside(figure, axes.flat[0])
+  vacant = list(axes.flat[len(panels) :])
+  style.legend(figure, axes.flat[0], *vacant)
   style.save(figure, path)
 
 
@@ -221,10 +218,13 @@ def cost(
     )
   axis.set(xlabel='FLOPs of a life, evaluations left out')
   axis.set_xscale('log')
+  axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.xaxis.set_major_formatter(ticker.EngFormatter())
+  axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   chance = lives[0]['chance_level'].get(metric)
   _value_axis(axis, metric, np.array(finals), chance)
   axis.set(ylabel=f'{name}, after the last night')
-  style.legend_beside(figure, axis)
+  style.legend(figure, axis)
   style.save(figure, path)
 
 
@@ -260,5 +260,5 @@ def curves(
     _value_axis(axis, metric, np.array(values), chance)
   axes[0].set(ylabel=metric)
   axes[1].set(ylabel='')
-  style.legend_beside(figure, axes[0])
+  style.legend(figure, axes[0])
   style.save(figure, path)

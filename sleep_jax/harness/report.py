@@ -15,7 +15,7 @@ from sleep_jax.metrics import writer as writer_lib
 from sleep_jax.metrics import writers
 from sleep_jax.runtime import files
 
-_PICTURES = (
+PICTURES = (
   'retention.png',
   'cost.png',
   'recall.png',
@@ -50,9 +50,7 @@ def write_report(
   Returns:
     The text of table.md.
   """
-  report = _tables(lives, reference)
-  headline = tables.headline(lives)
-  text = f'{headline}\n\n{tables.text(report)}'
+  text = table(lives, reference)
   files.write(out / 'table.md', text)
   files.write(
     out / 'lives.json',
@@ -61,8 +59,8 @@ def write_report(
   _draw(lives, reference, out)
   page = page_lib.Page(
     title=(c or {}).get('name', lives[0]['task']),
-    headline=headline,
-    tables=report,
+    headline=tables.headline(lives),
+    tables=_tables(lives, reference),
     pictures=pictures(out),
     reference=reference,
     dreams=dreams or {},
@@ -70,6 +68,11 @@ def write_report(
   )
   files.write(out / 'report.html', page.html())
   return text
+
+
+def table(lives: Sequence[dict[str, Any]], reference: str) -> str:
+  """The text of table.md, see `write_report`."""
+  return f'{tables.headline(lives)}\n\n{tables.text(_tables(lives, reference))}'
 
 
 def _tables(
@@ -99,7 +102,7 @@ def _draw(
 
 def pictures(out: pathlib.Path) -> list[pathlib.Path]:
   """The pictures of a report, in the order of the page."""
-  return [path for name in _PICTURES if (path := out / name).exists()]
+  return [path for name in PICTURES if (path := out / name).exists()]
 
 
 def read_dreams(

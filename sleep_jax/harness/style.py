@@ -103,10 +103,21 @@ def night_ticks(nights: int) -> ticker.Locator:
   return ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
-def legend_beside(figure: figure_lib.Figure, axis: axes_lib.Axes) -> None:
-  """One legend for all axes; what is drawn last comes first."""
+def legend(
+  figure: figure_lib.Figure,
+  axis: axes_lib.Axes,
+  vacant: axes_lib.Axes | None = None,
+) -> None:
+  """The legend of `axis`, in place of a vacant one, or else beside all.
+
+  What is drawn last comes first.
+  """
   handles, labels = axis.get_legend_handles_labels()
-  figure.legend(handles[::-1], labels[::-1], loc='outside right center')
+  if vacant is None:
+    figure.legend(handles[::-1], labels[::-1], loc='outside right center')
+    return
+  vacant.axis('off')
+  vacant.legend(handles[::-1], labels[::-1], loc='center')
 
 
 def save(figure: figure_lib.Figure, path: pathlib.Path) -> None:

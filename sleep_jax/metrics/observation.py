@@ -64,5 +64,6 @@ def dreams(
   if (observer := _observer.get()) is None:
     return
   if lengths is not None:
-    rows = [row[:size] for row, size in zip(rows, lengths, strict=True)]
+    pairs = zip(rows, lengths, strict=True)
+    rows = [np.asarray(row)[:size].tolist() for row, size in pairs]
   observer.on_dreams(kind, rows)

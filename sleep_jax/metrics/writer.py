@@ -121,7 +121,7 @@ class PhaseObserver:
     # Evenly spread, as the first ones may all have begun in the same way.
     count = min(_DREAMS_PER_KIND - told, len(dreams))
     for i in np.linspace(0, len(dreams) - 1, count).round().astype(int):
-      text = self._decode([int(token) for token in dreams[i]])
+      text = self._decode(list(dreams[i]))
       if len(text) > _DREAM_LENGTH:
         text = text[:_DREAM_LENGTH] + '…'
       self.dreams.append({'phase': self._phase, 'kind': kind, 'text': text})
