@@ -111,19 +111,20 @@ class Job:
 
   def _check_field(self, name: str, value: Any) -> None:
     flag = f'--{name.replace("_", "-")}'
-    for text in value if isinstance(value, tuple) else (value,):
+    values: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    for text in values:
       # A newline would end a line of a script, whatever quotes are around it.
       if isinstance(text, str) and not text.isprintable():
         raise config.ConfigError(
           f'{flag}={text!r} has a control character; leave it out.'
         )
-    if name in _LEAST and not _LEAST[name] <= value <= _MOST:
+    if name in _LEAST and not _LEAST[name] <= values[0] <= _MOST:
       raise config.ConfigError(
         f'{flag}={value} must be at least {_LEAST[name]}, and at most {_MOST}.'
       )
     if name in _PATTERNS and (value or name == 'name'):
       pattern, words = _PATTERNS[name]
-      if not re.fullmatch(pattern, value, re.ASCII):
+      if not re.fullmatch(pattern, values[0], re.ASCII):
         raise config.ConfigError(f'{flag}={value!r} must be {words}.')
 
   @property

@@ -39,7 +39,7 @@ def recall_matrices(
   axes = figure.subplots(rows, columns, squeeze=False)
   for axis in axes.flat[len(arms) :]:
     axis.axis('off')
-  image = None
+  image: Any = None
   for axis, arm in zip(axes.flat, order):
     image = _heat_map(axis, _mean_matrix(list(arms[arm].values())))
     main = arm == style.emphasized(list(arms), reference)
@@ -206,7 +206,8 @@ def cost(
     ]
     mean, half = statistics.interval(values)
     finals += values
-    kwargs = look.kwargs() | {'linestyle': '', 'marker': look.marker or 's'}
+    kwargs: dict[str, Any] = look.kwargs()
+    kwargs |= {'linestyle': '', 'marker': look.marker or 's'}
     kwargs['markersize'] += 4
     axis.errorbar(
       flops[arm] or least / 4,

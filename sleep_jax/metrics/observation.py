@@ -66,4 +66,4 @@ def dreams(
   if lengths is not None:
     pairs = zip(rows, lengths, strict=True)
     rows = [np.asarray(row)[:size].tolist() for row, size in pairs]
-  observer.on_dreams(kind, rows)
+  observer.on_dreams(kind, list(rows))
