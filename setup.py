@@ -61,7 +61,7 @@ setuptools.setup(
       'safetensors>=0.8',
       'tokenizers',
     ],
-    'docs': ['mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
+    'docs': ['mkdocs<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
       'beartype',

@@ -61,6 +61,7 @@ def site_link(link: str, source: str, uri: str, repo_url: str) -> str:
 
 def on_files(files: Any, config: Any) -> Any:
   """Adds the pages to the files of docs/."""
+  # Here, because the tests read this file without MkDocs.
   from mkdocs.structure import files as files_lib
 
   for path, uri in pages().items():
