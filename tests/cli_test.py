@@ -1,16 +1,20 @@
 """The command `sleep-jax`, as it is typed."""
 
+from importlib import machinery
 import json
 import pathlib
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 
 import sleep_jax
 from sleep_jax import api
 from sleep_jax import cli
+from sleep_jax import doctor
 from tests import tiny_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -210,3 +214,59 @@ def test_the_module_is_the_command():
   assert 'Traceback' not in done.stderr
   done = module('run', '--config=none.py')
   assert done.returncode == 1 and 'none.py' in done.stderr
+
+
+def doctor_of(*args: str) -> int:
+  """The exit status of `sleep-jax doctor`."""
+  with pytest.raises(SystemExit) as e:
+    cli.main(['doctor', *args])
+  return e.value.code
+
+
+def test_the_doctor_names_what_is_wrong_with_this_machine(
+  monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  monkeypatch.setenv('SLEEP_JAX_DATA', str(tmp_path))
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'cache'))
+  assert doctor_of() == 0
+  out = capsys.readouterr().out
+  assert f'jax {jax.__version__}' in out and "extra 'dev'" in out
+  assert f'ok    devices: {len(jax.devices())} x ' in out
+  assert f'ok    data: {tmp_path}: ' in out
+  monkeypatch.setenv('SLEEP_JAX_DATA', str(tmp_path / 'nowhere'))
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('SLEEP_JAX_CACHE', str(tmp_path / 'file'))
+  assert doctor_of() == 1
+  out = capsys.readouterr().out
+  assert f"FAIL  data: data folder '{tmp_path}/nowhere' does not exist" in out
+  assert 'FAIL  cache: ' in out
+
+
+def test_the_doctor_finds_what_a_package_requires_in_vain(
+  monkeypatch, tmp_path
+):
+  for name, requires in (
+    ('whole', ['part[more]', "none-of-this; extra == 'x'", 'numpy<1']),
+    ('part', ["none-of-that; extra == 'more'", "old; python_version < '3'"]),
+  ):
+    folder = tmp_path / f'{name}-1.dist-info'
+    folder.mkdir()
+    lines = ['Metadata-Version: 2.1', f'Name: {name}', 'Version: 1']
+    lines += [f'Requires-Dist: {text}' for text in requires]
+    (folder / 'METADATA').write_text('\n'.join(lines) + '\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert doctor._missing('whole') == ['none-of-that', 'numpy<1']
+  assert doctor._missing('whole', 'x') == ['none-of-this']
+
+
+def test_the_doctor_hands_a_job_over_to_the_launcher(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  monkeypatch.setattr(doctor, 'main', lambda: 0)
+  module = types.ModuleType('launch.doctor')
+  module.__spec__ = machinery.ModuleSpec('launch.doctor', None)
+  seen = []
+  module.main = lambda argv: seen.append(argv) or 3
+  monkeypatch.setitem(sys.modules, 'launch.doctor', module)
+  argv = ['--platform=local', 'run', '--config=quickstart']
+  assert doctor_of(*argv) == 3 and seen == [argv]

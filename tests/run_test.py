@@ -4,14 +4,20 @@ import concurrent.futures
 import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
+from absl import flags
+from absl.testing import flagsaver
 import jax
+import ml_collections
 from ml_collections.config_flags import config_path
 import numpy as np
 import pytest
 
+from experiments import command_line
+from experiments import run  # noqa: F401 (defines the flags)
 from experiments.configs import common
 from experiments.configs import quickstart
 from sleep_jax import config
@@ -123,6 +129,7 @@ def test_a_work_directory_of_another_config_is_refused(finished):
     ('--config.sleep.teachers=me', "sleep.teachers='me' is unknown"),
     ('--config.model.vocab=64', '167 pieces but model.vocab=64'),
     ('--config.model.dim=32', 'trained with dim=64, but model.dim=32'),
+    ('--config.task.episodes=0', 'error: --config.task.episodes=0 must be'),
     ('--config.task.episodes=9', '9 nights need 9 slots'),
     ('--config.base=none.npz', "'none.npz' do not exist"),
   ],
@@ -137,33 +144,73 @@ def test_bad_settings_stop_before_any_life(tmp_path, extra, words):
 @pytest.mark.parametrize(
   'argv, words',
   [
-    ([], 'error: --config is missing; give a file'),
-    (['--config=nowhere.py'], "No such file or directory: 'nowhere.py'"),
-    (['--config=experiments/configs/common.py'], '--config cannot be read: '),
+    ([], '--config is missing; give a file, or a name as in --config=quicks'),
+    (['--config'], 'Missing value for flag --config'),
+    (['--config='], 'there is no such file, nor such a name: arc, backbones'),
+    (['--config=quikstart'], 'no such file; is --config=quickstart meant?'),
+    (['--config', 'x/fcts.py'], 'no such file; is --config=facts meant?'),
+    (['--config=experiments/configs'], 'there is no such file'),
+    (['--config=README.md'], 'README.md: SyntaxError: '),
+    (['--config=experiments/configs/common.py'], 'no function get_config'),
+    (['--config=quickstart:hard'], 'this config has no variants'),
     (
-      ['--config=experiments/configs/class_incremental.py:bankin'],
-      "error: variant='bankin' is unknown; choose one of banking, clinc",
+      ['--config=class_incremental:bankin'],
+      "variant='bankin' is unknown; choose one of banking, clinc",
     ),
+    ([_QUICKSTART, '--config.sleep.stepz=3'], 'is --config.sleep.steps meant?'),
+    ([_QUICKSTART, '--config.slep.steps=3'], 'is --config.sleep.steps meant?'),
     (
-      [_QUICKSTART, '--config.sleep.stepz=3'],
-      'error: the config has no settin',
+      [_QUICKSTART, '--config.model.levels[9].chunk=3'],
+      'is --config.model.levels[1].chunk meant?',
     ),
-    ([_QUICKSTART, '--config.sleep.steps=abc'], 'error: flag --config.sleep.s'),
-    ([_QUICKSTART, 'sleep.steps=3'], "error: 'sleep.steps=3' is no flag"),
-    ([_QUICKSTART, '--confg.seeds=(1,)'], 'error: Unknown command line flag'),
+    ([_QUICKSTART, '--config.=3'], 'it has no setting for --config..'),
+    (
+      [_QUICKSTART, '--config.sleep.steps=abc'],
+      'flag --config.sleep.steps=abc',
+    ),
+    ([_QUICKSTART, '--config.arms=sleep'], 'flag --config.arms=sleep: '),
+    (['--config.sleep.steps=3', _QUICKSTART], 'before a value for --config'),
+    ([_QUICKSTART, 'sleep.steps=3'], "'sleep.steps=3' is no flag"),
+    ([_QUICKSTART, '--workdri=x'], "'workdri'. Did you mean: workdir"),
   ],
 )
-def test_a_wrong_command_ends_with_one_line(argv, words):
-  done = subprocess.run(
-    [sys.executable, '-m', 'experiments.run', *argv],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert done.returncode == 1 and not done.stdout
-  assert done.stderr.count('\n') == 1 and words in done.stderr
+def test_a_wrong_command_ends_with_one_line(monkeypatch, argv, words):
+  with pytest.raises(SystemExit) as e:
+    parsed(monkeypatch, *argv)
+  assert re.fullmatch(f'error: .*{re.escape(words)}.*', str(e.value))
+
+
+def parsed(monkeypatch, *argv: str) -> ml_collections.ConfigDict:
+  """The config of a command line of `experiments.run`."""
+  monkeypatch.setattr(sys, 'argv', ['run', *argv])
+  with flagsaver.flagsaver():
+    command_line.parse(sys.argv)
+    return flags.FLAGS.config
+
+
+@pytest.mark.parametrize('variant', ['', ':hard'])
+def test_a_config_may_be_given_by_its_name(monkeypatch, tmp_path, variant):
+  monkeypatch.chdir(tmp_path)
+  by_name = parsed(monkeypatch, f'--config=facts{variant}')
+  file = ROOT / 'experiments/configs/facts.py'
+  assert by_name == parsed(monkeypatch, f'--config={file}{variant}')
+  assert by_name.name == f'facts{variant.replace(":", "_")}'
+
+
+@pytest.mark.parametrize(
+  'message, flag',
+  [
+    ('task.rows=-1 must be', '--config.task.rows=-1 must be'),
+    ('levels[0].x=[1] has', '--config.levels[0].x=[1] has'),
+    # Of an arm, or of no setting at all.
+    ('task.rows=-2 must be', 'task.rows=-2 must be'),
+    ("arm='x' is unknown", "arm='x' is unknown"),
+    ('no life has ended.', 'no life has ended.'),
+  ],
+)
+def test_a_refused_setting_is_named_as_a_flag(message, flag):
+  c = dict(task=dict(rows=-1), levels=[dict(x=[1])])
+  assert command_line.with_flag(message, c) == flag
 
 
 @pytest.mark.parametrize(
