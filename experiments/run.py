@@ -7,13 +7,12 @@ The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
 with everything saved (docs/checkpointing.md). With --coordinator, --processes
 and --process_id several processes share lives on a mesh. --dry_start builds
-every arm and stops before the first life.
+every arm of shapes, without its devices and weights, and lives nothing.
 """
 
 from collections.abc import Callable
 from concurrent.futures import process
 import json
-import math
 import pathlib
 import sys
 
@@ -47,7 +46,7 @@ _PEER_TIMEOUT = flags.DEFINE_integer(
 _DRY_START = flags.DEFINE_bool(
   'dry_start',
   False,
-  'Build every arm on a CPU, waiting for no other process, and live nothing.',
+  'Check all settings by shapes, waiting for no other process; live nothing.',
 )
 
 
@@ -92,18 +91,6 @@ def _join_others() -> None:
     )
 
 
-def _check_on_cpu(c: build_lib.Settings) -> None:
-  """Builds every arm on as many virtual devices of a CPU as the mesh has.
-
-  Raises:
-    ConfigError: for the first setting that cannot work.
-  """
-  sizes = c.get('mesh', {}).values()
-  jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_num_cpu_devices', max(1, math.prod(sizes)))
-  workers.check(c)
-
-
 def _one_worker_on_accelerators(c: build_lib.Settings) -> build_lib.Settings:
   """Lives at a time are processes, and two of them cannot share a device."""
   if c['workers'] > 1 and (name := jax.default_backend()) != 'cpu':
@@ -130,7 +117,8 @@ def execute(
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
     _check_processes(c)
     if _DRY_START.value:
-      _check_on_cpu(c)
+      jax.config.update('jax_platforms', 'cpu')
+      workers.check(c, absent=True)
       print(f'ready: {len(c["arms"])} arms x {len(c["seeds"])} seeds')
       return
     _join_others()

@@ -206,7 +206,8 @@ class Job:
     """
     for name in names:
       if not getattr(self, name):
-        raise config.ConfigError(f'this platform needs --{name}=...')
+        flag = name.replace('_', '-')
+        raise config.ConfigError(f'this platform needs --{flag}=...')
 
   def require_kind(self, *kinds: str) -> None:
     """Checks the kind of accelerator.

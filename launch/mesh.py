@@ -68,9 +68,7 @@ class Demand:
     Raises:
       ConfigError: naming the setting or the leaf, and the devices.
     """
-    shape = tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES)
-    mesh = jax.sharding.AbstractMesh(shape, sharding.MESH_AXES)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with sharding.use_absent_mesh(sizes):
       sharding.check_rows(self.rows)
       for model in self.models:
         sharding.check_leaves(model)

@@ -70,11 +70,22 @@ _POD = record(
   terminationGracePeriodSeconds=COUNT,
   volumes=rows(_VOLUME),
 )
+_EXIT_CODES = record(
+  {
+    'containerName': NAME,
+    'operator': {'enum': ['In', 'NotIn']},
+    'values': rows(SOME),
+  }
+)
+_POD_FAILURES = rows(
+  record({'action': {'enum': ['FailJob']}, 'onExitCodes': _EXIT_CODES})
+)
 _JOB = record(
   {
     'parallelism': SOME,
     'completions': SOME,
     'backoffLimit': COUNT,
+    'podFailurePolicy': record({'rules': _POD_FAILURES}),
     'template': record(
       {'spec': _POD}, metadata=record({'annotations': LABELS})
     ),
@@ -103,7 +114,20 @@ KINDS = {
         )
       },
       suspend={'type': 'boolean'},
-      failurePolicy=record({'maxRestarts': COUNT}),
+      failurePolicy=record(
+        {
+          'maxRestarts': COUNT,
+          'rules': rows(
+            record(
+              {
+                'name': {'pattern': '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$'},
+                'action': {'enum': ['FailJobSet']},
+                'onJobFailureReasons': rows({'enum': ['PodFailurePolicy']}),
+              }
+            )
+          ),
+        }
+      ),
     ),
   ),
   'ResourceFlavor': resource(

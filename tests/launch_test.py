@@ -5,7 +5,9 @@ After a change that is meant, write the goldens anew, and read their diff:
   python -m tests.launch_test
 """
 
+import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -15,9 +17,11 @@ import sys
 import time
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 
+from launch import background
 from launch import cli
 from launch import flags
 from launch import hardware
@@ -34,13 +38,21 @@ _CLOUD = dict(
   bucket='gs://my-bucket',
   image='us-docker.pkg.dev/my-project/images/sleep-jax:tpu',
 )
-_TPU = dict(_CLOUD, accelerator='v5e:4x4', spot=True)
+_TPU = dict(_CLOUD, accelerator='v5e:4x4', spot=True, mesh='fsdp=4,tensor=4')
+_TWO_SLICES = dict(_TPU, cluster='pods', nodes=2, mesh='data=2,fsdp=4,tensor=4')
 JOBS = {
   'local': dict(data_dir='/data'),
   'tpu_vm': _TPU,
-  'gke': dict(_TPU, cluster='pods', nodes=2),
-  'xpk': dict(_TPU, cluster='pods', nodes=2),
-  'slurm': dict(accelerator='gpu:8', nodes=2, partition='long', account='us'),
+  'gke': _TWO_SLICES,
+  'xpk': _TWO_SLICES,
+  'slurm': dict(
+    accelerator='gpu:8',
+    nodes=2,
+    mesh='data=2,fsdp=2,tensor=4',
+    partition='long',
+    account='us',
+    sbatch=('cpus-per-task=16',),
+  ),
   'skypilot': _TPU,
 }
 CASES = list(itertools.product(JOBS, job_lib.VERBS))
@@ -156,13 +168,17 @@ def test_an_override_reaches_the_experiment_unchanged(platform):
 @pytest.mark.parametrize(
   'platform, changes, words',
   [
-    ('slurm', dict(nodes=1), None),
-    ('slurm', dict(nodes=2), '--coordinator=auto'),
-    ('gke', dict(nodes=1, accelerator='v5e:2x2'), None),
-    ('gke', dict(nodes=1, accelerator='v5e:4x4'), '--coordinator=auto'),
+    ('slurm', dict(nodes=1, mesh='fsdp=8'), None),
+    ('slurm', dict(nodes=2, mesh='fsdp=16'), '--coordinator=auto'),
+    ('gke', dict(nodes=1, accelerator='v5e:2x2', mesh='fsdp=4'), None),
+    (
+      'gke',
+      dict(nodes=1, accelerator='v5e:4x4', mesh='data=16'),
+      '--coordinator=auto',
+    ),
     (
       'skypilot',
-      dict(nodes=2, accelerator='gpu:8'),
+      dict(nodes=2, accelerator='gpu:8', gpu_type='H100', mesh='fsdp=16'),
       '--process_id="$SKYPILOT_NODE_RANK"',
     ),
   ],
@@ -194,10 +210,14 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
   [
     ('tpu_vm', dict(image=''), 'needs --image'),
     ('tpu_vm', dict(bucket=''), 'needs --bucket'),
-    ('gke', dict(accelerator='gpu:8'), 'this platform has tpu'),
+    ('gke', dict(accelerator='gpu:8', mesh=''), 'this platform has tpu'),
     ('xpk', dict(cluster=''), 'needs --cluster'),
-    ('slurm', dict(accelerator='v5e:4x4'), 'this platform has cpu or gpu'),
-    ('local', dict(bucket='gs://b'), 'mounts no bucket'),
+    (
+      'slurm',
+      dict(accelerator='v5e:4x4', mesh=''),
+      'this platform has cpu or gpu',
+    ),
+    ('local', dict(bucket='gs://my-bucket'), 'mounts no bucket'),
     ('local', dict(name='Quick_Start'), "--name='Quick_Start'"),
     ('local', dict(nodes=0), '--nodes=0'),
     ('local', dict(nodes=2), 'is one machine'),
@@ -205,11 +225,68 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
     ('local', dict(workdir='gs://b/x'), 'mounted by --bucket'),
     ('local', dict(accelerator='v5e:3x3'), "accelerator='v5e:3x3'"),
     ('local', dict(accelerator='v5e:2x2x2'), "accelerator='v5e:2x2x2'"),
+    (
+      'slurm',
+      dict(mesh='fsdp=8'),
+      '--mesh=fsdp=8 has 8 devices, but 2 x gpu:8',
+    ),
+    ('slurm', dict(mesh=''), '--mesh=1 has 1 devices, but 2 x gpu:8 has 16'),
+    ('slurm', dict(mesh='rows=16'), "--mesh='rows=16': write axis=size"),
+    ('slurm', dict(sbatch=('nodes=4',)), 'the launcher sets nodes (--nodes)'),
+    ('slurm', dict(sbatch=('-N 4',)), "--sbatch='-N 4' must be KEY=VAL"),
+    ('slurm', dict(hours=-1), '--hours=-1 must be at least 1'),
+    ('slurm', dict(grace=-5), '--grace=-5 must be at least 10'),
+    ('slurm', dict(restarts=-1), '--restarts=-1 must be at least 0'),
+    ('slurm', dict(partition='a b'), "--partition='a b' must be"),
+    ('slurm', dict(overrides=('--config.mesh.fsdp=2',)), 'sets the mesh'),
+    ('local', dict(overrides=('--config.workers',)), 'is not a flag'),
+    ('gke', dict(gpu_type='H100'), '--gpu-type=H100 goes with'),
+    ('gke', dict(bucket='gs://My_Bucket'), 'such as gs://my-bucket'),
+    ('gke', dict(zone='us-west4'), 'a zone such as us-west4-a'),
+    ('xpk', dict(bucket_gb=0), '--bucket-gb=0 must be at least 1'),
+    (
+      'xpk',
+      dict(accelerator='v5e:2x2', mesh='fsdp=8'),
+      'slices of 8 chips or more',
+    ),
+    (
+      'skypilot',
+      dict(accelerator='gpu:8', mesh='fsdp=8'),
+      'needs --gpu-type',
+    ),
   ],
 )
 def test_an_invalid_job_is_refused(platform, changes, words):
   with pytest.raises(config.ConfigError, match=re.escape(words)):
     cli.plan(platform, 'run', job(platform, **changes))
+
+
+_TEXTS = [
+  field.name
+  for field in dataclasses.fields(job_lib.Job)
+  if field.type in (str, tuple[str, ...])
+]
+
+
+@pytest.mark.parametrize('end', ['\n', '\r', '\0', '\x1b', '\x7f', '\u2028'])
+@pytest.mark.parametrize('name', _TEXTS)
+def test_a_control_character_is_refused_in_every_flag(name, end):
+  """A line break in a flag would begin a line of a script."""
+  valid = getattr(job('slurm'), name) or 'x'
+  if isinstance(valid, tuple):
+    value = (valid[0] + end + 'true',)
+  else:
+    value = valid + end + 'true'
+  with pytest.raises(config.ConfigError, match='control character'):
+    job('slurm', **{name: value})
+
+
+def test_a_file_that_holds_the_delimiter_is_written_whole(tmp_path):
+  text = 'a\nEND_OF_FILE\ntouch harmed\nEND_OF_FILE_\n$(touch harmed)'
+  script = job_lib.script([job_lib.File('out/file', text)])
+  subprocess.run(['bash', '-c', script], cwd=tmp_path, check=True)
+  assert (tmp_path / 'out' / 'file').read_text() == f'{text}\n'
+  assert not (tmp_path / 'harmed').exists()
 
 
 def test_a_missing_config_is_refused(capsys):
@@ -227,22 +304,75 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
   assert not folder.exists()
 
 
-def test_the_printed_script_is_the_one_that_runs(tmp_path):
-  """Runs `local`: the run it starts refuses an override."""
-  folder = tmp_path / 'a run'
-  argv = [
-    '--platform=local',
-    '--config=experiments/configs/quickstart.py',
-    f'--workdir={folder}',
-    '--config.task.name=factz',
-  ]
-  assert cli.main(['run', *argv]) == 0
-  log = folder / 'log'
+_LOCAL = ('--platform=local', '--config=tests/small_life.py:wake_only')
+
+
+def wait_for(condition, what: str) -> None:
   for _ in range(3000):
-    if 'rror' in (output := log.read_text() if log.exists() else ''):
-      break
+    if condition():
+      return
     time.sleep(0.1)
-  assert "task.name='factz' is unknown" in output
+  raise AssertionError(what)
+
+
+def test_the_printed_script_is_the_one_that_runs(tmp_path):
+  """Runs `local`: the run it starts refuses the folder of another config."""
+  folder = tmp_path / 'a run'
+  folder.mkdir()
+  (folder / 'config.json').write_text('{"name": "other"}')
+  assert cli.main(['run', *_LOCAL, f'--workdir={folder}']) == 0
+  log = folder / 'log'
+  wait_for(lambda: 'rror' in log.read_text(), 'the run said nothing')
+  assert 'holds a run of another config' in log.read_text()
+  # The file that names its process goes with it.
+  wait_for(lambda: not (folder / 'pid').exists(), 'pid is left')
+
+
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_started(
+  tmp_path, capsys
+):
+  folder = tmp_path / 'run'
+  argv = [*_LOCAL, f'--workdir={folder}', '--config.task.name=factz']
+  assert cli.main(['run', *argv]) == 2
+  assert "task.name='factz' is unknown" in capsys.readouterr().err
+  assert not folder.exists()
+
+
+_SLEEP = ('sleep', '600')
+
+
+def test_a_background_command_is_ended_once_and_its_file_goes(tmp_path, capfd):
+  assert background.start(tmp_path, _SLEEP) == 0
+  pid = json.loads((tmp_path / 'pid').read_text())['pid']
+  assert psutil.Process(pid).cmdline() == [*_SLEEP]
+  assert background.start(tmp_path, _SLEEP) == 1  # It runs already.
+  assert f'process {pid} runs already' in capfd.readouterr().err
+  assert background.stop(tmp_path) == 0
+  wait_for(lambda: not (tmp_path / 'pid').exists(), 'pid is left')
+  assert not psutil.pid_exists(pid)
+  assert background.stop(tmp_path) == 1
+  assert 'nothing runs' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('started', [0.0, None, 'of this process, less a day'])
+def test_a_stale_file_neither_ends_a_stranger_nor_bars_a_start(
+  tmp_path, started
+):
+  """The number of a process that has ended may be another's by now."""
+  with subprocess.Popen(_SLEEP) as stranger:
+    try:
+      record: dict[str, object] = {'pid': stranger.pid, 'started': started}
+      if isinstance(started, str):
+        own = psutil.Process(stranger.pid).create_time()
+        record['started'] = own - 86400
+      (tmp_path / 'pid').write_text(json.dumps(record))
+      assert background.stop(tmp_path) == 1
+      assert stranger.poll() is None and not (tmp_path / 'pid').exists()
+      (tmp_path / 'pid').write_text(f'{stranger.pid}\n')  # Of version 0.2.
+      assert background.start(tmp_path, ('true',)) == 0
+      assert stranger.poll() is None
+    finally:
+      stranger.kill()
 
 
 def test_every_flag_has_a_source_and_only_its_accelerator_gets_it():
@@ -277,6 +407,7 @@ def test_a_ready_machine_passes(tmp_path, capsys):
     ('--accelerator=v5e:4x4', 'devices: JAX runs on cpu, but tpu'),
     ('--memory-gib=1e9', 'memory: '),
     ('--disk-gib=1e9', 'workdir: '),
+    ('--mesh=fsdp=64', 'mesh: --mesh=fsdp=64 has 64 devices, but 1 such'),
     ('--data-dir=/no/such', "data: data folder '/no/such' does not exist"),
     ('--workdir=/dev/null/run', 'workdir: /dev/null/run cannot be written'),
   ],

@@ -8,11 +8,20 @@ import shlex
 from launch import job as job_lib
 from launch.job import Job
 from launch.job import Step
+from sleep_jax import config
+
+_SMALLEST = {'v5e': 8}  # Chips of a slice that xpk has a `--tpu-type` for.
 
 
 def _check(job: Job) -> None:
   job.require('project', 'zone', 'cluster')
   job.require_kind('tpu')
+  smallest = _SMALLEST.get(job.machine.generation, 1)
+  if job.machine.count < smallest:
+    raise config.ConfigError(
+      f'--accelerator={job.accelerator}: of {job.machine.generation}, xpk has '
+      f'slices of {smallest} chips or more; use gke or tpu_vm.'
+    )
 
 
 def _cluster_args(job: Job) -> tuple[str, ...]:
@@ -37,6 +46,7 @@ def create(job: Job) -> list[Step]:
     '--spot' if job.spot else '--on-demand',
     '--enable-workload-identity',
     '--enable-gcsfuse-csi-driver',
+    '--quiet',  # Without it, xpk asks at the terminal.
   )
   storage = job_lib.command(
     'xpk',

@@ -113,6 +113,7 @@ def build(
   if absent:
     params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
     memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+    sharding.check_leaves(params)
   else:
     params = _weights(c['base'], cfg, seed, data_dir)
     memory = memory_lib.init_memory(cfg)

@@ -50,8 +50,12 @@ def _is_of_version_0_1(c: build_lib.Settings) -> bool:
   return 'puzzle' in c or 'lanes' in c.get('wake', {})
 
 
-def check(c: build_lib.Settings) -> None:
+def check(c: build_lib.Settings, *, absent: bool = False) -> None:
   """Builds every arm once, so that a bad setting stops before any life.
+
+  Args:
+    c: the config.
+    absent: whether devices and weights are not here: arms are built of shapes.
 
   Raises:
     ConfigError: for the first of them.
@@ -66,9 +70,11 @@ def check(c: build_lib.Settings) -> None:
     )
   if c.get('export'):
     _check_export(c)
-  with sharding.use_mesh(mesh):
+  use_mesh = sharding.use_absent_mesh if absent else sharding.use_mesh
+  with use_mesh(mesh):
     for arm in c['arms']:
-      build_lib.build(build_lib.arm_config(c, arm), c['seeds'][0])
+      settings = build_lib.arm_config(c, arm)
+      build_lib.build(settings, c['seeds'][0], absent=absent)
 
 
 def _check_export(c: build_lib.Settings) -> None:

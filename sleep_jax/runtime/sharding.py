@@ -28,6 +28,7 @@ from sleep_jax.runtime import tree_paths
 
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'lives')
+_AXIS_TYPES = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 Rules = Mapping[str | None, tuple[str, ...]]
 Axes = tuple[str | None, ...]
 
@@ -72,6 +73,23 @@ def mesh(
       all devices.
   """
   devices = jax.devices() if devices is None else devices
+  shape = _shape(sizes)
+  if math.prod(shape) != len(devices):
+    axes = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
+    raise config.ConfigError(
+      f'a mesh of {axes} needs {math.prod(shape)} devices, but there are '
+      f'{len(devices)}; change its sizes.'
+    )
+  grid = np.asarray(devices).reshape(shape)
+  return jax.sharding.Mesh(grid, MESH_AXES, axis_types=_AXIS_TYPES)
+
+
+def _shape(sizes: Mapping[str, int]) -> tuple[int, ...]:
+  """The size of each of `MESH_AXES`.
+
+  Raises:
+    ConfigError: if an axis is unknown, or has no size.
+  """
   if unknown := sorted(set(sizes) - set(MESH_AXES)):
     raise config.ConfigError(
       f'mesh axis {unknown[0]!r} is unknown; known are {", ".join(MESH_AXES)}.'
@@ -79,16 +97,7 @@ def mesh(
   for axis, size in sizes.items():
     if size < 1:
       raise config.ConfigError(f'mesh.{axis}={size} must be at least 1.')
-  shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-  if math.prod(shape) != len(devices):
-    axes = ' x '.join(f'{k}={v}' for k, v in sizes.items() if v > 1) or '1'
-    raise config.ConfigError(
-      f'a mesh of {axes} needs {math.prod(shape)} devices, but there are '
-      f'{len(devices)}; change its sizes.'
-    )
-  axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-  grid = np.asarray(devices).reshape(shape)
-  return jax.sharding.Mesh(grid, MESH_AXES, axis_types=axis_types)
+  return tuple(sizes.get(axis, 1) for axis in MESH_AXES)
 
 
 def axes_of(path: str) -> Axes:
@@ -198,6 +207,18 @@ def use_mesh(sizes: Mapping[str, int]) -> Iterator[None]:
     yield
     return
   with jax.set_mesh(mesh(sizes)):
+    yield
+
+
+@contextlib.contextmanager
+def use_absent_mesh(sizes: Mapping[str, int]) -> Iterator[None]:
+  """Sets a mesh of devices that are not here, for checks of shapes.
+
+  Raises:
+    ConfigError: if an axis is unknown, or has no size.
+  """
+  mesh = jax.sharding.AbstractMesh(_shape(sizes), MESH_AXES, _AXIS_TYPES)
+  with jax.sharding.use_abstract_mesh(mesh):
     yield
 
 
