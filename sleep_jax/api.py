@@ -30,6 +30,7 @@ from sleep_jax import speech
 from sleep_jax.data import chat as chat_lib
 from sleep_jax.data import documents as documents_lib
 from sleep_jax.data import tokenizers
+from sleep_jax.data import untrusted
 from sleep_jax.harness import life_folder
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.learners import sleep as sleep_lib
@@ -120,13 +121,24 @@ def _load_life(
   plan: dict[str, Any],
 ) -> 'Sleeper':
   life, notes = life_folder.load(path)
-  settings = settings_lib.Settings.from_json(notes)
+  try:
+    settings = settings_lib.Settings.from_json(notes)
+    own = settings.model_config(life.model.cfg)
+  except config.ConfigError as e:
+    raise config.ConfigError(f'{path / life_folder.NOTES}: {e}') from None
+  if own != life.model.cfg:
+    raise config.ConfigError(
+      f'{path / life_folder.NOTES} and the config.json beside it are of two '
+      'lives; save this one again.'
+    )
   given = {'wake': wake, 'seeding': seeding}
   given = {k: v for k, v in given.items() if v is not None}
-  source = path / life_folder.SOURCE
+  source = untrusted.member(path, life_folder.SOURCE)
+  tokenizer = tokenizers.load(source)
+  tokenizers.check_fits(tokenizer, life.model.cfg.vocab)
   m = Sleeper(
     life,
-    tokenizers.load(source),
+    tokenizer,
     dataclasses.replace(settings, **given),
     source,
     path,

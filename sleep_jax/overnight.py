@@ -24,6 +24,7 @@ from sleep_jax import plan as plan_lib
 from sleep_jax import reports
 from sleep_jax.data import assets
 from sleep_jax.data import documents as documents_lib
+from sleep_jax.data import untrusted
 from sleep_jax.runtime import files
 
 _MERGED = 'merged'
@@ -138,12 +139,19 @@ class _State:
     A folder that nothing was written to is removed again.
 
     Raises:
-      ConfigError: if it is of a run that was asked for something else.
+      ConfigError: if it is of a run that was asked for something else, or is
+        damaged.
     """
     with files.lock_dir(self.folder):
       try:
         if self._file.exists():
-          saved = json.loads(self._file.read_text(encoding='utf-8'))
+          saved = untrusted.read_json(self._file)
+          kinds = {'identity': dict, 'records': list, 'pending': dict}
+          if not all(isinstance(saved.get(k), t) for k, t in kinds.items()):
+            raise config.ConfigError(
+              f'{self._file} is damaged; delete {self.folder} yourself to '
+              'begin again.'
+            )
           self._check(saved['identity'], identity)
           self.records, self.pending = saved['records'], saved['pending']
         self._identity = identity

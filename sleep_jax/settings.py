@@ -93,7 +93,7 @@ class Settings:
     """The settings that `to_json` gave, among other values.
 
     Raises:
-      ConfigError: if they are of another version.
+      ConfigError: if they are of another version, or damaged.
     """
     sections = {
       'plan': plan_lib.Plan,
@@ -103,6 +103,8 @@ class Settings:
     known = {f.name for f in dataclasses.fields(cls)}
     values = {k: v for k, v in values.items() if k in known}
     for name, kind in sections.items():
-      if values.get(name) is not None:
-        values[name] = config.from_mapping(kind, values[name], name)
-    return cls(**values)
+      if name == 'plan' or values.get(name) is not None:
+        values[name] = config.from_mapping(kind, values.get(name), name)
+    config.check_mapping(values.get('given'), 'given')
+    plan_lib.check_fields(values['given'])
+    return config.from_mapping(cls, values, 'settings')

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.data.tokenizers import huggingface as hf_tokenizer
 from sleep_jax.inference import sampling
 from sleep_jax.models import lora
@@ -65,7 +66,7 @@ def slept_model(folder: pathlib.Path, family: str, place: str):
   """A model with fast changes, and with experts locked and in use."""
   base_folder(folder, family)
   plain = architectures.model_config(
-    huggingface.read_json(folder / 'config.json')
+    untrusted.read_json(folder / 'config.json')
   )
   hidden = plain.levels[0].hidden
   levels = (
@@ -179,7 +180,7 @@ def _exports(tmp_path_factory, merges):
 def read_plain(folder: pathlib.Path) -> model_lib.Model:
   """Our model of a plain checkpoint."""
   cfg = architectures.model_config(
-    huggingface.read_json(folder / 'config.json')
+    untrusted.read_json(folder / 'config.json')
   )
   params = jax.tree.map(jnp.asarray, huggingface.load(folder, cfg))
   return model_lib.Model(cfg, params)

@@ -12,9 +12,11 @@ from sleep_jax.config.base import Margin as Margin
 from sleep_jax.config.base import Positive as Positive
 from sleep_jax.config.base import Settings as Settings
 from sleep_jax.config.base import check_fields as check_fields
+from sleep_jax.config.base import check_mapping as check_mapping
 from sleep_jax.config.base import check_value as check_value
 from sleep_jax.config.base import from_mapping as from_mapping
 from sleep_jax.config.base import lookup as lookup
+from sleep_jax.config.model import DTYPES as DTYPES
 from sleep_jax.config.model import MIXERS_PACKAGE as MIXERS_PACKAGE
 from sleep_jax.config.model import LevelConfig as LevelConfig
 from sleep_jax.config.model import ModelConfig as ModelConfig

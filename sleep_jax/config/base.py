@@ -79,7 +79,8 @@ def check_fields(section: Any, where: str) -> None:
 
 
 def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
-  if math.isnan(value) or sys.float_info.max < abs(value) > bounds.most:
+  # Not math.isnan: a whole number may be too large for a float.
+  if value != value or sys.float_info.max < abs(value) > bounds.most:
     raise ConfigError(f'{where}={value} must be a finite number.')
   if value < bounds.least:
     least = f'at least {bounds.least:g}'
@@ -90,23 +91,35 @@ def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
     raise ConfigError(f'{where}={value} must be at most {bounds.most:g}.')
 
 
-def from_mapping(cls: type[_T], values: Settings, where: str) -> _T:
+def check_mapping(values: Any, where: str) -> None:
+  """Raises ConfigError if `values` is no section of settings."""
+  if not isinstance(values, (Mapping, ml_collections.ConfigDict)):
+    raise ConfigError(f'{where}={values!r} must be a section of settings.')
+
+
+def from_mapping(cls: type[_T], values: Any, where: str) -> _T:
   """Builds dataclass `cls`, naming what it cannot be built of.
 
   Args:
     cls: a dataclass of this package.
-    values: its fields; absent ones keep their defaults.
+    values: `Settings` of its fields; absent ones keep their defaults.
     where: the config path, for the message (`model.levels[0]`).
 
   Raises:
-    ConfigError: for an unknown key, and for a value that `check_value` refuses.
+    ConfigError: for an unknown or a missing key, and for a value that
+      `check_value` refuses.
   """
-  known = {f.name for f in dataclasses.fields(cast(Any, cls))}
-  if unknown := sorted(set(values) - known):
+  check_mapping(values, where)
+  fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
+  if unknown := sorted(set(values) - set(fields)):
     raise ConfigError(
       f'{where}: unknown setting {unknown[0]!r}; known are '
-      f'{", ".join(sorted(known))}.'
+      f'{", ".join(sorted(fields))}.'
     )
+  absent = dataclasses.MISSING
+  for name, field in fields.items():
+    if name not in values and field.default is field.default_factory is absent:
+      raise ConfigError(f'{where}.{name} is missing; it has no default.')
   hints = typing.get_type_hints(cls, include_extras=True)
   for name, value in values.items():
     check_value(hints[name], value, f'{where}.{name}')

@@ -73,6 +73,7 @@ class RecurrentConfig:
         )
 
 
+DTYPES = ('float32', 'bfloat16', 'float16')  # Of weights and computation.
 MIXERS_PACKAGE = 'sleep_jax.models.mixers'  # Where mixers are looked up.
 
 
@@ -133,6 +134,12 @@ class ModelConfig:
         f'model.heads={self.heads} is not a multiple of model.kv_heads='
         f'{self.num_kv_heads}.'
       )
+    if self.resolved_head_dim % 2:
+      raise base.ConfigError(
+        f'model.head_dim={self.resolved_head_dim} (dim / heads if it is not '
+        'set) must be even: RoPE rotates pairs of entries.'
+      )
+    base.lookup(self.dtype, dict.fromkeys(DTYPES), 'model.dtype')
     base.lookup(
       self.partition_from, {'input': 0, 'output': 0}, 'model.partition_from'
     )
@@ -202,20 +209,27 @@ class ModelConfig:
     return self.head_dim or self.dim // self.heads
 
   @classmethod
-  def from_mapping(cls, values: base.Settings) -> 'ModelConfig':
-    """From a nested mapping such as a ConfigDict's `model`."""
+  def from_mapping(cls, values: Any) -> 'ModelConfig':
+    """From a nested mapping such as a ConfigDict's `model`.
+
+    Raises:
+      ConfigError: naming the first setting that is missing, or cannot be.
+    """
+    base.check_mapping(values, 'model')
     values = dict(values)
+    for name in ('levels', 'partition', 'mixers'):
+      base.check_value(tuple[Any, ...], values.get(name, ()), f'model.{name}')
+      values[name] = tuple(values.get(name, ()))
     values['levels'] = tuple(
       base.from_mapping(LevelConfig, level, f'model.levels[{i}]')
-      for i, level in enumerate(values.get('levels', ()))
+      for i, level in enumerate(values['levels'])
     )
-    for name in ('partition', 'mixers'):
-      values[name] = tuple(values.get(name, ()))
-    if recurrent := values.get('recurrent'):
+    base.check_value(tuple[str, ...], values['mixers'], 'model.mixers')
+    if (recurrent := values.get('recurrent')) is not None:
       values['recurrent'] = base.from_mapping(
         _settings_class(values['mixers']), recurrent, 'model.recurrent'
       )
-    if scaling := values.get('rope_scaling'):
+    if (scaling := values.get('rope_scaling')) is not None:
       values['rope_scaling'] = base.from_mapping(
         RopeScaling, scaling, 'model.rope_scaling'
       )

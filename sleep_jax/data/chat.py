@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sleep_jax import config
 from sleep_jax.data import tokenizers
 from sleep_jax.data.tokenizers import chat as template_lib
 
@@ -58,11 +57,14 @@ def template_tokens(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def of(tokenizer: tokenizers.Tokenizer) -> Chat:
-  """How this tokenizer writes conversations."""
-  try:
+  """How this tokenizer writes conversations.
+
+  Raises:
+    ConfigError: if it has a chat template, and that fails.
+  """
+  if getattr(tokenizer, 'has_chat_template', False):
     return template_lib.chat_of(tokenizer)
-  except config.ConfigError:
-    return PlainChat(tokenizer)
+  return PlainChat(tokenizer)
 
 
 def turns(tokenizer: tokenizers.Tokenizer, tokens: list[int]) -> str:

@@ -383,9 +383,9 @@ def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
       continue
     try:
       yield f'{path}, line {number}', json.loads(line)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
       raise config.ConfigError(
-        f'{path}, line {number} is not JSON: {e.msg}.'
+        f'{path}, line {number} is not JSON: {getattr(e, "msg", e)}.'
       ) from None
 
 
@@ -452,3 +452,7 @@ def _check_strings(
       raise config.ConfigError(f'{where} has no {name!r}.')
     if not isinstance(value[name], str) or not value[name].strip():
       raise config.ConfigError(f'{where}: {name!r} must be a text, not empty.')
+    try:
+      value[name].encode('utf-8')
+    except UnicodeEncodeError as e:  # JSON can spell half of a pair.
+      raise config.ConfigError(f'{where}: {name!r} is no text: {e}.') from None

@@ -21,15 +21,18 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import untrusted
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import tree_paths
 from sleep_jax.weights import folder as folder_lib
+from sleep_jax.weights.export import companions
 
 FORMAT = 1
-NOTES, ARRAYS, SOURCE = 'life.json', 'life.npz', 'source'
+NOTES, ARRAYS, SOURCE = 'life.json', 'life.npz', companions.FOLDER
 _SPARE = 1 << 20  # Bytes beside the arrays.
 
 
@@ -72,7 +75,7 @@ def save(
     arrays: dict[str, Any] = _arrays(life)
     np.savez(part / ARRAYS, **arrays)
     if source is not None and source.is_dir():
-      shutil.copytree(source, part / SOURCE, copy_function=shutil.copyfile)
+      companions.copy(source, part / SOURCE)
     notes = {'format': FORMAT, 'frames': life.frames, **notes}
     text = json.dumps(notes, indent=1)
     (part / NOTES).write_text(text, encoding='utf-8')
@@ -82,40 +85,34 @@ def load(path: pathlib.Path) -> tuple[life_lib.Life, dict[str, Any]]:
   """A life and its notes.
 
   Raises:
-    ConfigError: naming the file that is missing or broken.
+    ConfigError: naming the file that is missing, broken, or does not match the
+      others.
   """
   saved = folder_lib.load(path)
-  try:
-    notes = json.loads((path / NOTES).read_text(encoding='utf-8'))
-    with np.load(path / ARRAYS) as file:
-      arrays = dict(file)
-    if notes['format'] != FORMAT:
-      raise config.ConfigError(
-        f'{path} has format {notes["format"]}, and this version reads format '
-        f'{FORMAT}; use the version that wrote it.'
-      )
-    if saved.memory is None:
-      raise config.ConfigError(f'{path} holds no memory; save the life again.')
-    model = model_lib.Model(
-      saved.cfg, jax.tree.map(jnp.asarray, saved.params), saved.memory
-    )
-    life = life_lib.init_life(
-      model, jax.random.wrap_key_data(jnp.asarray(arrays['rng']))
-    ).with_memory(saved.memory)
-    clock = life_lib.Clock(*map(jnp.asarray, arrays['clock']))
-    life = life.replace(
-      clock=clock,
-      fast_at_wake=_fast_at_wake(life, arrays),
-      archive=_archive(arrays),
-      frames=tuple(tuple(map(tuple, frame)) for frame in notes['frames']),
-    )
-  except (OSError, ValueError, KeyError) as e:
-    if isinstance(e, config.ConfigError):
-      raise
+  notes = untrusted.read_json(path / NOTES)
+  if notes.get('format') != FORMAT:
     raise config.ConfigError(
-      f'{path} is not a whole saved life ({e!r}); save it again.'
-    ) from None
-  return life, notes
+      f'{path} has format {notes.get("format")!r}, and this version reads '
+      f'format {FORMAT}; use the version that wrote it.'
+    )
+  if saved.memory is None:
+    raise config.ConfigError(f'{path} holds no memory; save the life again.')
+  file = untrusted.member(path, ARRAYS)
+  arrays = untrusted.read_npz(file)
+  model = model_lib.Model(
+    saved.cfg, jax.tree.map(jnp.asarray, saved.params), saved.memory
+  )
+  own = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+  own = {'rng': own, 'clock': jax.ShapeDtypeStruct((3,), jnp.int32)}
+  own = _restored(arrays, own, '', file)
+  life = life_lib.init_life(model, jax.random.wrap_key_data(own['rng']))
+  life = life.with_memory(saved.memory)
+  return life.replace(
+    clock=life_lib.Clock(*own['clock']),
+    fast_at_wake=_fast_at_wake(life, arrays, file),
+    archive=_archive(arrays, saved.cfg.vocab, file),
+    frames=_frames(notes.get('frames'), saved.cfg.vocab, path / NOTES),
+  ), notes
 
 
 def with_slots(life: life_lib.Life, level: int, slots: int) -> life_lib.Life:
@@ -169,28 +166,65 @@ def _arrays(life: life_lib.Life) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _archive(arrays: Mapping[str, np.ndarray]) -> archive_lib.Archive | None:
-  if not any(name.startswith('archive.') for name in arrays):
+def _restored(
+  arrays: Mapping[str, np.ndarray],
+  template: at.Tree,
+  prefix: str,
+  file: pathlib.Path,
+) -> at.Tree:
+  """The tree of these shapes and types, from its leaves by name."""
+  values = []
+  for name, leaf in tree_paths.leaf_paths(template).items():
+    where = f'{file}: {prefix}{name}'
+    if f'{prefix}{name}' not in arrays:
+      raise config.ConfigError(f'{where} is missing; save the life again.')
+    array = arrays[f'{prefix}{name}']
+    folder_lib.check(array, leaf.shape, leaf.dtype, where)
+    values.append(jnp.asarray(array))
+  return jax.tree.unflatten(jax.tree.structure(template), values)
+
+
+def _archive(
+  arrays: Mapping[str, np.ndarray], vocab: int, file: pathlib.Path
+) -> archive_lib.Archive | None:
+  prefix = 'archive.'
+  if not any(name.startswith(prefix) for name in arrays):
     return None
-  empty = archive_lib.empty(0, 0)
-  values = [
-    jnp.asarray(arrays[f'archive.{name}'])
-    for name in tree_paths.leaf_paths(empty)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(empty), values)
+  best = arrays.get(f'{prefix}teacher.tokens', np.zeros(0))
+  if best.ndim != 3:
+    raise config.ConfigError(f'{file}: {prefix}teacher.tokens is no [N, T, K].')
+  rows, length, top_k = best.shape
+  template = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
+    archive_lib.empty(length, top_k),
+  )
+  archive = _restored(arrays, template, prefix, file)
+  for tokens in (archive.tokens, archive.teacher.tokens):
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab:
+      raise config.ConfigError(f'{file}: its archive has ids beyond {vocab}.')
+  return archive
 
 
 def _fast_at_wake(
-  life: life_lib.Life, arrays: Mapping[str, np.ndarray]
+  life: life_lib.Life, arrays: Mapping[str, np.ndarray], file: pathlib.Path
 ) -> at.Tree:
-  fast = life.memory.fast_state()
-  if not any(name.startswith('fast_at_wake.') for name in arrays):
+  fast, prefix = life.memory.fast_state(), 'fast_at_wake.'
+  if not any(name.startswith(prefix) for name in arrays):
     return jax.tree.map(jnp.copy, fast)
-  values = [
-    jnp.asarray(arrays[f'fast_at_wake.{name}'])
-    for name in tree_paths.leaf_paths(fast)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(fast), values)
+  return _restored(arrays, fast, prefix, file)
+
+
+def _frames(
+  frames: Any, vocab: int, file: pathlib.Path
+) -> tuple[experience_lib.Frame, ...]:
+  """Frames as JSON has them, checked."""
+  where = f'{file}: frames'
+  config.check_value(tuple[tuple[Any, ...], ...], frames, where)
+  for part in (part for frame in frames for part in frame):
+    config.check_value(tuple[int, ...], part, where)
+    if max(part, default=0) >= vocab:
+      raise config.ConfigError(f'{where} has ids beyond {vocab}.')
+  return tuple(tuple(map(tuple, frame)) for frame in frames)
 
 
 def _check_space(

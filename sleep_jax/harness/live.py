@@ -62,10 +62,7 @@ def live(
   done = folder / 'summary.json'
   settings = build_lib.arm_config(c, arm)
   if done.exists():
-    summary = json.loads(done.read_text(encoding='utf-8'))
-    summary_lib.check_identity(
-      summary, build_lib.life_digest(settings, seed), done
-    )
+    summary = summary_lib.read(done, build_lib.life_digest(settings, seed))
     if not _export_is_missing(settings):
       return summary
   with sharding.use_mesh(c.get('mesh', {})):

@@ -6,9 +6,11 @@ import pathlib
 from typing import Any
 
 from sleep_jax import config
+from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import depth
 from sleep_jax.harness import page as page_lib
 from sleep_jax.harness import plots
+from sleep_jax.harness import summary as summary_lib
 from sleep_jax.harness import tables
 from sleep_jax.metrics import table as table_lib
 from sleep_jax.metrics import writer as writer_lib
@@ -127,38 +129,43 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   How lives are run is not kept there.
 
   Raises:
-    ConfigError: if it is not one.
+    ConfigError: if it is not one, or is damaged.
   """
   path = workdir / 'config.json'
   if not path.exists():
     raise config.ConfigError(
       f'{path} does not exist; give the --workdir of experiments.run.'
     )
-  return {'workers': 1} | json.loads(path.read_text(encoding='utf-8'))
+  return {'workers': 1} | summary_lib.read_json(path)
 
 
 def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
   """Reports all lives of a work directory that have ended so far.
 
   Raises:
-    ConfigError: if there are none, or they are of another version.
+    ConfigError: if there are none, or one is damaged, or of another config or
+      version.
   """
   c = read_config(workdir)
   ended = sorted(workdir.glob('lives/*/summary.json'))
   if not ended:
     raise config.ConfigError(f'{workdir}: no life has ended yet.')
-  lives = [summary for path in ended for summary in _read(path)]
-  for path, life in zip(ended, lives, strict=True):
-    if 'headline' not in life:
-      raise config.ConfigError(
-        f'{path} is of sleep_jax 0.1; use that version to report it.'
-      )
+  lives = [_summary(c, path) for path in ended]
   order = {arm: i for i, arm in enumerate(c['arms'])}
   lives.sort(key=lambda life: (order[life['learner']], life['seed']))
   out.mkdir(parents=True, exist_ok=True)
   return write_report(
     lives, c['reference'], out, c, read_dreams(workdir, lives)
   )
+
+
+def _summary(c: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """The summary of a life of this config, in the folder named after it."""
+  arm, _, seed = path.parent.name.rpartition('_')
+  if not seed.lstrip('-').isdecimal():
+    raise config.ConfigError(f'{path.parent} is not named after arm and seed.')
+  settings = build_lib.arm_config(c, arm)
+  return summary_lib.read(path, build_lib.life_digest(settings, int(seed)))
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -7,12 +7,17 @@ from typing import Any
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.metrics import continual
 from sleep_jax.models import transformer
 from sleep_jax.tasks import base as task_lib
 
 # Phases whose optimizer steps change the life.
 _TRAINING = ('wake', 'update')
+# Of every summary.
+_KEYS = {
+  'learner', 'seed', 'task', 'headline', 'columns', 'final', 'matrix', 'curve',
+}  # fmt: skip
 
 
 def summarize(
@@ -53,19 +58,34 @@ def summarize(
   }
 
 
-def check_identity(
-  summary: dict[str, Any], digest: str, path: pathlib.Path
-) -> None:
-  """Refuses the summary of a life of another config or version.
+def read(path: pathlib.Path, digest: str) -> dict[str, Any]:
+  """The summary in a file, of the life whose `build.life_digest` is given.
 
   Raises:
-    ConfigError: naming the file.
+    ConfigError: if the file is damaged, or of a life of another config, arm,
+      seed or version.
   """
-  if summary.get('identity') != digest:
+  summary = read_json(path)
+  if summary.get('identity') != digest or not _KEYS <= summary.keys():
     raise config.ConfigError(
       f'{path} is of another config or version; give another --workdir, or '
       'delete that one yourself.'
     )
+  return summary
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A file that a run has written to its work directory.
+
+  Raises:
+    ConfigError: naming the file, if it is damaged.
+  """
+  try:
+    return untrusted.read_json(path)
+  except config.ConfigError as e:
+    raise config.ConfigError(
+      f'{e} Bring it back from a copy, or delete {path.parent} yourself.'
+    ) from None
 
 
 def _eval_metrics(record: dict[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import report as report_lib
+from sleep_jax.harness import summary as summary_lib
 from sleep_jax.metrics import writers
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
@@ -24,14 +25,15 @@ def claim_workdir(workdir: pathlib.Path, c: build_lib.Settings) -> None:
   """Reserves the work directory for this config.
 
   Raises:
-    ConfigError: if it holds a run of another config, or of version 0.1.
+    ConfigError: if it holds a run of another config, or of version 0.1, or its
+      config.json is damaged.
   """
   marker = workdir / 'config.json'
   # Settings of how lives are run may differ between two runs.
   identity = json.loads(json.dumps(build_lib.config_identity(c)))
   with files.lock_dir(workdir):
     if marker.exists():
-      saved = json.loads(marker.read_text('utf-8'))
+      saved = summary_lib.read_json(marker)
       if _is_of_version_0_1(saved):
         raise config.ConfigError(
           f'{workdir} was written by sleep_jax 0.1, whose settings have other '
@@ -47,7 +49,8 @@ def claim_workdir(workdir: pathlib.Path, c: build_lib.Settings) -> None:
 
 def _is_of_version_0_1(c: build_lib.Settings) -> bool:
   """Whether a config has settings that were renamed after version 0.1."""
-  return 'puzzle' in c or 'lanes' in c.get('wake', {})
+  wake = c.get('wake')
+  return 'puzzle' in c or (isinstance(wake, dict) and 'lanes' in wake)
 
 
 def check(c: build_lib.Settings, *, absent: bool = False) -> None:

@@ -15,7 +15,20 @@ _FAMILIES = {
   'qwen2': 'Qwen2ForCausalLM',
   'qwen3': 'Qwen3ForCausalLM',
 }
-_DTYPES = ('float32', 'bfloat16', 'float16')
+# What the settings that are read must be; one that is absent has its default.
+_TYPES: dict[str, Any] = {
+  'hidden_size': config.Count,
+  'num_attention_heads': config.Count,
+  'vocab_size': config.Count,
+  'num_hidden_layers': config.Count,
+  'intermediate_size': config.Count,
+  'num_key_value_heads': config.Count | None,
+  'head_dim': config.Count | None,
+  'max_position_embeddings': config.Count,
+  'rms_norm_eps': float,
+  'tie_word_embeddings': bool,
+  'layer_types': tuple[str, ...] | None,
+}
 # Settings that must have these values, or be absent.
 _FIXED = {
   'hidden_act': ('silu',),
@@ -40,6 +53,9 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
       f'config.json: architectures={architectures} (model_type={family!r}) is '
       f'unknown; known are {", ".join(_FAMILIES.values())}.'
     )
+  for name, hint in _TYPES.items():
+    if name in values:
+      config.check_value(hint, values[name], f'config.json: {name}')
   for name, allowed in _FIXED.items():
     if values.get(name, allowed[0]) not in allowed:
       raise config.ConfigError(
@@ -52,9 +68,9 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
       'only one that is supported.'
     )
   dtype = values.get('dtype') or values.get('torch_dtype') or 'float32'
-  if dtype not in _DTYPES:
+  if dtype not in config.DTYPES:
     raise config.ConfigError(
-      f'config.json: dtype={dtype!r} is not one of {", ".join(_DTYPES)}.'
+      f'config.json: dtype={dtype!r} is not one of {", ".join(config.DTYPES)}.'
     )
   heads, dim = _required(values, 'num_attention_heads', 'hidden_size')
   default_head_dim = 128 if family == 'qwen3' else dim // heads
@@ -93,7 +109,9 @@ def _rope(
 ) -> tuple[float, config.RopeScaling | None]:
   """Theta and scaling; transformers 5 keeps both in `rope_parameters`."""
   rope = values.get('rope_parameters') or values.get('rope_scaling') or {}
+  config.check_mapping(rope, 'config.json: rope_scaling')
   theta = rope.get('rope_theta', values.get('rope_theta', 10_000.0))
+  config.check_value(config.Positive, theta, 'config.json: rope_theta')
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ('default', 'llama3') or (
     rope.get('partial_rotary_factor', 1.0) != 1.0
@@ -104,14 +122,15 @@ def _rope(
     )
   if kind == 'default':
     return theta, None
-  return theta, config.RopeScaling(
-    *_required(
-      rope,
-      'factor',
-      'low_freq_factor',
-      'high_freq_factor',
-      'original_max_position_embeddings',
-    )
+  names = {
+    'factor': 'factor',
+    'low_freq_factor': 'low_freq_factor',
+    'high_freq_factor': 'high_freq_factor',
+    'original_max_len': 'original_max_position_embeddings',
+  }
+  scaling = dict(zip(names, _required(rope, *names.values())))
+  return theta, config.from_mapping(
+    config.RopeScaling, scaling, 'config.json: rope_scaling'
   )
 
 
@@ -222,5 +241,6 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
   if is_custom(values):
     family = str(values['model_type']).removeprefix(_SLEEP)
     out |= {'model_type': family, 'architectures': [_FAMILIES[family]]}
-    del out['auto_map'], out['sleep_levels']
+    del out['sleep_levels']
+    out.pop('auto_map', None)
   return out

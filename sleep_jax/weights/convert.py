@@ -28,6 +28,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.data.tokenizers import gguf as gguf_tokenizer
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
@@ -93,19 +94,20 @@ def convert(
       f'{source} is neither a folder with a config.json nor a .gguf, .npz '
       'or .bin file; see python -m sleep_jax.weights.convert --help.'
     )
-  values = huggingface.read_json(source / 'config.json')
+  values = untrusted.read_json(source / 'config.json')
   if values.get('format') != folder_lib.FORMAT:
     return _import(source, out)
   saved = folder_lib.load(source)
   model = model_lib.Model(saved.cfg, saved.params, saved.memory)
-  if options.source is None and (source / companions.FOLDER).is_dir():
-    options = dataclasses.replace(options, source=source / companions.FOLDER)
+  own = untrusted.member(source, companions.FOLDER)
+  if options.source is None and own.is_dir():
+    options = dataclasses.replace(options, source=own)
   return _export(model, out, options)
 
 
 def _import(source: pathlib.Path, out: pathlib.Path) -> str:
   """Reads a Hugging Face folder tensor by tensor, into memory-mapped files."""
-  values = huggingface.read_json(source / 'config.json')
+  values = untrusted.read_json(source / 'config.json')
   cfg, bank, layout = _described(source, values)
   memory = bank.memory if bank else None
   if out.suffix == '.npz':
@@ -167,10 +169,11 @@ def _described(
   config.ModelConfig, expert_bank.SavedBank | None, huggingface.Layout | None
 ]:
   """The model in a Hugging Face folder, its memory file, its tensors' names."""
-  custom, file = architectures.is_custom(values), source / expert_bank.FILE
-  if not custom and not file.exists():
+  custom = architectures.is_custom(values)
+  file = untrusted.member(source, expert_bank.FILE)
+  if not custom and not file.is_file():
     return architectures.model_config(values), None, None
-  if not file.exists():
+  if not file.is_file():
     raise config.ConfigError(
       f'{file} is missing; without it transformers can run {source}, but '
       'nothing can restore the memory. Copy it from the export.'
@@ -180,6 +183,7 @@ def _described(
     raise config.ConfigError(
       f'{file} belongs to another backbone than the config.json beside it.'
     )
+  huggingface.check_depth(source, bank.cfg)
   layout = custom_form.read_layout(bank.cfg, bank) if custom else None
   return bank.cfg, bank, layout
 

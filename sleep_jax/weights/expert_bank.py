@@ -16,6 +16,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.runtime import tree_paths
 from sleep_jax.weights import folder as folder_lib
@@ -182,7 +183,8 @@ def load(path: pathlib.Path) -> SavedBank:
     meta = f.metadata() or {}
     if meta.get('format') != folder_lib.FORMAT:
       raise config.ConfigError(f'{path} was not written by sleep_jax.')
-    cfg = config.ModelConfig.from_mapping(json.loads(meta['model']))
+    values = untrusted.parse_json(meta.get('model', ''), f'{path}: model')
+    cfg = folder_lib.parse_model(values, str(path))
     leaves: dict[str, dict[str, np.ndarray]] = {
       'base': {},
       'params': {},
@@ -190,6 +192,7 @@ def load(path: pathlib.Path) -> SavedBank:
     }
     for key in f.keys():
       root, _, name = key.partition('.')
+      config.lookup(root, leaves, f'{path}: tensor {key}: its kind')
       leaves[root][name] = f.get_tensor(key)
   memory = leaves['memory']
   return SavedBank(

@@ -12,7 +12,9 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any
+import uuid
 
 from flax import traverse_util
 import jax
@@ -21,12 +23,17 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import transformer
+from sleep_jax.runtime import files
 from sleep_jax.runtime import tree_paths
 
 FORMAT = 'sleep_jax'
 _DIGEST = 'digest.json'  # The digest, and of which files.
+_ROOTS = ('params', 'memory')  # First parts of the tensors' names.
+# Of weights, and of what else a memory holds.
+_DTYPES = dict.fromkeys((*config.DTYPES, 'int32', 'uint32', 'bool'))
 # (name, shape, dtype) -> an array to fill.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
@@ -60,7 +67,7 @@ def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
       be written, since the disk is full, say. Nothing is left then.
   """
   check_absent(path)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  part = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
   try:
     part.mkdir(parents=True)
     yield part
@@ -92,11 +99,13 @@ def restore(
     ConfigError: naming the first leaf that is missing, unknown, or of another
       shape or type.
   """
-  template = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  _check_depth(cfg, leaves, where)
+  template = _shapes(lambda: memory_lib.init_memory(cfg), where)
   expected = tree_paths.leaf_paths(template)
   _check_names(expected, leaves, where)
   for name, leaf in expected.items():
     check(leaves[name], leaf.shape, leaf.dtype, f'{where}: {name}')
+    check_finite(leaves[name], f'{where}: {name}')
   values = [jnp.asarray(leaves[name]) for name in expected]
   return jax.tree.unflatten(jax.tree.structure(template), values)
 
@@ -107,24 +116,52 @@ def check_params(
   where: str,
   without: Collection[str] = (),
 ) -> None:
-  """Checks names and shapes of the weights of `cfg`.
+  """Checks names, shapes, types and values of the weights of `cfg`.
 
   Args:
     cfg: the model.
-    leaves: its weights by dotted name, of any type.
+    leaves: its weights by dotted name.
     where: the file, for the message.
     without: names that are stored elsewhere.
 
   Raises:
-    ConfigError: naming the first tensor that does not match.
+    ConfigError: naming the first tensor that does not match, is not of
+      `config.DTYPES`, or holds a NaN or an infinite number.
   """
+  _check_depth(cfg, leaves, where)
   expected = tree_paths.leaf_paths(
-    jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    _shapes(lambda: transformer.init(cfg, jax.random.key(0)), where)
   )
   expected = {k: v for k, v in expected.items() if k not in without}
   _check_names(expected, leaves, where)
   for name, leaf in expected.items():
-    check(leaves[name], leaf.shape, leaves[name].dtype, f'{where}: {name}')
+    array, place = leaves[name], f'{where}: {name}'
+    check(array, leaf.shape, array.dtype, place)
+    config.lookup(
+      str(array.dtype), dict.fromkeys(config.DTYPES), f'{place}: type'
+    )
+    check_finite(array, place)
+
+
+def _shapes(make: Callable[[], at.Tree], where: str) -> at.Tree:
+  """Shapes and types of what `make` would return."""
+  try:
+    return jax.eval_shape(make)
+  except Exception as e:  # JAX has many, for dimensions that cannot be.
+    raise config.ConfigError(
+      f'{where}: there is no model of these dimensions ({untrusted.reason(e)}).'
+    ) from None
+
+
+def _check_depth(
+  cfg: config.ModelConfig, leaves: Mapping[str, np.ndarray], where: str
+) -> None:
+  """Refuses more layers than tensors have rows, before work for each."""
+  rows = sum(x.shape[0] for x in leaves.values() if x.ndim and x.size)
+  if cfg.layers > rows:
+    raise config.ConfigError(
+      f'{where}: model.layers={cfg.layers}, but its tensors have {rows} rows.'
+    )
 
 
 def _check_names(
@@ -144,6 +181,26 @@ def check(
       f'{where} is {array.dtype}{list(array.shape)}, but '
       f'{np.dtype(dtype)}{list(shape)} is expected.'
     )
+
+
+def check_finite(array: np.ndarray, where: str) -> None:
+  """Refuses a NaN or an infinite number; nothing is allocated.
+
+  Raises:
+    ConfigError: `where` names the array.
+  """
+  if not array.size or not jnp.issubdtype(array.dtype, jnp.inexact):
+    return
+  # Read as whole numbers, these are the largest of their sign: in them all bits
+  # of the exponent are set.
+  infinity = np.array(np.inf, array.dtype)
+  for kind, bound in (('int', infinity), ('uint', -infinity)):
+    view = f'{kind}{8 * array.itemsize}'
+    if array.view(view).max() >= bound.view(view):
+      raise config.ConfigError(
+        f'{where} holds a NaN or an infinite number; the file is damaged, or '
+        'its training diverged.'
+      )
 
 
 def allocator(folder: pathlib.Path) -> Allocate:
@@ -211,20 +268,14 @@ def load(path: pathlib.Path) -> Saved:
 
   Raises:
     ConfigError: naming the tensor file that is missing, truncated, or not of
-      the type and shape in config.json.
+      the type and shape in config.json, or a value that is not finite.
   """
-  cfg, tensors = _read_config(path)
-  tree: dict[str, Any] = {'params': {}, 'memory': {}}
+  cfg, tensors = read_config(path)
+  tree: dict[str, Any] = {root: {} for root in _ROOTS}
   for name, (dtype, shape) in tensors.items():
-    file = _file(path, name)
-    try:
-      array = np.load(file, mmap_mode='r')
-    except (OSError, ValueError) as e:
-      raise config.ConfigError(
-        f'tensor file {str(file)!r} cannot be read ({e}); convert the model '
-        'again.'
-      ) from e
-    check(array, tuple(shape), _file_dtype(jnp.dtype(dtype)), str(file))
+    array = _open(path, name)
+    where = str(_file(path, name))
+    check(array, tuple(shape), _file_dtype(jnp.dtype(dtype)), where)
     root, _, rest = name.partition('.')
     tree[root][rest] = array.view(jnp.dtype(dtype))
   check_params(cfg, tree['params'], str(path))
@@ -236,15 +287,69 @@ def load(path: pathlib.Path) -> Saved:
   )
 
 
-def _read_config(
-  path: pathlib.Path,
-) -> tuple[config.ModelConfig, dict[str, Any]]:
-  """The model, and the type and shape of each tensor by name."""
+def _open(path: pathlib.Path, name: str) -> np.ndarray:
+  """A tensor of a folder, mapped into memory."""
+  file = untrusted.member(path, _file(path, name).name)
+  if not file.is_file():
+    raise config.ConfigError(f'tensor file {str(file)!r} is missing.')
   try:
-    meta = json.loads((path / 'config.json').read_text(encoding='utf-8'))
-    return config.ModelConfig.from_mapping(meta['model']), dict(meta['tensors'])
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise config.ConfigError(f'{path}/config.json cannot be read: {e}.') from e
+    return np.lib.format.open_memmap(file, 'r')
+  except Exception as e:  # Of the header's parser: many types.
+    raise config.ConfigError(
+      f'tensor file {str(file)!r} cannot be read ({untrusted.reason(e)}); '
+      'convert the model again.'
+    ) from None
+
+
+def read_config(
+  path: pathlib.Path,
+) -> tuple[config.ModelConfig, dict[str, list[Any]]]:
+  """The model of a folder, and the type and shape of each tensor by name.
+
+  Raises:
+    ConfigError: if config.json is missing, or was not written by `fill`.
+  """
+  file = path / 'config.json'
+  meta = untrusted.read_json(file)
+  tensors = meta.get('tensors')
+  config.check_mapping(tensors, f'{file}: tensors')
+  for name, entry in tensors.items():
+    where = f'{file}: tensors.{name}'
+    if name.partition('.')[0] not in _ROOTS:
+      raise config.ConfigError(f'{where} is unknown.')
+    if not isinstance(entry, list) or len(entry) != 2:
+      raise config.ConfigError(f'{where}={entry!r} is no type and shape.')
+    config.check_value(str, entry[0], where)
+    config.lookup(entry[0], _DTYPES, where)
+    config.check_value(tuple[int, ...], entry[1], where)
+  return parse_model(meta.get('model'), str(file)), tensors
+
+
+def parse_model(values: Any, where: str) -> config.ModelConfig:
+  """The model that a file says it is of.
+
+  Args:
+    values: what the file has in place of a config's section `model`.
+    where: the file, for messages.
+
+  Raises:
+    ConfigError: if there is no such model; or if one of its mixers is a class
+      of a module that was not imported, since weights must not run code.
+  """
+  try:
+    config.check_mapping(values, 'model')
+    mixers = values.get('mixers', ())
+    config.check_value(tuple[str, ...], mixers, 'model.mixers')
+    for mixer in mixers:
+      module, colon, _ = mixer.partition(':')
+      if colon and module not in sys.modules:
+        raise config.ConfigError(
+          f'model.mixers names {mixer!r}; import {module} first if you trust '
+          'it, since weights may not.'
+        )
+    return config.ModelConfig.from_mapping(values)
+  except config.ConfigError as e:
+    raise config.ConfigError(f'{where}: {e}') from None
 
 
 def digest(path: pathlib.Path) -> str:
@@ -253,26 +358,21 @@ def digest(path: pathlib.Path) -> str:
   It is kept in the folder, for as long as size and time of the files stay the
   same; otherwise every file is read once.
   """
-  _, tensors = _read_config(path)
+  _, tensors = read_config(path)
   state = {}
   for name in tensors:
     stat = _file(path, name).stat()
     state[name] = [stat.st_size, stat.st_mtime_ns]
-  try:
-    kept = json.loads((path / _DIGEST).read_text(encoding='utf-8'))
-    if kept['files'] == state:
+  with contextlib.suppress(config.ConfigError):  # None yet, or a damaged one.
+    kept = untrusted.read_json(path / _DIGEST)
+    if kept.get('files') == state and isinstance(kept.get('sha256'), str):
       return kept['sha256']
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # None yet, or a damaged one: computed anew.
   sha256 = hashlib.sha256()
   for name in sorted(tensors):
     sha256.update(json.dumps([name, *tensors[name]]).encode())
-    content = np.load(_file(path, name), mmap_mode='r')
-    sha256.update(content.reshape(-1).view(np.uint8))
+    sha256.update(_open(path, name).reshape(-1).view(np.uint8))
   kept = {'sha256': sha256.hexdigest(), 'files': state}
-  part = path / f'{_DIGEST}.{os.getpid()}.part'
   # In a folder that is read-only it is computed every time.
   with contextlib.suppress(OSError):
-    part.write_text(json.dumps(kept), encoding='utf-8')
-    part.replace(path / _DIGEST)
+    files.write(path / _DIGEST, json.dumps(kept))
   return kept['sha256']

@@ -23,12 +23,14 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.models import layers
 from sleep_jax.weights import architectures
 from sleep_jax.weights import folder as folder_lib
 from sleep_jax.weights import huggingface
 
 MAGIC = b'GGUF'
+_MAX_READS = 5_000_000  # Of header fields; a vocabulary of 260,000 needs half.
 _FAMILIES = ('llama', 'qwen2', 'qwen3')
 _QUANTISED = (
   'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0', 'Q2_K', 'Q3_K', 'Q4_K', 'Q5_K',
@@ -64,12 +66,19 @@ _REQUIRED = (
   'context_length', 'embedding_length', 'block_count', 'feed_forward_length',
   'attention.head_count', 'attention.layer_norm_rms_epsilon',
 )  # fmt: skip
-# Settings of an architecture that are read, or change nothing.
-_SETTINGS = (
-  *_REQUIRED, 'vocab_size', 'attention.head_count_kv', 'attention.key_length',
-  'attention.value_length', 'rope.freq_base', 'rope.dimension_count',
-  'rope.scaling.finetuned', 'rope.scaling.original_context_length',
-)  # fmt: skip
+# Settings of an architecture that are read, or change nothing, and their types.
+_SETTINGS = dict.fromkeys(
+  (
+    *_REQUIRED, 'vocab_size', 'attention.head_count_kv', 'attention.key_length',
+    'attention.value_length', 'rope.dimension_count',
+    'rope.scaling.original_context_length',
+  ),
+  config.Count,
+) | {
+  'attention.layer_norm_rms_epsilon': float,
+  'rope.freq_base': config.Positive,
+  'rope.scaling.finetuned': bool,
+}  # fmt: skip
 # Settings that must have these values, or be absent.
 _FIXED = {
   'attention.causal': True,
@@ -94,7 +103,12 @@ class File:
   def get(self, name: str, default: Any = None) -> Any:
     """A value of the metadata."""
     field = self.fields.get(name)
-    return default if field is None else field.contents()
+    try:
+      return default if field is None else field.contents()
+    except ValueError as e:  # Not UTF-8.
+      raise config.ConfigError(
+        f'{self.path}: {name} is damaged: {e}.'
+      ) from None
 
   @functools.cached_property
   def model(self) -> config.ModelConfig:
@@ -129,19 +143,37 @@ def opened(path: pathlib.Path) -> File:
       f'{path} is not a GGUF file; it begins with {magic!r}.'
     )
   try:
-    reader = library.GGUFReader(path)
-  except (ValueError, IndexError, KeyError, TypeError, OverflowError) as e:
+    reader = _reader(library, path)
+  except Exception as e:  # Of a header that is damaged: many types.
     raise config.ConfigError(
       f'{path} is truncated, damaged or of an unknown version of GGUF '
-      f'({type(e).__name__}: {e}); download it again.'
+      f'({untrusted.reason(e)}); download it again.'
     ) from None
   file = File(path, reader.fields, {t.name: t for t in reader.tensors})
-  if (parts := file.get('split.count', 1)) > 1:
+  if (parts := file.get('split.count', 1)) not in (0, 1):
     raise config.ConfigError(
       f"{path} is one of {parts} parts of a model; merge them with llama.cpp's "
       'gguf-split --merge.'
     )
   return file
+
+
+def _reader(library: Any, path: pathlib.Path) -> Any:
+  """The library's reader, which stops where the file ends."""
+
+  class Reader(library.GGUFReader):
+    """By itself it goes on for as long as the lengths in the file say."""
+
+    reads = 0
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+      self.reads += 1
+      out = super()._get(offset, dtype, count, override_order)
+      if len(out) < count or self.reads > _MAX_READS:
+        raise ValueError('a length in its header is beyond its end')
+      return out
+
+  return Reader(path)
 
 
 def model_config(file: File) -> config.ModelConfig:
@@ -168,6 +200,9 @@ def model_config(file: File) -> config.ModelConfig:
       raise config.ConfigError(
         f'{file.path}: {prefix}{name}={value!r} is not supported.'
       )
+    if name in _SETTINGS:
+      hint, where = _SETTINGS[name], f'{file.path}: {prefix}{name}'
+      config.check_value(hint, value, where)
   for name in (n for n in _REQUIRED if not settings.get(n)):
     raise config.ConfigError(f'{file.path}: {prefix}{name} is missing.')
   if (
@@ -235,14 +270,18 @@ def _rope_scaling(
   if _ROPE_FACTORS not in file.tensors:
     return None
   table = np.asarray(file.tensors[_ROPE_FACTORS].data, np.float32)
+  folder_lib.check_finite(table, f'tensor {_ROPE_FACTORS}')
+  if table.shape != (head_dim // 2,):
+    raise config.ConfigError(
+      f'tensor {_ROPE_FACTORS} has shape {table.shape}; a head has '
+      f'{head_dim // 2} frequencies.'
+    )
   scaling = config.RopeScaling(round(float(table.max()), 3), 1.0, 4.0, 8192)
   plain, scaled = (
     np.asarray(layers.rope_frequencies(head_dim // 2, theta, s))
     for s in (None, scaling)
   )
-  if table.shape != plain.shape or not np.allclose(
-    table, plain / scaled, rtol=1e-3
-  ):
+  if not np.allclose(table, plain / scaled, rtol=1e-3):
     raise config.ConfigError(
       f'tensor {_ROPE_FACTORS} is not the table of a Llama 3 (low_freq_factor '
       '1, high_freq_factor 4, 8192 tokens), the only one that is supported.'
@@ -265,9 +304,14 @@ def load(file: File, allocate: folder_lib.Allocate | None = None) -> at.Params:
 
   Raises:
     ConfigError: naming the tensor that is missing, unknown, or of a wrong shape
-      or type; nothing has been allocated then.
+      or type; nothing has been allocated then. Or one that is not finite.
   """
   cfg = file.model
+  if cfg.layers > len(file.tensors):
+    raise config.ConfigError(
+      f'{file.path}: block_count={cfg.layers}, but there are '
+      f'{len(file.tensors)} tensors.'
+    )
   slots = huggingface.tensor_slots(cfg)
   names = _hf_names(file)
   dtypes = _check_tensors(file, names, slots)
@@ -275,6 +319,7 @@ def load(file: File, allocate: folder_lib.Allocate | None = None) -> at.Params:
   permuted = file.get('general.architecture') == 'llama'
   for name, hf_name in names.items():
     tensor = _values(file.tensors[name])
+    folder_lib.check_finite(tensor, f'{file.path}: tensor {name}')
     if permuted and name.endswith(('attn_q.weight', 'attn_k.weight')):
       tensor = _to_halves(tensor, cfg.resolved_head_dim)
     huggingface.copy_into(arrays, slots[hf_name], tensor)

@@ -18,6 +18,7 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.weights import folder as folder_lib
 
 INDEX = 'model.safetensors.index.json'
@@ -150,37 +151,57 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
   """
   library = _library()
   try:
-    with library.safe_open(path, framework='np') as file:
-      yield file
+    file = library.safe_open(path, framework='np')
   except FileNotFoundError as e:
     raise config.ConfigError(f'{path} is missing.') from e
-  except library.SafetensorError as e:
+  except (OSError, library.SafetensorError) as e:
     raise config.ConfigError(
       f'{path} is truncated or not a safetensors file ({e}); download it again.'
     ) from e
+  with file:
+    yield file
 
 
 def shards(folder: pathlib.Path) -> list[pathlib.Path]:
   """The files of a checkpoint's tensors.
 
   Raises:
-    ConfigError: if there are none, or a file named by the index is missing.
+    ConfigError: if there are none, or a file that the index names is missing,
+      or is not in the folder.
   """
   if not (folder / INDEX).exists():
-    if not (folder / SINGLE).exists():
+    if not (file := untrusted.member(folder, SINGLE)).is_file():
       raise config.ConfigError(
         f'{folder} holds neither {SINGLE} nor {INDEX}; only safetensors '
         'checkpoints are read.'
       )
-    return [folder / SINGLE]
-  of_tensors = read_json(folder / INDEX).get('weight_map') or {}
-  files = [folder / name for name in sorted(set(of_tensors.values()))]
+    return [file]
+  of_tensors = untrusted.read_json(folder / INDEX).get('weight_map')
+  config.check_mapping(of_tensors, f'{folder / INDEX}: weight_map')
+  files = {untrusted.member(folder, name) for name in of_tensors.values()}
   if not files:
     raise config.ConfigError(f'{folder / INDEX} names no shard (weight_map).')
   for file in files:
-    if not file.exists():
+    if not file.is_file():
       raise config.ConfigError(f'shard {file}, named by {INDEX}, is missing.')
-  return files
+  return sorted(files)
+
+
+def check_depth(folder: pathlib.Path, cfg: config.ModelConfig) -> None:
+  """Refuses more layers than there are tensors, before work for each of them.
+
+  Raises:
+    ConfigError: see above.
+  """
+  tensors = 0
+  for file in shards(folder):
+    with opened(file) as f:
+      tensors += len(f.keys())
+  if cfg.layers > tensors:
+    raise config.ConfigError(
+      f'{folder}: config.json has num_hidden_layers={cfg.layers}, but there '
+      f'are {tensors} tensors.'
+    )
 
 
 def _check_headers(
@@ -213,6 +234,9 @@ def _check_headers(
         )
         if name in layout.replaced:
           dtype = layout.replaced[name].dtype
+          folder_lib.check(
+            layout.replaced[name], shape, dtype, f'{file.parent}: base.{name}'
+          )
         if dtypes.setdefault(slot.name, dtype) != dtype:
           raise config.ConfigError(
             f'{file}: tensor {name} is {dtype}, but that of another layer is '
@@ -229,18 +253,6 @@ def _is_redundant(name: str, cfg: config.ModelConfig) -> bool:
   """Whether the tensor follows from the config; some checkpoints hold it."""
   tied = name == 'lm_head.weight' and cfg.tie_embeddings
   return tied or name.endswith('.rotary_emb.inv_freq')
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Raises:
-    ConfigError: naming the file, if it cannot be read.
-  """
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as e:
-    raise config.ConfigError(f'{path} cannot be read: {e}.') from e
 
 
 def load(
@@ -261,8 +273,10 @@ def load(
   Raises:
     ConfigError: naming the file or tensor that is missing, truncated, unknown,
       or of a wrong shape or type. Nothing has been allocated then, except if a
-      tied checkpoint's `lm_head.weight` differs from its embedding.
+      number is not finite, or a tied checkpoint's `lm_head.weight` differs from
+      its embedding.
   """
+  check_depth(folder, cfg)
   layout = layout or Layout(tensor_slots(cfg))
   files, slots = shards(folder), layout.slots
   dtypes = _check_headers(files, cfg, layout)
@@ -274,6 +288,7 @@ def load(
           continue
         tensor = layout.replaced.get(name)
         tensor = f.get_tensor(name) if tensor is None else tensor
+        folder_lib.check_finite(tensor, f'{file}: tensor {name}')
         copy_into(arrays, slots[name], tensor)
   _check_tie(files, cfg, arrays['embed.embedding'])
   return traverse_util.unflatten_dict(arrays, sep='.')

@@ -10,7 +10,6 @@ the pairs of entries i and i + E/2, so the rows of q and k are permuted.
 """
 
 import math
-import os
 import pathlib
 import struct
 from typing import Any
@@ -19,6 +18,9 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
+from sleep_jax.runtime import files
+from sleep_jax.weights import folder as folder_lib
 
 _HEADER = struct.Struct('<7i')
 _FIELDS = (
@@ -34,6 +36,7 @@ _THETA, _EPS = 10_000.0, 1e-5
 
 def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
   """Model and weights of a file; see `parse`."""
+  untrusted.check_regular(path)
   return parse(path.read_bytes(), path.name)
 
 
@@ -41,7 +44,8 @@ def parse(content: bytes, where: str) -> tuple[config.ModelConfig, at.Params]:
   """Model and weights (NumPy, float32) of a file's content.
 
   Raises:
-    ConfigError: naming `where`, if it is truncated or of another format.
+    ConfigError: naming `where`, if it is truncated, of another format, or holds
+      a number that is not finite.
   """
   cfg = _config(content, where)
   shapes = _shapes(cfg)
@@ -57,6 +61,8 @@ def parse(content: bytes, where: str) -> tuple[config.ModelConfig, at.Params]:
     name: flat.reshape(shape)
     for (name, shape), flat in zip(shapes.items(), np.split(weights, ends[:-1]))
   }
+  for name, array in arrays.items():
+    folder_lib.check_finite(array, f'{where}: {name}')
   return cfg, _params(cfg, arrays)
 
 
@@ -76,12 +82,10 @@ def write(
       cfg.max_len,
     )  # fmt: skip
   weights = _weights(cfg, params)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  with part.open('wb') as f:
+  with files.atomic(path) as f:
     f.write(header)
     for name, shape in _shapes(cfg).items():
       f.write(np.asarray(weights[name], '<f4').reshape(shape).tobytes())
-  part.replace(path)
 
 
 def _config(content: bytes, where: str) -> config.ModelConfig:

@@ -45,7 +45,7 @@ def model_config(base: str, folder: str | None = None) -> config.ModelConfig:
   """
   if pathlib.Path(base).suffix in ('.npz', '.bin'):
     return _read(base, folder)[0]
-  return folder_lib.load(pretrained.locate(base)).cfg
+  return folder_lib.read_config(pretrained.locate(base))[0]
 
 
 def _read(

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
-import zipfile
 
 from flax import traverse_util
 import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import untrusted
+from sleep_jax.runtime import files
+from sleep_jax.weights import folder as folder_lib
 
 _META = '__model__'
 
@@ -32,21 +33,20 @@ def save(
         'support; write a folder (a name without .npz).'
       )
   meta = json.dumps(dataclasses.asdict(cfg))
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
   path.parent.mkdir(parents=True, exist_ok=True)
-  with part.open('wb') as f:
-    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in flat.items()}
-    arrays[_META] = np.asarray(meta)
+  arrays: dict[str, Any] = {k: np.asarray(v) for k, v in flat.items()}
+  arrays[_META] = np.asarray(meta)
+  with files.atomic(path) as f:
     np.savez_compressed(f, **arrays)
-  part.replace(path)
 
 
 def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
   """Model config and weights of an `.npz` file.
 
   Raises:
-    ConfigError: if there is no file, or it is truncated or was not written by
-      `save`.
+    ConfigError: if there is no file, it is truncated or was not written by
+      `save`; or naming the tensor that its model does not have, or whose shape,
+      type or values cannot be.
   """
   if not path.exists():
     raise config.ConfigError(
@@ -54,13 +54,9 @@ def read(path: pathlib.Path) -> tuple[config.ModelConfig, at.Params]:
       'experiments.run (configs base_*.py), convert a checkpoint into them '
       '(sleep_jax.weights.convert), or correct --config.base.'
     )
-  try:
-    with np.load(path) as archive:
-      meta = json.loads(str(archive[_META]))
-      flat = {k: archive[k] for k in archive.files if k != _META}
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-    raise config.ConfigError(
-      f'{path} is truncated or was not written by sleep_jax ({e}).'
-    ) from e
-  cfg = config.ModelConfig.from_mapping(meta)
-  return cfg, traverse_util.unflatten_dict(flat, sep='/')
+  flat = untrusted.read_npz(path)
+  meta = untrusted.parse_json(str(flat.pop(_META, '')), f'{path}: {_META}')
+  cfg = folder_lib.parse_model(meta, str(path))
+  leaves = {name.replace('/', '.'): x for name, x in flat.items()}
+  folder_lib.check_params(cfg, leaves, str(path))
+  return cfg, traverse_util.unflatten_dict(leaves, sep='.')

@@ -15,11 +15,11 @@ from typing import Any
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import tokenizers
+from sleep_jax.data import untrusted
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.weights import convert
 from sleep_jax.weights import fetch
 from sleep_jax.weights import folder as folder_lib
-from sleep_jax.weights import huggingface
 
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 _HUB_FILES = (
@@ -92,7 +92,7 @@ def locate(name: str) -> pathlib.Path:
       raise config.ConfigError(
         f'{path} holds no config.json; it is the folder of no model.'
       )
-    if huggingface.read_json(file).get('format') == folder_lib.FORMAT:
+    if untrusted.read_json(file).get('format') == folder_lib.FORMAT:
       return path
     return _converted(path, [p for p in path.iterdir() if p.is_file()])
   if _HUB_NAME.fullmatch(name) and not path.suffix == '.gguf':

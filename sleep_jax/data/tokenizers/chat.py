@@ -26,13 +26,14 @@ class ChatFormat:
   def __init__(self, tokenizer: Any, system: str | None = None):
     self._tokenizer, self._system = tokenizer, system
     text = self._render([_user(_USER), _assistant(_ASSISTANT)])
-    if text.find(_USER) < 0 or text.find(_ASSISTANT) < text.find(_USER):
-      raise config.ConfigError(
-        'the chat template does not give the messages as they are, in their '
-        'order.'
-      )
     prompt = self._render([_user(_USER)], add_generation_prompt=True)
-    self._before_user, self._before_assistant = prompt.split(_USER)
+    parts = prompt.split(_USER)
+    if len(parts) != 2 or not -1 < text.find(_USER) < text.find(_ASSISTANT):
+      raise config.ConfigError(
+        'the chat template does not give the messages as they are, once each '
+        'and in their order.'
+      )
+    self._before_user, self._before_assistant = parts
 
   def prompt(self, question: str | Sequence[Message]) -> list[int]:
     """A question, or a conversation so far, up to the assistant's turn."""

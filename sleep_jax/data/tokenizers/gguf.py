@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sleep_jax import config
+from sleep_jax.data import untrusted
 
 # (name, default) -> a value of the file's metadata.
 Get = Callable[..., Any]
@@ -54,6 +55,7 @@ _RULES = {
   'llama3': _LLAMA3,
   'llama-v3': _LLAMA3,
 }
+_END_OF_TURN = 'tokenizer.ggml.eot_token_id'
 _ROLES = {
   'bos_token': 'bos',
   'eos_token': 'eos',
@@ -87,10 +89,11 @@ def write(
     for role, name in _ROLES.items()
   }
   ids = {role: i for role, i in ids.items() if i is not None}
-  for role, i in ids.items():
-    if not 0 <= i < len(tokens):
+  generation = _generation_ids(get, ids)
+  for role, i in (ids | {'eot_token': get(_END_OF_TURN)}).items():
+    if i is not None and (not isinstance(i, int) or not 0 <= i < len(tokens)):
       raise config.ConfigError(
-        f'{where}: {role} is token {i}, but the tokenizer has {len(tokens)}.'
+        f'{where}: {role} is token {i!r}, but the tokenizer has {len(tokens)}.'
       )
   special = {role: tokens[i] for role, i in ids.items()}
   bos = ids.get('bos_token') if get('tokenizer.ggml.add_bos_token') else None
@@ -101,10 +104,10 @@ def write(
     'clean_up_tokenization_spaces': False,
   }
   if template := get('tokenizer.chat_template'):
+    config.check_value(str, template, f'{where}: tokenizer.chat_template')
     settings['chat_template'] = template
   _write(folder / 'tokenizer_config.json', settings)
   _write(folder / 'special_tokens_map.json', special)
-  generation = _generation_ids(get, ids)
   _write(folder / 'generation_config.json', generation)
   return generation
 
@@ -118,6 +121,8 @@ def _checked_tokens(get: Get, where: str, vocab: int) -> list[str]:
   tokens, merges = get('tokenizer.ggml.tokens'), get('tokenizer.ggml.merges')
   if not tokens or not merges:
     raise config.ConfigError(f'{where} holds no tokens or no merges.')
+  for name, texts in (('tokens', tokens), ('merges', merges)):
+    config.check_value(tuple[str, ...], texts, f'{where}: {name}')
   if len(tokens) > vocab:
     raise config.ConfigError(
       f'{where}: the tokenizer has {len(tokens)} tokens, but the embedding '
@@ -130,9 +135,12 @@ def _build(get: Get, where: str, tokens: list[str], bos: int | None) -> Any:
   """The tokenizer; a `bos` is put before every text when asked for."""
   library = _library()
   rule = config.lookup(
-    get('tokenizer.ggml.pre', 'default'), _RULES, f'{where}: tokenizer.ggml.pre'
+    str(get('tokenizer.ggml.pre', 'default')),
+    _RULES,
+    f'{where}: tokenizer.ggml.pre',
   )
   kinds = get('tokenizer.ggml.token_type') or [1] * len(tokens)
+  config.check_value(tuple[Any, ...], kinds, f'{where}: token_type')
   if len(kinds) != len(tokens):
     raise config.ConfigError(
       f'{where}: {len(tokens)} tokens have {len(kinds)} types.'
@@ -145,7 +153,7 @@ def _build(get: Get, where: str, tokens: list[str], bos: int | None) -> Any:
     )
   except Exception as e:  # The library raises no narrower type.
     raise config.ConfigError(
-      f'{where}: the merges do not fit the tokens: {e}'
+      f'{where}: the merges do not fit the tokens: {untrusted.reason(e)}'
     ) from None
   tokenizer = library.Tokenizer(model)
   if rule.nfc:
@@ -160,12 +168,22 @@ def _build(get: Get, where: str, tokens: list[str], bos: int | None) -> Any:
         [added]
       )
   if bos is not None:
-    tokenizer.post_processor = library.processors.TemplateProcessing(
-      single=f'{tokens[bos]} $A',
-      pair=f'{tokens[bos]} $A {tokens[bos]}:1 $B:1',
-      special_tokens=[(tokens[bos], bos)],
-    )
+    tokenizer.post_processor = _prepend(library, tokens[bos], bos, where)
   return tokenizer
+
+
+def _prepend(library: ModuleType, token: str, i: int, where: str) -> Any:
+  """Puts a token before every text."""
+  try:
+    return library.processors.TemplateProcessing(
+      single=f'{token} $A',
+      pair=f'{token} $A {token}:1 $B:1',
+      special_tokens=[(token, i)],
+    )
+  except ValueError as e:
+    raise config.ConfigError(
+      f'{where}: {token!r} cannot be a BOS: {e}'
+    ) from None
 
 
 def _pre_tokenizer(library: ModuleType, rule: _Rule) -> Any:
@@ -187,7 +205,7 @@ def _generation_ids(
   out: dict[str, int | list[int]] = {
     f'{role}_id': i for role, i in ids.items() if role != 'unk_token'
   }
-  eos, end = ids.get('eos_token'), get('tokenizer.ggml.eot_token_id')
+  eos, end = ids.get('eos_token'), get(_END_OF_TURN)
   if eos is not None and end not in (None, eos):
     out['eos_token_id'] = [eos, end]
   return out

@@ -3,14 +3,14 @@
 Needs the extra `hf` (libraries `tokenizers` and `jinja2`).
 """
 
-import functools
 import importlib
-import json
 import pathlib
 from types import ModuleType
 from typing import Any
 
 from sleep_jax import config
+from sleep_jax.data import untrusted
+from sleep_jax.data.tokenizers import template
 
 Message = dict[str, Any]  # {'role': ..., 'content': ...}
 
@@ -40,8 +40,8 @@ class HuggingFaceTokenizer:
 
   def __init__(self, folder: pathlib.Path | str):
     self._folder = folder = pathlib.Path(folder)
-    file = folder / 'tokenizer.json'
-    if not file.exists():
+    file = untrusted.member(folder, 'tokenizer.json')
+    if not file.is_file():
       raise config.ConfigError(
         f'{str(file)!r} does not exist; give the folder of a Hugging Face '
         'checkpoint.'
@@ -49,17 +49,18 @@ class HuggingFaceTokenizer:
     library = _library('tokenizers')
     try:
       self._model = library.Tokenizer.from_file(str(file))
+      ids = self._model.get_vocab().values()
     except Exception as e:  # The library raises no narrower type.
-      raise config.ConfigError(f'{file} is no tokenizer.json: {e}') from None
+      raise config.ConfigError(
+        f'{file} is no tokenizer.json: {untrusted.reason(e)}'
+      ) from None
+    if not ids:
+      raise config.ConfigError(f'{file} is no tokenizer.json: it has no token.')
     self._config = _json(folder / 'special_tokens_map.json') | _json(
       folder / 'tokenizer_config.json'
     )
-    self._special = {
-      name: token if isinstance(token, str) else token['content']
-      for name, token in self._config.items()
-      if name.endswith('_token') and isinstance(token, (str, dict))
-    }
-    self.vocab = 1 + max(self._model.get_vocab().values())
+    self._special = _special_tokens(self._config, folder)
+    self.vocab = 1 + max(ids)
     eos = self._id('eos_token')
     if eos is None:
       raise config.ConfigError(
@@ -93,73 +94,86 @@ class HuggingFaceTokenizer:
     Args:
       messages: the conversation so far, oldest first.
       add_generation_prompt: end with the head of the assistant's turn.
-      **variables: further variables of the template (`tools`, ...).
+      **variables: further variables of the template (`tools`, ...), as JSON
+        values.
 
     Raises:
-      ConfigError: if there is no template, or it rejects the messages.
+      ConfigError: if there is no template, it rejects the messages, or takes
+        too much time or memory (`template_worker`).
     """
-    jinja2 = _library('jinja2')
-    try:
-      return self._template.render(
-        **self._special,
-        messages=messages,
-        add_generation_prompt=add_generation_prompt,
-        **variables,
-      )
-    except jinja2.TemplateError as e:
-      raise config.ConfigError(
-        f'{self._folder}: the chat template refuses these messages: {e}'
-      ) from None
-
-  @functools.cached_property
-  def _template(self) -> Any:
-    """The template, compiled once: a task has thousands of prompts."""
-    return self._environment().from_string(self._chat_template())
-
-  def _environment(self) -> Any:
-    """The environment that templates expect, in a sandbox."""
-    jinja2, sandbox = _library('jinja2'), _library('jinja2.sandbox')
-
-    def refuse(message: str) -> None:
-      raise jinja2.TemplateError(message)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=['jinja2.ext.loopcontrols'],
-    )
-    environment.globals['raise_exception'] = refuse
-    # Jinja's filter of this name escapes HTML characters.
-    environment.filters['tojson'] = lambda x, indent=None: json.dumps(
-      x, ensure_ascii=False, indent=indent
-    )
-    return environment
-
-  def _chat_template(self) -> str:
-    file = self._folder / 'chat_template.jinja'
-    if file.exists():
-      return file.read_text(encoding='utf-8')
-    template = self._config.get('chat_template')
-    if isinstance(template, list):  # Several, by name.
-      template = {t['name']: t['template'] for t in template}.get('default')
-    if not template:
+    _library('jinja2')
+    if (chat_template := self._chat_template()) is None:
       raise config.ConfigError(
         f'{self._folder} has no chat template, neither chat_template.jinja '
         'nor chat_template in tokenizer_config.json; a base model has none. '
         'Use encode on plain text.'
       )
-    return template
+    variables |= self._special
+    variables |= {
+      'messages': messages,
+      'add_generation_prompt': add_generation_prompt,
+    }
+    try:
+      return _unicode(template.render(chat_template, variables))
+    except ValueError as e:
+      raise config.ConfigError(
+        f'{self._folder}: the chat template refuses these messages: {e}'
+      ) from None
+
+  @property
+  def has_chat_template(self) -> bool:
+    """Whether `apply_chat_template` may be called."""
+    return self._chat_template() is not None
+
+  def _chat_template(self) -> str | None:
+    file = untrusted.member(self._folder, 'chat_template.jinja')
+    if file.exists():
+      return untrusted.read_text(file)
+    where = f'{self._folder}/tokenizer_config.json: chat_template'
+    found = self._config.get('chat_template')
+    if isinstance(found, list):  # Several, by name.
+      for named in found:
+        config.check_mapping(named, where)
+      found = {str(t.get('name')): t.get('template') for t in found}
+      found = found.get('default')
+    if not found:
+      return None
+    config.check_value(str, found, where)
+    return found
 
   def _id(self, name: str) -> int | None:
     token = self._special.get(name)
     return None if token is None else self._model.token_to_id(token)
 
 
+def _special_tokens(
+  settings: dict[str, Any], folder: pathlib.Path
+) -> dict[str, str]:
+  """The special tokens' text by name (`eos_token`), of those that are set."""
+  tokens = {}
+  for name, token in settings.items():
+    if not name.endswith('_token') or not isinstance(token, (str, dict)):
+      continue
+    text = token.get('content') if isinstance(token, dict) else token
+    try:
+      if not isinstance(text, str):
+        raise ValueError(f'{text!r} is no text')
+      tokens[name] = _unicode(text)
+    except ValueError as e:
+      raise config.ConfigError(f'{folder}: the content of {name}: {e}.') from e
+  return tokens
+
+
+def _unicode(text: str) -> str:
+  """The same text.
+
+  Raises:
+    ValueError: if it has half of a surrogate pair, which JSON can spell.
+  """
+  text.encode('utf-8')
+  return text
+
+
 def _json(file: pathlib.Path) -> dict[str, Any]:
   """The content of a JSON file; nothing if it is absent."""
-  if not file.exists():
-    return {}
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except json.JSONDecodeError as e:
-    raise config.ConfigError(f'{file} is not JSON: {e}') from None
+  return untrusted.read_json(file) if file.exists() else {}

@@ -18,7 +18,7 @@ class SentencePieceTokenizer:
   """
 
   def __init__(self, path: pathlib.Path | str):
-    if not pathlib.Path(path).exists():
+    if not pathlib.Path(path).is_file():
       raise config.ConfigError(
         f'tokenizer file {str(path)!r} does not exist; train one with '
         'task.name=corpus and task.corpus=text, or correct the path.'

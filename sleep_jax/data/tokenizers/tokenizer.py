@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from sleep_jax import config
 from sleep_jax.data import assets
 from sleep_jax.data import tokenizers
+from sleep_jax.data import untrusted
 from sleep_jax.data.datasets import catalog
 from sleep_jax.data.tokenizers import huggingface as huggingface_tokenizer
 from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
@@ -58,8 +59,9 @@ def load(path: pathlib.Path | str, folder: str | None = None) -> Tokenizer:
     )
   path = assets.find(str(path))
   if path.is_dir():
-    if (path / _CONVERTED / 'tokenizer.json').exists():
-      path = path / _CONVERTED
+    converted = untrusted.member(path, _CONVERTED)
+    if (converted / 'tokenizer.json').exists():
+      path = converted
     return huggingface_tokenizer.HuggingFaceTokenizer(path)
   if path.name == 'tokenizer.json':
     return huggingface_tokenizer.HuggingFaceTokenizer(path.parent)

@@ -9,8 +9,8 @@ from typing import Any
 from absl import logging
 
 from sleep_jax import config
+from sleep_jax.data import untrusted
 from sleep_jax.weights import architectures
-from sleep_jax.weights import huggingface
 
 FOLDER = 'source'  # The subfolder for them in our own format.
 _FILES = (
@@ -35,11 +35,16 @@ _SPECIAL = ('bos', 'eos', 'pad')
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies what of `_FILES` there is, as it is; `target` is created."""
+  """Copies what of `_FILES` there is, as it is; `target` is created.
+
+  Raises:
+    ConfigError: if one of them is a link out of the folder: what it points to
+      would travel with the weights.
+  """
   target.mkdir(exist_ok=True)
   for name in _FILES:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, target / name)
+    if (file := untrusted.member(source, name)).is_file():
+      shutil.copyfile(file, target / name)
 
 
 def add(
@@ -64,7 +69,7 @@ def add(
   if source is not None and source.is_dir():
     copy(source, target)
   if (target / 'config.json').exists():
-    own = huggingface.read_json(target / 'config.json')
+    own = untrusted.read_json(target / 'config.json')
     own = architectures.plain(own)
     if architectures.describes(own, cfg, any_width=True):
       values = _with_values(own, values)
@@ -76,7 +81,7 @@ def add(
 def write_config(target: pathlib.Path, values: Mapping[str, Any]) -> None:
   """Writes config.json, unless the one that is there says the same."""
   file = target / 'config.json'
-  if not file.exists() or huggingface.read_json(file) != values:
+  if not file.exists() or untrusted.read_json(file) != values:
     _write_json(file, values)
 
 
@@ -98,7 +103,7 @@ def _add_tokenizer_config(
   file = target / 'tokenizer_config.json'
   if not (target / 'tokenizer.json').exists():
     return
-  settings = huggingface.read_json(file) if file.exists() else {}
+  settings = untrusted.read_json(file) if file.exists() else {}
   if 'tokenizer_class' in settings:
     return
   texts = {i: text for text, i in _added_tokens(target).items()}
@@ -118,7 +123,7 @@ def _add_generation_config(
   ids, added, settings = {}, _added_tokens(target), {}
   for file in ('special_tokens_map.json', 'tokenizer_config.json'):
     if (target / file).exists():
-      settings |= huggingface.read_json(target / file)
+      settings |= untrusted.read_json(target / file)
   for name in _SPECIAL:
     i = values.get(f'{name}_token_id')
     token = settings.get(f'{name}_token')
@@ -134,8 +139,14 @@ def _added_tokens(folder: pathlib.Path) -> dict[str, int]:
   """Special and other added tokens of a tokenizer.json, by their text."""
   if not (folder / 'tokenizer.json').exists():
     return {}
-  tokens = huggingface.read_json(folder / 'tokenizer.json').get('added_tokens')
-  return {token['content']: token['id'] for token in tokens or ()}
+  file = folder / 'tokenizer.json'
+  tokens = untrusted.read_json(file).get('added_tokens') or ()
+  config.check_value(tuple[Any, ...], tokens, f'{file}: added_tokens')
+  for token in tokens:
+    config.check_mapping(token, f'{file}: added_tokens')
+    config.check_value(str, token.get('content'), f'{file}: content')
+    config.check_value(int, token.get('id'), f'{file}: id')
+  return {token['content']: token['id'] for token in tokens}
 
 
 def _tokenizer_warning(
