@@ -90,6 +90,14 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    # Orbax reads when each was written, which nothing needs; where that is
+    # damaged it would open none of them.
+    for found in ocp.path.step.standard_name_format().find_all(self._folder):
+      try:
+        found.commit_timestamp  # noqa: B018
+      except (ValueError, TypeError, OverflowError, RecursionError):
+        damaged = self._folder / str(found.step) / '_CHECKPOINT_METADATA'
+        damaged.unlink(missing_ok=True)
     return ocp.CheckpointManager(
       self._folder,
       item_handlers={
@@ -182,7 +190,10 @@ class Checkpoints:
         meta, leaves = self._read(step, template)
       except config.ConfigError:
         raise
-      except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+      except (
+        OSError, ValueError, LookupError, TypeError, AttributeError,
+        RecursionError,
+      ) as e:  # fmt: skip
         logging.error(
           'Checkpoint %s/%d is corrupt and is skipped: %s',
           self._folder,
