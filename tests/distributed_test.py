@@ -1,18 +1,23 @@
 """Runs of two real processes: one life, the loss of a process, and errors."""
 
+import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
+from experiments import run
 from sleep_jax import config
 from sleep_jax.runtime import distributed
 from tests import killing
 
 # Takes seconds: neither rollouts nor dreams are compiled.
 SHORT = '--config=tests/small_life.py:wake_only'
+_MESH = ('--config.mesh.data=2',)
 
 
 def free_port() -> int:
@@ -48,13 +53,27 @@ def start(
   )
 
 
+@pytest.fixture(autouse=True)
+def _one_device_a_process(monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS')
+
+
+def start_both(workdir, **options) -> list[subprocess.Popen]:
+  port = free_port()
+  return [start(workdir, port, i, more=_MESH, **options) for i in range(2)]
+
+
 def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
-  killing.live(tmp_path / 'alone', None, SHORT)
+  for process in start_both(tmp_path / 'whole'):
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
   # Process 1 is killed in its second sleep, before the save.
   moment = killing.Moment('', 'sleep_jax.learners.sleep:Sleep.sleep', 2)
   port = free_port()
-  survivor = start(tmp_path / 'both', port, 0, timeout=20)
-  victim = start(tmp_path / 'both', port, 1, timeout=20, moment=moment)
+  survivor, victim = (
+    start(tmp_path / 'both', port, i, timeout=20, moment=m, more=_MESH)
+    for i, m in enumerate((None, moment))
+  )
   victim.communicate(timeout=500)
   assert victim.returncode == -signal.SIGKILL
   lost = time.monotonic()
@@ -62,27 +81,24 @@ def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
   assert time.monotonic() - lost < 100
   assert survivor.returncode != 0 and 'another task died' in output
 
-  port = free_port()
-  both = [start(tmp_path / 'both', port, i) for i in range(2)]
-  for process in both:
+  for process in start_both(tmp_path / 'both'):
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     # The save in progress when the peer was lost is complete or absent.
     assert 'going on after night' in output
-  # Both ran it, one wrote it, and it equals the life of a single process.
+  # Both ran it, one wrote it, and it equals the life that was not interrupted.
   assert killing.fingerprint(tmp_path / 'both') == killing.fingerprint(
-    tmp_path / 'alone'
+    tmp_path / 'whole'
   )
   assert len(list((tmp_path / 'both' / 'lives').glob('*/events*'))) <= 2
 
 
 def test_a_process_whose_peers_do_not_connect_exits(tmp_path):
   for process in (0, 1):
-    waiting = start(tmp_path, free_port(), process, timeout=3)
+    waiting = start(tmp_path, free_port(), process, timeout=3, more=_MESH)
     output, _ = waiting.communicate(timeout=100)
-    assert (
-      waiting.returncode == 1 and f'process {process} of 2 has wai' in output
-    )
+    assert waiting.returncode == distributed.LOST_CODE  # Starts it again.
+    assert f'process {process} of 2 has wai' in output
     assert 'Traceback' not in output and 'Abort' not in output
   assert not list(tmp_path.iterdir())
 
@@ -114,10 +130,50 @@ def test_processes_with_different_states_stop(monkeypatch):
     distributed.check_agreement('0102', 'night 3 (wake)')
 
 
+@pytest.mark.parametrize('ids, visible', [('', '0'), ('0,1,2,3', '0,1,2,3')])
+def test_a_task_of_slurm_sees_the_gpus_that_it_is_told(ids, visible):
+  """JAX makes that one GPU where nothing is said; no GPU is needed to ask."""
+  slurm = dict(JOB_ID='1', STEP_NODELIST='localhost', NTASKS='1', PROCID='0')
+  slurm |= dict(LOCALID='0', STEP_NUM_NODES='1')
+  code = (
+    'import logging\n'
+    'logging.basicConfig(level=logging.INFO)\n'
+    'from sleep_jax.runtime import distributed\n'
+    "distributed.start('auto')\n"
+  )
+  environment = {f'SLURM_{k}': v for k, v in slurm.items()}
+  environment |= dict(JAX_LOCAL_DEVICE_IDS=ids) if ids else {}
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=killing.ROOT,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=True,
+  )
+  assert re.findall(r'visible devices: (\S+)', done.stderr) == [visible]
+
+
+def test_two_workers_do_not_share_an_accelerator(monkeypatch, capsys):
+  c = {'workers': 2}
+  assert run._one_worker_on_accelerators(c) == c
+  monkeypatch.setattr(run.jax, 'default_backend', lambda: 'gpu')
+  assert run._one_worker_on_accelerators(c) == {'workers': 1}
+  assert (
+    'workers=1 in place of 2: lives share one gpu' in capsys.readouterr()[0]
+  )
+
+
 def test_flags_need_each_other(tmp_path):
   for flags, words in (
     (('--processes=2',), 'need --coordinator'),
     (('--coordinator=h:1', '--config.workers=2'), 'set --config.workers=1'),
+    (('--coordinator=auto',), 'without a mesh would each live the same lives'),
+    (
+      ('--coordinator=h:1', '--config.mesh.data=2', '--dry_start'),
+      'needs --processes and --process_id',
+    ),
   ):
     done = subprocess.run(
       killing.command(tmp_path / 'w', None, *flags),

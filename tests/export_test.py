@@ -179,9 +179,7 @@ def _exports(tmp_path_factory, merges):
 
 def read_plain(folder: pathlib.Path) -> model_lib.Model:
   """Our model of a plain checkpoint."""
-  cfg = architectures.model_config(
-    untrusted.read_json(folder / 'config.json')
-  )
+  cfg = architectures.model_config(untrusted.read_json(folder / 'config.json'))
   params = jax.tree.map(jnp.asarray, huggingface.load(folder, cfg))
   return model_lib.Model(cfg, params)
 

@@ -173,14 +173,25 @@ def _without_times(x: Any) -> Any:
 def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
   """All that a life left, but for timings: its leaves, metrics and summary."""
   folder = next((workdir / 'lives').iterdir())
-  manager = ocp.CheckpointManager(folder / 'checkpoints')
-  last = manager.restore(
-    manager.latest_step(),
-    args=ocp.args.Composite(
-      life=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
-    ),
-  )
-  manager.close()
+  handlers = {
+    'life': ocp.StandardCheckpointHandler(),
+    'meta': ocp.JsonCheckpointHandler(),
+  }
+  with ocp.CheckpointManager(
+    folder / 'checkpoints', item_handlers=handlers
+  ) as manager:
+    step = manager.latest_step()
+    # Of NumPy, on whichever devices they were: those may not be here.
+    like = {
+      k: np.empty(x.shape, x.dtype)
+      for k, x in manager.item_metadata(step)['life'].items()
+    }
+    last = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        life=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
+      ),
+    )
   leaves = checkpoint.unpack(last.life, last.meta['packed'])
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return {

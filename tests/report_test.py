@@ -154,7 +154,7 @@ def test_the_command_writes_a_page_with_dreams(tmp_path):
   assert str(out / 'report.html') in done.stdout
   text = (out / 'report.html').read_text()
   assert 'of sleep_1' in text and 'of sleep_2' not in text
-  (folder / 'summary.json').write_text('{"headline')
+  (workdir / 'lives/sft_1/summary.json').write_text('{"headline')
   with pytest.raises(config.ConfigError, match='summary.json is damaged'):
     report_lib.report_workdir(workdir, out)
 

@@ -222,6 +222,13 @@ def test_a_refused_setting_is_named_as_a_flag(message, flag):
     ('seeds', [], r'seeds=\[\] has no entry'),
     ('seeds', ['1'], r"seeds\[0\]='1' must be a whole number"),
     ('arms', {}, 'arms={} has no entry'),
+    ('arms', dict(sleep=3), r'arms\.sleep=3 must be a section'),
+    (
+      'arms',
+      dict(sleep=dict(wake=3)),
+      r'arms\.sleep\.wake=3 must be a section',
+    ),
+    ('model', dict(levels=[3]), r'model\.levels\[0\]=3 must be a section'),
   ],
 )
 def test_lives_that_nobody_can_run_are_refused(key, value, words):

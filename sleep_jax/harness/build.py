@@ -61,6 +61,17 @@ def check_sections(c: Settings) -> None:
       raise config.ConfigError(
         f'{several}={c[several]!r} has no entry, so there is nothing to live.'
       )
+  for arm, changes in c['arms'].items():
+    _check_section(changes, f'arms.{arm}')
+  for i, level in enumerate(c['model'].get('levels', ())):
+    _check_section(level, f'model.levels[{i}]')
+
+
+def _check_section(value: Any, where: str) -> None:
+  if not isinstance(value, dict):
+    raise config.ConfigError(
+      f'{where}={value!r} must be a section of settings.'
+    )
 
 
 def arm_config(c: Settings, arm: str) -> Settings:
@@ -69,7 +80,7 @@ def arm_config(c: Settings, arm: str) -> Settings:
   `learner` is the arm's own, else the config's, else the arm's name.
 
   Raises:
-    ConfigError: if an arm changes a section that does not exist.
+    ConfigError: if an arm changes what is no section.
   """
   check_sections(c)
   changes = dict(config.lookup(arm, c['arms'], 'arm'))
@@ -82,6 +93,7 @@ def arm_config(c: Settings, arm: str) -> Settings:
         f'arms.{arm}.{section}: there is no section {section!r} to change; '
         f'known are {", ".join(sorted(out))}.'
       )
+    _check_section(values, f'arms.{arm}.{section}')
     out[section] = {**out[section], **values}
   return out
 

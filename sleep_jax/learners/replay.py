@@ -166,7 +166,7 @@ class ReplayFinetune(finetune.Finetune):
       )
       times = 1 if cfg.oversample == 1 else 3 * cfg.oversample
       cost.add_forward(drawn.tokens.size, times=times)
-    observation.dreams('in the evening', drawn.tokens, drawn.lengths)
+    observation.documents('in the evening', drawn.tokens, drawn.lengths)
     # What was kept first of a night was the best of it, see `generation.keep`.
     old = [np.flatnonzero(state['night'] == x)[:quota] for x in nights]
     index = np.concatenate([of_base, *old])
@@ -204,7 +204,7 @@ class ReplayFinetune(finetune.Finetune):
         life.frames,
       )
       cost.add_forward(drawn.tokens.size, times=cfg.oversample)
-    observation.dreams('in the morning', drawn.tokens, drawn.lengths)
+    observation.documents('in the morning', drawn.tokens, drawn.lengths)
     return self._packed(*_with_weights(drawn), shape[1])
 
   def _packed(

@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from sleep_jax import array_typing as at
+
 
 @runtime_checkable
 class Observer(Protocol):
@@ -49,21 +51,23 @@ def steps(values: Mapping[str, np.ndarray]) -> None:
     observer.on_steps(values)
 
 
-def dreams(
-  kind: str,
-  rows: Sequence[Sequence[int]] | np.ndarray,
-  lengths: np.ndarray | None = None,
-) -> None:
+def dreams(kind: str, rows: Sequence[Sequence[int]]) -> None:
   """Reports what was dreamt.
 
   Args:
     kind: who wrote it, or what became of it; a few words for a reader.
-    rows: N dreams, as token ids.
-    lengths: `[N]`, without padding, if `rows` are padded.
+    rows: token ids of each dream.
   """
-  if (observer := _observer.get()) is None:
-    return
-  if lengths is not None:
-    pairs = zip(rows, lengths, strict=True)
-    rows = [np.asarray(row)[:size].tolist() for row, size in pairs]
-  observer.on_dreams(kind, list(rows))
+  if (observer := _observer.get()) is not None:
+    observer.on_dreams(kind, rows)
+
+
+def documents(
+  kind: str,
+  tokens: at.Int[np.ndarray, 'N T'],
+  lengths: at.Int[np.ndarray, 'N'],
+) -> None:
+  """Reports dreams that are padded, each with its length."""
+  if _observer.get() is not None:
+    pairs = zip(tokens, lengths, strict=True)
+    dreams(kind, [row[:length].tolist() for row, length in pairs])

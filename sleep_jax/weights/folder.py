@@ -33,7 +33,9 @@ FORMAT = 'sleep_jax'
 _DIGEST = 'digest.json'  # The digest, and of which files.
 _ROOTS = ('params', 'memory')  # First parts of the tensors' names.
 # Of weights, and of what else a memory holds.
-_DTYPES = dict.fromkeys((*config.DTYPES, 'int32', 'uint32', 'bool'))
+_DTYPES: dict[str, None] = dict.fromkeys(
+  (*config.DTYPES, 'int32', 'uint32', 'bool')
+)
 # (name, shape, dtype) -> an array to fill.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
@@ -311,7 +313,7 @@ def read_config(
   """
   file = path / 'config.json'
   meta = untrusted.read_json(file)
-  tensors = meta.get('tensors')
+  tensors: Any = meta.get('tensors')
   config.check_mapping(tensors, f'{file}: tensors')
   for name, entry in tensors.items():
     where = f'{file}: tensors.{name}'
@@ -370,7 +372,7 @@ def digest(path: pathlib.Path) -> str:
   sha256 = hashlib.sha256()
   for name in sorted(tensors):
     sha256.update(json.dumps([name, *tensors[name]]).encode())
-    sha256.update(_open(path, name).reshape(-1).view(np.uint8))
+    sha256.update(_open(path, name).reshape(-1).view(np.uint8).data)
   kept = {'sha256': sha256.hexdigest(), 'files': state}
   # In a folder that is read-only it is computed every time.
   with contextlib.suppress(OSError):

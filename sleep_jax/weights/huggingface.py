@@ -176,7 +176,7 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
         'checkpoints are read.'
       )
     return [file]
-  of_tensors = untrusted.read_json(folder / INDEX).get('weight_map')
+  of_tensors: Any = untrusted.read_json(folder / INDEX).get('weight_map')
   config.check_mapping(of_tensors, f'{folder / INDEX}: weight_map')
   files = {untrusted.member(folder, name) for name in of_tensors.values()}
   if not files:

@@ -313,7 +313,7 @@ def _sample(
       cost.add_forward(size // 2, times=2 * job.cfg.oversample)
   is_current = replay.source.mean(axis=1) > 0.5
   for kind, rows in (('current', is_current), ('previous', ~is_current)):
-    observation.dreams(
+    observation.documents(
       f'by the {kind} model', replay.tokens[rows], replay.lengths[rows]
     )
   return replay, probe
