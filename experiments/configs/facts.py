@@ -231,8 +231,7 @@ def _hundred(c: common.Config) -> None:
 
   What is done when all twelve are in use: the oldest is dropped or merged into
   the next, or all are folded into the base; or levels of four slots each send
-  theirs to the next slower level, every four and every sixteen nights. No life
-  of it has been run to its end.
+  theirs to the next slower level, every four and every sixteen nights.
   """
   _hard(c)
   c.seeds = (11, 12, 13)  # Settings were chosen on 1 and 100.
