@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import html5lib
 from matplotlib import colors
 from matplotlib import ticker
 import numpy as np
@@ -17,8 +18,6 @@ from sleep_jax.harness import plots
 from sleep_jax.harness import report as report_lib
 from sleep_jax.harness import style
 from tests import run_test
-
-html5lib = pytest.importorskip('html5lib', reason='html5lib is not installed')
 
 ROOT = pathlib.Path(__file__).parent.parent
 _BAD = '<script>document.title="ran"</script> & <b>"x"</b> \u2028 \U0001f634'

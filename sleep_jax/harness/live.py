@@ -261,8 +261,8 @@ def _run_episode(
     )
     with observation.use(observer):
       life, metrics = _run_phase(run, episode, phase, snapshot.life)
-    scalars |= metrics
-    dreams += observer.dreams
+    # New objects: the checkpoint of the phase before may still be written.
+    scalars, dreams = scalars | metrics, dreams + observer.dreams
     notes = {
       'records': run.writer.mark(),
       'scalars': scalars,
