@@ -378,9 +378,10 @@ def damage(
     'nested deep': lambda: path.write_bytes(_DEEP),
     'not UTF-8': lambda: path.write_bytes(b'{"a": "\xe9"}'),
   }
+  if len(said.parts) == 1:  # A path that a user names, which may be a link.
+    del others['a link out']
   if path.suffix in ('.jsonl', '.txt') or 'c' in said.parts:
-    # A path that a user names; or one of our own.
-    del others['a pipe'], others['a link out']
+    del others['a pipe']  # May be meant; and checkpoints are our own.
   name = rng.choice(sorted(others))
   others[name]()
   return f'{said}: {name}'
