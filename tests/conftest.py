@@ -29,6 +29,25 @@ from sleep_jax.models import memory as memory_lib  # noqa: E402
 from sleep_jax.models import model as model_lib  # noqa: E402
 from sleep_jax.models import transformer  # noqa: E402
 
+# What `-m quick` runs of each file; '' is all of it.
+QUICK = {
+  'bounds_test': '',
+  'model_test': 'test_fresh_memory_gives_the_base_logits_bit_for_bit',
+  'objectives_test': '',
+  'seeding_test': 'test_seeding_touches_the_new_slot_alone',
+  'tokenizers_test': '',
+  'wake_test': 'test_reading_a_repeated_row_lowers_its_loss',
+}
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    name = QUICK.get(item.path.stem)
+    if name is None or item.get_closest_marker('slow'):
+      continue
+    if item.name.startswith(name):
+      item.add_marker(pytest.mark.quick)
+
 
 def tiny(**changes) -> config.ModelConfig:
   """Two layers, three levels with clocks 4 -> 8 -> frozen, two banks."""
