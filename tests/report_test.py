@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import config
+from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import page as page_lib
 from sleep_jax.harness import plots
 from sleep_jax.harness import report as report_lib
@@ -134,8 +135,16 @@ def test_the_command_writes_a_page_with_dreams(tmp_path):
     'name': 'made up',
     'arms': {'sleep': {}, 'sft': {}},
     'reference': 'sleep',
+    'seeds': [1, 2],
+    'task': {},
+    'base': '',
+    'model': {},
+    'workers': 1,
   }
   for of_life in lives('sft', 'sleep'):
+    settings = build_lib.arm_config(c, of_life['learner'])
+    digest = build_lib.life_digest(settings, of_life['seed'])
+    of_life = of_life | {'identity': digest}
     folder = workdir / 'lives' / f'{of_life["learner"]}_{of_life["seed"]}'
     folder.mkdir(parents=True)
     (folder / 'summary.json').write_text(json.dumps(of_life))
@@ -154,7 +163,7 @@ def test_the_command_writes_a_page_with_dreams(tmp_path):
   text = (out / 'report.html').read_text()
   assert 'of sleep_1' in text and 'of sleep_2' not in text
   (workdir / 'lives/sft_1/summary.json').write_text('{"headline')
-  with pytest.raises(config.ConfigError, match='summary.json is damaged'):
+  with pytest.raises(config.ConfigError, match='summary.json cannot be read'):
     report_lib.report_workdir(workdir, out)
 
 
