@@ -378,7 +378,7 @@ def damage(
     'nested deep': lambda: path.write_bytes(_DEEP),
     'not UTF-8': lambda: path.write_bytes(b'{"a": "\xe9"}'),
   }
-  if len(said.parts) == 1:  # A path that a user names, which may be a link.
+  if len(said.parts) == 1 or said.parts[0] == 'c':  # A user may link these.
     del others['a link out']
   if path.suffix in ('.jsonl', '.txt') or 'c' in said.parts:
     del others['a pipe']  # May be meant; and checkpoints are our own.
