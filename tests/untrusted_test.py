@@ -419,7 +419,12 @@ def test_a_gguf_array_longer_than_its_file_is_refused(tmp_path):
   name = b'tokenizer.ggml.token_type'
   at = raw.index(name) + len(name) + 8  # After its type and its elements'.
   path.write_bytes(raw[:at] + (1 << 60).to_bytes(8, 'little') + raw[at + 8 :])
-  refused('a length in its header', convert.convert, path, tmp_path / 'ours')
+  refused(
+    'a length in its header|is truncated, damaged',
+    convert.convert,
+    path,
+    tmp_path / 'ours',
+  )
 
 
 @pytest.mark.parametrize(
@@ -427,7 +432,7 @@ def test_a_gguf_array_longer_than_its_file_is_refused(tmp_path):
   [
     ('life.json', ('format',), 7, 'has format 7'),
     ('life.json', ('plan',), None, 'plan'),
-    ('life.json', ('plan', 'window'), -1, 'must be at least 1'),
+    ('life.json', ('plan', 'window'), -1, 'must be at least'),
     ('life.json', ('plan', 'rank'), 3, 'are of two lives'),
     ('life.json', ('frames',), [[['x']]], 'must be a whole number'),
     ('life.json', ('frames',), [[[10**6]]], 'ids beyond 320'),

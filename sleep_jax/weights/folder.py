@@ -291,7 +291,7 @@ def load(path: pathlib.Path) -> Saved:
 
 def _open(path: pathlib.Path, name: str) -> np.ndarray:
   """A tensor of a folder, mapped into memory."""
-  file = untrusted.member(path, _file(path, name).name)
+  file = untrusted.member(path, f'{name}.npy')
   if not file.is_file():
     raise config.ConfigError(f'tensor file {str(file)!r} is missing.')
   try:

@@ -198,11 +198,9 @@ def _pre_tokenizer(library: ModuleType, rule: _Rule) -> Any:
   return pre.Sequence(steps)
 
 
-def _generation_ids(
-  get: Get, ids: dict[str, int]
-) -> dict[str, int | list[int]]:
+def _generation_ids(get: Get, ids: dict[str, Any]) -> dict[str, Any]:
   """BOS, EOS and padding; a turn's end, if it is another token, is an EOS."""
-  out: dict[str, int | list[int]] = {
+  out: dict[str, Any] = {
     f'{role}_id': i for role, i in ids.items() if role != 'unk_token'
   }
   eos, end = ids.get('eos_token'), get(_END_OF_TURN)
