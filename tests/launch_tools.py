@@ -162,13 +162,14 @@ def _dry_start(argv: list[str]) -> tuple[int, str]:
   """Of this process, which must not have run the runner before."""
   from absl import app
 
+  from experiments import command_line
   from experiments import run as runner
 
   sys.argv = ['experiments.run', '--dry_start', *argv]
   output, status = io.StringIO(), 0
   with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
     try:
-      app.run(runner.main, argv=sys.argv, flags_parser=runner._parse)
+      app.run(runner.main, argv=sys.argv, flags_parser=command_line.parse)
     except SystemExit as e:
       if isinstance(e.code, str):
         print(e.code)
