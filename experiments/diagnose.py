@@ -10,6 +10,7 @@ the fast weights stay, in their reset.
       --out=results/facts_diagnosis
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
@@ -48,6 +49,7 @@ from sleep_jax.runtime import compilation
 from sleep_jax.tasks import base as task_lib
 
 _NGRAM = 4  # Tokens in a row that make a dream's part one of a day's text.
+_MOST_COLUMNS = 20  # Of more days, the means of so many in a row are shown.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,11 +267,18 @@ def report(
     return [f'{x:.3f}' for x in values]
 
   first = next(iter(results.values()))
-  days = [f'day {i + 1}' for i in range(len(first.by_episode))]
+  num_days = len(first.by_episode)
+  size = -(-num_days // _MOST_COLUMNS)
+  spans = [(i, min(i + size, num_days)) for i in range(0, num_days, size)]
+  days = [f'day {a + 1}' + f' to {b}' * (b > a + 1) for a, b in spans]
+
+  def by_day(values: Sequence[float]) -> list[str]:
+    return row([float(np.mean(values[a:b])) for a, b in spans])
+
   text = 'What is answered:\n\n' + tables.markdown(
     ['model', *days, *first.metrics],
     [
-      [name, *row(x.by_episode), *row(list(x.metrics.values()))]
+      [name, *by_day(x.by_episode), *row(list(x.metrics.values()))]
       for name, x in results.items()
     ],
   )
@@ -277,7 +286,7 @@ def report(
   text += tables.markdown(
     ['by the model', 'ended', 'distinct', *days],
     [
-      [name, *row([x['ended'], x['distinct'], *x['of the days']])]
+      [name, *row([x['ended'], x['distinct']]), *by_day(x['of the days'])]
       for name, x in dreamt.items()
     ],
   )

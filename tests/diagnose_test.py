@@ -11,6 +11,7 @@ from experiments import diagnose
 from experiments.configs import common
 from experiments.configs import quickstart
 from sleep_jax import config
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import report as report_lib
 from sleep_jax.harness import workers
@@ -95,3 +96,16 @@ def test_a_life_that_cannot_be_diagnosed(lived, life, message):
   c, workdir, _ = lived
   with pytest.raises(config.ConfigError, match=re.escape(message)):
     diagnose.diagnose(c, life, workdir)
+
+
+def test_of_many_days_means_of_several_are_shown():
+  days = [float(i) for i in range(45)]
+  answered = experience_lib.EvalResult(
+    metrics={'accuracy': 0.5}, by_episode=days
+  )
+  dreamt = {'ended': 1.0, 'distinct': 1.0, 'of the days': days}
+  text = diagnose.report({'after': answered}, {'after it': dreamt}, {})
+  header, _, cells = text.splitlines()[2:5]
+  columns = [x.strip() for x in header.strip('|').split('|')]
+  assert columns[1:3] == ['day 1 to 3', 'day 4 to 6'] and len(columns) == 17
+  assert cells.split('|')[2].strip() == '1.000'
