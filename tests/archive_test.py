@@ -197,6 +197,10 @@ def test_what_the_current_model_contradicts_has_no_weight(life):
     )
     labels = teacher_labels.from_archive(cfg, kept, teachers, None)
     np.testing.assert_array_equal(labels.weight[0], want)
+  # What the previous model says too, the day has not told: it was forgotten.
+  same = replay_lib.Teachers(life.model, life.memory)
+  labels = teacher_labels.from_archive(cfg, kept, same, None)
+  np.testing.assert_array_equal(labels.weight[0], [1.0] * 4)
   # By `label`, where the previous model is the teacher and has another token.
   teachers = replay_lib.Teachers(life.model, life.previous_memory())
   args = tokens, jnp.arange(4)[None], jnp.ones((1, 4)), jnp.zeros((1, 4))

@@ -217,24 +217,30 @@ def test_what_is_rehearsed_is_not_overwritten_by_the_day(cfg, params, tokens):
 
 
 def test_what_the_day_has_told_otherwise_is_not_rehearsed(cfg, params, tokens):
-  """Of a dream only the tokens count on which the model is not sure."""
+  """Of a dream those tokens count that it does not say otherwise and new."""
   model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  morning = model.with_memory(conftest.random_memory(cfg))
   logits = model.forward(tokens).logits
   archive = archive_of(model, tokens)
   other = archive.replace(teacher=divergences.top_k(-logits, 4))
   sure = jax.nn.softmax(logits).max(-1)
   threshold = float(jnp.median(sure))
 
-  def weight(dreams, threshold):
+  def weight(dreams, threshold, morning=morning):
     groups = jax.tree.map(lambda x: x.reshape(2, 1, 2, *x.shape[1:]), dreams)
-    kept = wake.uncontradicted(threshold, model, groups)
+    kept = wake.uncontradicted(threshold, morning, model, groups)
     np.testing.assert_array_equal(kept.tokens, groups.tokens)
     return kept.weight.reshape(sure.shape)
 
-  want = jnp.where(sure > threshold, 0.0, 1.0)
-  assert 0 < want.mean() < 1
+  choice = morning.forward(tokens).logits.argmax(-1)
+  new = choice != logits.argmax(-1)
+  assert 0 < new.mean() < 1
+  want = jnp.where((sure > threshold) & new, 0.0, 1.0)
   np.testing.assert_array_equal(weight(other, threshold), want)
-  assert not weight(other, 0.0).any() and weight(other, 1.0).all()
+  np.testing.assert_array_equal(weight(other, 0.0), ~new)
+  assert weight(other, 1.0).all()
+  # What it said in the morning already, it has only forgotten.
+  assert weight(other, 0.0, morning=model).all()
   # Nothing is lost of what the model would say, too.
   shifted = archive.replace(teacher=divergences.top_k(0.5 * logits, 4))
   assert weight(shifted, 0.0).all()

@@ -259,8 +259,8 @@ class Sleep(base.Learner):
       loss = jax.block_until_ready(loss)
       rehearsed = 0 if dreams is None else dreams.tokens.size
       cost.add_online(tokens.size + rehearsed, steps=loss.size)
-      if cfg.contradicted < 1.0:  # Half of the dreams are judged at midday.
-        cost.add_forward(rehearsed // 2)
+      if cfg.contradicted < 1.0:  # Half of the dreams, by two models.
+        cost.add_forward(rehearsed // 2, times=2)
     finite.check_finite('wake', loss, memory)
     observation.steps({'loss': sharding.fetch(loss)})
     tenth = max(1, loss.size // 10)

@@ -44,8 +44,9 @@ class WakeConfig:
   # as much as a row of the day.
   rehearsed: int = 0
   # Where the model, when half of the day is read, gives another token than a
-  # dream more than this probability, although it was rehearsed until then, the
-  # day has told it otherwise, and it is not rehearsed further; 1 = never.
+  # dream more than this probability, although it was rehearsed until then, and
+  # did not choose it in the morning, the day has told it otherwise, and it is
+  # not rehearsed further; 1 = never.
   contradicted: config.Fraction = 1.0
   # Documents are packed into rows of so many tokens (`data.packing`), where a
   # clock is slower than they are long; 0 = rows are read as the task has them.
@@ -111,8 +112,8 @@ def read_day(
   for part in (slice(0, half), slice(half, None)) if half else (slice(None),):
     of_part = jax.tree.map(lambda x, part=part: x[part], data)
     if part.start:
-      awake = model.with_memory(carry[0])
-      rehearsed = uncontradicted(cfg.contradicted, awake, of_part[2])
+      midday = model.with_memory(carry[0])
+      rehearsed = uncontradicted(cfg.contradicted, model, midday, of_part[2])
       of_part = *of_part[:2], rehearsed
     carry, loss = jax.lax.scan(
       functools.partial(_read_group, cfg, model, defer_due_update),
@@ -125,19 +126,26 @@ def read_day(
 
 
 def uncontradicted(
-  threshold: float, model: model_lib.Model, dreams: archive_lib.Archive
+  threshold: float,
+  morning: model_lib.Model,
+  midday: model_lib.Model,
+  dreams: archive_lib.Archive,
 ) -> archive_lib.Archive:
-  """The dreams without what the model is surer than `threshold` otherwise.
+  """The dreams without what has been told otherwise since the morning.
 
   Args:
-    threshold: a probability.
-    model: after some of the day.
+    threshold: a probability, see `archive.contradicted`.
+    morning: before the day.
+    midday: after some of it.
     dreams: leaves `[groups, chunks, rows, ...]`, run a chunk's rows at a time.
   """
 
   def weight(rows: archive_lib.Archive) -> jax.Array:
     told = archive_lib.contradicted(
-      threshold, model.forward(rows.tokens).logits, rows.likeliest()
+      threshold,
+      midday.forward(rows.tokens).logits,
+      rows.likeliest(),
+      morning.forward(rows.tokens).logits,
     )
     return rows.weight * (1.0 - told)
 

@@ -70,7 +70,7 @@ class SeedingConfig:
   # knows, the less of what it dreams is new; what it knew is archived already.
   archive_only_new: bool = False
   # Where the current model gives a token more than this probability, and the
-  # previous one or the archive another token, the day has told it otherwise,
+  # previous one, and the archive, another token, the day has told it otherwise,
   # and the past has no weight there; 1 = never. Of use where a day overwrites
   # only what it speaks of (`wake.rehearsed`).
   contradicted: base.Fraction = 1.0

@@ -141,7 +141,9 @@ def prepare(
     if archive is not None:
       padded = archive.padded(_padded_rows(num_archived, job.cfg.archive))
       kept = teacher_labels.from_archive(job.cfg, padded, teachers, vocabulary)
-      if kept.prefix is not None or job.cfg.contradicted < 1.0:
+      if job.cfg.contradicted < 1.0:
+        cost.add_forward(kept.tokens.size, times=times)
+      elif kept.prefix is not None:
         cost.add_forward(kept.tokens.size)
       archive = archive.replace(weight=kept.weight[:num_archived])
   dreamt = replay, labels

@@ -274,15 +274,22 @@ def _read_archived(
   if cfg.contradicted == 1.0:
     return prefix, jnp.zeros(tokens.shape, bool)
   inputs = tokens if prefix is None else prefix
-  hidden = teachers.current.forward(inputs, positions=positions).hidden
   matrix = teachers.head
   if matrix is None:
     matrix = teachers.current.unembedding()
+  models = [m for m in (teachers.current, teachers.previous) if m is not None]
+
+  def per_token(rows):
+    past, hidden = rows
+    now, *before = (h @ matrix.T.astype(h.dtype) for h in hidden)
+    return archive_lib.contradicted(cfg.contradicted, now, past, *before)
+
   contradicted = divergences.chunked(
-    lambda x: archive_lib.contradicted(
-      cfg.contradicted, x[0] @ matrix.T.astype(x[0].dtype), x[1]
+    per_token,
+    (
+      likeliest,
+      [m.forward(inputs, positions=positions).hidden for m in models],
     ),
-    (hidden, likeliest),
     cfg.tokens_in_flight,
   )
   return prefix, contradicted
