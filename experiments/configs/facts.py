@@ -198,6 +198,7 @@ def _hard_ablations(c: common.Config) -> None:
   """`:hard`, with one part taken away or put back."""
   _hard(c)
   c.seeds = (1, 2, 3)
+  fast, slow = (dict(level) for level in c.model.levels)
   asleep = {
     'not_rehearsed_awake': dict(wake=dict(rehearsed=0)),
     'no_archive': dict(
@@ -220,6 +221,11 @@ def _hard_ablations(c: common.Config) -> None:
     # Dreams are archived and rehearsed by day; a night moves nothing.
     'untrained_expert': dict(sleep=dict(train_expert=False, steps=10)),
     'not_spliced': dict(sleep=dict(splice=False)),
+    # Of twenty experts one or two answer for a token.
+    **{
+      f'top_{k}': dict(model=dict(levels=[fast, slow | dict(top_k=k)]))
+      for k in (1, 2)
+    },
   }
   c.arms = {'sleep': {}} | {
     name: dict(learner='sleep') | changes for name, changes in asleep.items()
