@@ -4,7 +4,11 @@
 and eight host devices, as the tests have. Another processor, or another number
 of threads, may add in another order, and hundreds of training steps amplify
 that; so the file holds a digest of what the recording machine computed, and
-elsewhere these tests are skipped.
+elsewhere these tests are skipped, and where the compiler optimises less, as it
+does for all other tests:
+
+  XLA_FLAGS=--xla_backend_optimization_level=3 \\
+      python -m pytest tests/golden_test.py
 """
 
 import hashlib
