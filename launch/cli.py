@@ -64,22 +64,30 @@ def parser() -> argparse.ArgumentParser:
   out.add_argument(
     '--dry-run', action='store_true', help='print the script; run nothing'
   )
+  add_job_flags(out)
+  return out
+
+
+def add_job_flags(
+  parser: argparse.ArgumentParser, *, config_required: bool = True
+) -> None:
+  """Adds a flag for every field of a `Job`."""
   for field in dataclasses.fields(job_lib.Job):
     if field.name == 'overrides':
       continue
     flag, help_text = f'--{field.name.replace("_", "-")}', _HELP[field.name]
     if field.type is bool:
-      out.add_argument(flag, action='store_true', help=help_text)
+      parser.add_argument(flag, action='store_true', help=help_text)
     elif field.name == 'sbatch':
-      out.add_argument(flag, action='append', default=[], help=help_text)
-    elif field.default is dataclasses.MISSING:
-      required = field.name == 'config'
-      out.add_argument(flag, required=required, help=help_text)
+      parser.add_argument(flag, action='append', default=[], help=help_text)
+    elif field.name == 'config':
+      parser.add_argument(flag, required=config_required, help=help_text)
+    elif field.name == 'name':
+      parser.add_argument(flag, help=help_text)
     else:
-      out.add_argument(
+      parser.add_argument(
         flag, type=field.type, default=field.default, help=help_text
       )
-  return out
 
 
 def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
@@ -89,19 +97,29 @@ def parse(argv: list[str]) -> tuple[job_lib.Job, argparse.Namespace]:
     ConfigError: if the job is invalid.
   """
   args, overrides = parser().parse_known_args(argv)
+  return job_of(args, overrides), args
+
+
+def job_of(args: argparse.Namespace, overrides: list[str]) -> job_lib.Job:
+  """The job of parsed flags; without a config it is called `job`.
+
+  Raises:
+    ConfigError: if the job is invalid.
+  """
   names = [f.name for f in dataclasses.fields(job_lib.Job)]
   fields = {k: v for k, v in vars(args).items() if k in names}
-  fields['sbatch'] = tuple(args.sbatch)
-  file = args.config.partition(':')[0]
-  if not pathlib.Path(file).is_file():
+  fields |= dict(sbatch=tuple(args.sbatch), config=args.config or '')
+  file = fields['config'].partition(':')[0]
+  if file and not pathlib.Path(file).is_file():
     raise config.ConfigError(
       f'--config={args.config!r}: there is no file {file!r}; launch from the '
       'root of the repository.'
     )
   if not args.name:
-    stem = re.sub(r'\.py\b', '', args.config.rpartition('/')[2])
-    fields['name'] = re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')
-  return job_lib.Job(overrides=tuple(overrides), **fields), args
+    stem = re.sub(r'\.py\b', '', fields['config'].rpartition('/')[2])
+    name = re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')
+    fields['name'] = name or 'job'
+  return job_lib.Job(overrides=tuple(overrides), **fields)
 
 
 def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:

@@ -235,6 +235,20 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+  """A command that changes nothing, and fails where the job would.
+
+  argv: the program and its arguments.
+  advice: what to do if it fails.
+  text: its standard input.
+  """
+
+  argv: tuple[str, ...]
+  advice: str
+  text: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Command:
   """A program and its arguments, run on the launching machine."""
 

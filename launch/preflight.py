@@ -7,7 +7,7 @@ Every check prints a line: its result, or the problem and what to do. Exits with
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import importlib.metadata
 import os
 import pathlib
@@ -105,9 +105,10 @@ def check_memory(minimum: float) -> str:
 
 def check_workdir(name: str, minimum: float) -> str:
   """Checks that files can be written and renamed, and the free GiB."""
-  folder = pathlib.Path(name)
+  folder = pathlib.Path(name).absolute()
+  while not folder.exists():  # The run makes it; nothing is left here.
+    folder = folder.parent
   try:
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.preflight') as probe:
       part = pathlib.Path(probe) / 'part'
       part.mkdir()
@@ -118,16 +119,16 @@ def check_workdir(name: str, minimum: float) -> str:
         raise NotReady(f'{folder} returns other data than was written.')
   except OSError as e:
     raise NotReady(
-      f'{folder} cannot be written ({e}); give another --workdir, or mount '
+      f'{name} cannot be written ({e}); give another --workdir, or mount '
       'its disk or bucket for writing.'
     ) from e
   disk = psutil.disk_usage(str(folder))
   if disk.free / 2**30 < minimum:
     raise NotReady(
-      f'{disk.free / 2**30:.1f} GiB are left at {folder}, but {minimum:.1f} '
+      f'{disk.free / 2**30:.1f} GiB are left at {name}, but {minimum:.1f} '
       'are needed; free some, or lower --disk-gib.'
     )
-  return f'{folder}: written, {disk.free / 2**30:.1f} GiB left'
+  return f'{name}: can be written, {disk.free / 2**30:.1f} GiB left'
 
 
 def check_data(name: str | None) -> str:
@@ -182,11 +183,16 @@ def main(argv: list[str] | None = None) -> int:
   except config.ConfigError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
+  return report(todo)
+
+
+def report(todo: Mapping[str, Callable[[], str]]) -> int:
+  """Runs checks, prints a line for each; returns 1 if any failed."""
   failed = 0
   for name, check in todo.items():
     try:
       print(f'ok    {name}: {check()}')
-    except NotReady as e:
+    except (NotReady, config.ConfigError) as e:
       failed += 1
       print(f'FAIL  {name}: {e}')
   if failed:

@@ -248,6 +248,32 @@ def _check_manifest(jobset: dict, job: job_lib.Job) -> None:
 
 
 @pytest.mark.slow
+def test_gcloud_parses_every_command(tmp_path):
+  """Of one job a platform: gcloud reads its arguments, and finds no account."""
+  gcloud, seen = _tool('gcloud'), set()
+  for platform in ('gke', 'tpu_vm', 'xpk'):
+    job, module = launch_test.job(platform), platforms.PLATFORMS[platform]
+    seen |= {probe.argv for probe in module.probes(job).values()}
+    for verb in job_lib.VERBS:
+      script = cli.plan(platform, verb, job)
+      seen |= {*map(tuple, launch_tools.run(script, tmp_path).of('gcloud'))}
+  offline = dict(
+    CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_CHECK_GCE_METADATA='false'
+  )
+  bad = ('gcloud', 'compute', 'tpus', 'queued-resources', 'list', '--zome=x')
+  for argv in [*sorted(seen), bad]:
+    done = subprocess.run(
+      [gcloud, *argv[1:]],
+      env=os.environ | offline | dict(CLOUDSDK_CORE_DISABLE_PROMPTS='1'),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    parsed = 'active account' in done.stderr
+    assert parsed == (argv != bad), (argv, done.stderr)
+
+
+@pytest.mark.slow
 def test_skypilot_accepts_every_task_and_command(calls, tmp_path):
   sky = _tool('sky')
   seen, tasks = {}, []

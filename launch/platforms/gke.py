@@ -10,7 +10,9 @@ from typing import Any
 
 from launch import job as job_lib
 from launch.job import Job
+from launch.job import Probe
 from launch.job import Step
+from launch.platforms import google
 
 _TPU = 'google.com/tpu'
 _CONTAINER = 'sleep-jax'
@@ -19,23 +21,6 @@ _CONTAINER = 'sleep-jax'
 def _check(job: Job) -> None:
   job.require('project', 'zone', 'cluster')
   job.require_kind('tpu')
-
-
-def _credentials(job: Job) -> Step:
-  """Credentials of `kubectl` for the cluster, in the region of the zone."""
-  return job_lib.command(
-    'gcloud',
-    'container',
-    'clusters',
-    'get-credentials',
-    job.cluster,
-    f'--project={job.project}',
-    f'--location={_region(job)}',
-  )
-
-
-def _region(job: Job) -> str:
-  return job.zone.rpartition('-')[0]
 
 
 def _pools(job: Job) -> list[str]:
@@ -55,7 +40,7 @@ def create(job: Job) -> list[Step]:
       'create',
       pool,
       f'--project={job.project}',
-      f'--location={_region(job)}',
+      f'--location={google.region(job)}',
       f'--node-locations={job.zone}',
       f'--cluster={job.cluster}',
       f'--machine-type={machine.machine}',
@@ -68,7 +53,7 @@ def create(job: Job) -> list[Step]:
   ]
   path = f'{job.files}/kueue.yaml'
   return [
-    _credentials(job),
+    google.credentials(job),
     job_lib.command(
       'kubectl',
       'get',
@@ -230,7 +215,7 @@ def run(job: Job) -> list[Step]:
   job.require('image', 'bucket')
   path = f'{job.files}/jobset.yaml'
   return [
-    _credentials(job),
+    google.credentials(job),
     job_lib.File(path, job_lib.as_yaml(jobset(job))),
     job_lib.command('kubectl', 'create', f'--filename={path}'),
   ]
@@ -244,7 +229,7 @@ def logs(job: Job) -> list[Step]:
     'batch.kubernetes.io/job-completion-index=0'
   )
   return [
-    _credentials(job),
+    google.credentials(job),
     job_lib.command(
       'kubectl',
       'logs',
@@ -279,10 +264,28 @@ def delete(job: Job) -> list[Step]:
       'delete',
       pool,
       f'--project={job.project}',
-      f'--location={_region(job)}',
+      f'--location={google.region(job)}',
       f'--cluster={job.cluster}',
       '--quiet',
     )
     for pool in _pools(job)
   ]
-  return [_credentials(job), _stop(job), *pools]
+  return [google.credentials(job), _stop(job), *pools]
+
+
+def probes(job: Job) -> dict[str, Probe]:
+  """Whether what the job needs is there."""
+  return google.probes(job) | {
+    'cluster': Probe(
+      (
+        'gcloud',
+        'container',
+        'clusters',
+        'describe',
+        job.cluster,
+        f'--project={job.project}',
+        f'--location={google.region(job)}',
+      ),
+      'Create it, with JobSet, Kueue and the GCS FUSE driver',
+    )
+  }

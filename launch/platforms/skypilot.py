@@ -8,6 +8,7 @@ from typing import Any
 
 from launch import job as job_lib
 from launch.job import Job
+from launch.job import Probe
 from launch.job import Step
 
 
@@ -17,7 +18,7 @@ def _check(job: Job) -> None:
     job.require('gpu_type')
 
 
-def create(job: Job) -> list[Step]:
+def create(job: Job) -> list[job_lib.Command]:
   """Checks access to the cloud; a managed job allocates its machines."""
   _check(job)
   cloud = 'gcp' if job.machine.kind == 'tpu' else None
@@ -103,3 +104,15 @@ def delete(job: Job) -> list[Step]:
   return [
     job_lib.command('sky', 'jobs', 'cancel', f'--name={job.name}', '--yes')
   ]
+
+
+def probes(job: Job) -> dict[str, Probe]:
+  """Whether SkyPilot may use the cloud, and which GPUs there are."""
+  (check,) = create(job)
+  out = {'cloud': Probe(check.argv, 'Log in to a cloud, as it says')}
+  if job.machine.kind == 'gpu':
+    out['gpu'] = Probe(
+      ('sky', 'gpus', 'list', f'{job.gpu_type}:{job.machine.count}'),
+      'Give another --gpu-type',
+    )
+  return out

@@ -9,6 +9,7 @@ import shlex
 
 from launch import job as job_lib
 from launch.job import Job
+from launch.job import Probe
 from launch.job import Step
 from sleep_jax import config
 
@@ -143,3 +144,14 @@ def resume(job: Job) -> list[Step]:
 def delete(job: Job) -> list[Step]:
   """Sends SIGTERM to the tasks, and SIGKILL after the cluster's KillWait."""
   return [job_lib.command('scancel', '--me', f'--name={job.name}')]
+
+
+def probes(job: Job) -> dict[str, Probe]:
+  """Whether the cluster would take the job."""
+  return {
+    'job': Probe(
+      ('sbatch', '--test-only'),
+      'Change --partition, --account, --hours, --accelerator or --sbatch',
+      text=batch(job),
+    )
+  }

@@ -8,7 +8,9 @@ import shlex
 
 from launch import job as job_lib
 from launch.job import Job
+from launch.job import Probe
 from launch.job import Step
+from launch.platforms import google
 
 
 def _check(job: Job) -> None:
@@ -166,3 +168,22 @@ def delete(job: Job) -> list[Step]:
   """Deletes the slices, and with them the containers."""
   job.require('project', 'zone')
   return [_queued_resources(job, 'delete', '--force', '--quiet')]
+
+
+def probes(job: Job) -> dict[str, Probe]:
+  """Whether what the job needs is there."""
+  return google.probes(job) | {
+    'accelerator': Probe(
+      (
+        'gcloud',
+        'compute',
+        'tpus',
+        'accelerator-types',
+        'describe',
+        job.machine.gcloud,
+        f'--project={job.project}',
+        f'--zone={job.zone}',
+      ),
+      'Give a --zone that has it',
+    )
+  }

@@ -7,7 +7,9 @@ import shlex
 
 from launch import job as job_lib
 from launch.job import Job
+from launch.job import Probe
 from launch.job import Step
+from launch.platforms import google
 from sleep_jax import config
 
 _SMALLEST = {'v5e': 8}  # Chips of a slice that xpk has a `--tpu-type` for.
@@ -95,15 +97,7 @@ def logs(job: Job) -> list[Step]:
     'batch.kubernetes.io/job-completion-index=0'
   )
   return [
-    job_lib.command(
-      'gcloud',
-      'container',
-      'clusters',
-      'get-credentials',
-      job.cluster,
-      f'--project={job.project}',
-      f'--location={job.zone.rpartition("-")[0]}',
-    ),
+    google.credentials(job),
     job_lib.command(
       'kubectl',
       'logs',
@@ -138,3 +132,8 @@ def delete(job: Job) -> list[Step]:
     'xpk', 'cluster', 'delete', *_cluster_args(job), '--force'
   )
   return [_stop(job), cluster]
+
+
+def probes(job: Job) -> dict[str, Probe]:
+  """Whether what the job needs is there; `create` makes the cluster."""
+  return google.probes(job)
