@@ -22,9 +22,11 @@ import pytest
 import yaml
 
 from launch import cli
+from launch import doctor
 from launch import job as job_lib
 from launch import mesh
 from launch import platforms
+from launch import preflight
 from sleep_jax import config
 from tests import launch_test
 from tests import launch_tools
@@ -387,3 +389,15 @@ def test_every_documented_command_works(line, capsys):
   out, err = capsys.readouterr()
   assert out.startswith('#!/usr/bin/env bash')
   assert 'mesh' in err or {'logs', 'delete'} & {*argv}
+
+
+@pytest.mark.parametrize(
+  'line', [l for l in _documented() if '.doctor' in l or '.preflight' in l]
+)
+def test_every_documented_check_has_its_flags(line):
+  tool, *argv = shlex.split(line)[2:]
+  if tool == 'launch.preflight':
+    assert 'mesh' in preflight.checks(preflight.parser().parse_args(argv))
+  else:
+    args, overrides = doctor.parser().parse_known_args(argv)
+    assert len(doctor.checks(args.platform, cli.job_of(args, overrides))) > 5
