@@ -37,10 +37,7 @@ def replace(tool: pathlib.Path, script: str) -> None:
 
 def test_a_job_that_would_start_passes(tools, tmp_path, capsys):
   assert doctor.main(_GKE) == 0, capsys.readouterr().out
-  out = capsys.readouterr().out
-  assert 'ok    config: 1 x v5e:2x2: mesh tensor=2,fsdp=2' in out or (
-    'ok    config: 1 x v5e:2x2: mesh' in out
-  )
+  assert 'ok    config: 1 x v5e:2x2: mesh tensor=4' in capsys.readouterr().out
   calls = (tmp_path / 'calls').read_bytes().decode().split('\0')
   for asked in ('gs://my-bucket', 'pods', 'print-access-token'):
     assert asked in calls

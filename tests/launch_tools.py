@@ -32,7 +32,7 @@ esac; done""",
   'xpk': """
 for word; do case "$word" in --command=*) bash -c "${word#--command=}" ;; esac
 done""",
-  'sbatch': '\nbash "$1"',
+  'sbatch': '\nif [ -f "$1" ]; then bash "$1"; fi',
   'sudo': '\nif [ "$1" = tee ]; then cat >/dev/null; fi',
 }
 _PLAIN = (
