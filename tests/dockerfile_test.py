@@ -20,7 +20,8 @@ def instructions() -> list[tuple[str, str]]:
   lines = DOCKERFILE.read_text().splitlines()
   text = '\n'.join(l for l in lines if not l.lstrip().startswith('#'))
   joined = re.sub(r'\\\n', ' ', text)
-  return [tuple(l.split(None, 1)) for l in joined.splitlines() if l.strip()]
+  pairs = [l.split(None, 1) for l in joined.splitlines() if l.strip()]
+  return [(name, rest) for name, rest in pairs]
 
 
 def test_hadolint_finds_nothing():

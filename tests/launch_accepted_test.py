@@ -57,7 +57,7 @@ def jobs(platform: str) -> list[job_lib.Job]:
   for accelerator, nodes in itertools.product(
     _ACCELERATORS[platform], _NODES.get(platform, (1, 2))
   ):
-    changes = dict(accelerator=accelerator, nodes=nodes)
+    changes: dict[str, Any] = dict(accelerator=accelerator, nodes=nodes)
     changes |= dict(config=_CONFIG, mesh='', spot=nodes == 2)
     if accelerator.startswith('gpu'):
       changes |= dict(gpu_type='H100')
@@ -314,6 +314,7 @@ for argv in argvs:
   assert len(seen) >= 4 and tasks
 
 
+@pytest.mark.slow
 def test_sbatch_parses_every_script(calls, tmp_path):
   """Without a cluster it stops after its options: no controller answers."""
   sbatch, seen = _tool('sbatch'), set()
@@ -321,7 +322,7 @@ def test_sbatch_parses_every_script(calls, tmp_path):
   conf.write_text('ClusterName=none\nSlurmctldHost=none(127.0.0.1)\n')
   with conf.open('a') as file:
     file.write('SlurmctldPort=9\nAuthType=auth/none\nCredType=cred/none\n')
-    file.write('MessageTimeout=5\nGresTypes=gpu\nNodeName=n1\n')
+    file.write('MessageTimeout=2\nGresTypes=gpu\nNodeName=n1\n')
   for job in jobs('slurm'):
     job = dataclasses.replace(
       job, sbatch=('cpus-per-task=16', 'exclusive', 'mem=64G'), workdir="a 'b%"

@@ -2,7 +2,8 @@
 
 `create` allocates machines, `run` starts the job, `logs` follows its output,
 `resume` replaces lost machines and runs the job again, `delete` ends the job
-and releases what `create` allocated. No verb deletes a work directory.
+and releases what `create` allocated. No verb deletes a work directory. All but
+`local` also have `probes`: what `launch.doctor` asks before a job is paid for.
 """
 
 from launch.platforms import gke
