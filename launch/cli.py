@@ -144,8 +144,8 @@ def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:
     line += ', one life at a time'
   if needed.unknown:
     line += (
-      '; whether it divides the batches is known on the machines alone, for '
-      f'here {needed.unknown}'
+      '; whether it divides the batches is known on the machines alone: '
+      f'{needed.unknown} here'
     )
   return dataclasses.replace(job, mesh=text), line
 

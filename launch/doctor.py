@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import pathlib
 import re
 import shutil
 import subprocess
@@ -23,7 +24,6 @@ from launch import mesh
 from launch import platforms
 from launch import preflight
 from sleep_jax import config
-from sleep_jax.weights import fetch
 from sleep_jax.weights import load
 
 _TIMEOUT = 60  # Seconds that a tool may take to answer.
@@ -91,10 +91,9 @@ def check_base(job: job_lib.Job) -> str:
   base = c.get('base', '')
   if not base:
     return 'none: lives begin with fresh weights'
-  if base in fetch.KNOWN:
-    return f'{base}: fetched by the first run, if it is not there'
-  if base.startswith('/bucket/'):
-    return f'{base}: on the bucket, and not looked at'
+  path = pathlib.Path(base)
+  if base.startswith('/bucket/') or not (path.exists() or path.suffix):
+    return f'{base}: not here; the machines must have it, or fetch it by name'
   load.model_config(base, c['task'].get('data_dir'))
   return base
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
+import pathlib
 
 from absl import flags
 import jax
@@ -54,7 +55,7 @@ class Demand:
     rows: sizes of batches, by setting.
     models: weights and memory of every arm, as shapes.
     key_heads: of the model; a `tensor` axis cannot be larger.
-    unknown: why the rows are not known; '' if they are.
+    unknown: what is not here, so that rows are not known; '' if they are.
   """
 
   rows: Mapping[str, int]
@@ -83,22 +84,27 @@ def demand(c: build_lib.Settings) -> Demand:
   Raises:
     ConfigError: for the first setting that cannot work.
   """
+  build_lib.check_sections(c)
+  if c.get('base_model') and not pathlib.Path(c['base']).exists():
+    return _without_rows(c, f'base {c["base"]!r} is not')
   rows, models, heads = {}, [], 1
   try:
-    build_lib.check_sections(c)
     for arm in c['arms']:
       settings = build_lib.arm_config(c, arm)
       _, learner, _ = build_lib.build(settings, c['seeds'][0], absent=True)
       rows |= learner.batch_rows()
       models.append(learner.setup.model)
       heads = learner.setup.model.cfg.num_kv_heads
-  except config.ConfigError as e:
-    if not isinstance(e, download.DataError) and not c.get('base_model'):
-      raise
-    cfg = build_lib.model_config(c, absent=True)
-    params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-    return Demand({}, [params], cfg.num_kv_heads, unknown=str(e))
+  except download.DataError as e:
+    return _without_rows(c, f'the data is not ({e})')
   return Demand(rows, models, heads)
+
+
+def _without_rows(c: build_lib.Settings, unknown: str) -> Demand:
+  """What is known by the model's dimensions alone."""
+  cfg = build_lib.model_config(c, absent=True)
+  params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+  return Demand({}, [params], cfg.num_kv_heads, unknown)
 
 
 def _candidates(nodes: int, devices: int, heads: int) -> Iterator[Sizes]:

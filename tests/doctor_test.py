@@ -83,7 +83,7 @@ def test_what_is_missing_is_named(tools, capsys, tool, script, line):
       (*_SLURM, '--accelerator=gpu:7'),
       'FAIL  config: no mesh of 7 devices fits this config',
     ),
-    ((*_SLURM, '--config.base=no/such'), 'FAIL  base: '),
+    ((*_SLURM, '--config.base=no/such.npz'), 'FAIL  base: '),
     ((*_SLURM, '--bucket=gs://my-bucket'), 'FAIL  flags: --bucket'),
     (_GKE[:-1], 'FAIL  flags: this platform needs --image'),
   ],

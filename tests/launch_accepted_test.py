@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -122,7 +123,7 @@ def test_the_runner_accepts_every_command(calls):
     assert len(runs) == expected, (platform, verb, job)
     for argv in runs:
       sizes = [a for a in argv if a.startswith('--config.mesh')]
-      product = eval('*'.join(a.rpartition('=')[2] for a in sizes) or '1')
+      product = math.prod(int(a.rpartition('=')[2]) for a in sizes)
       assert product == job.devices, (platform, job, argv)
       assert "--config.name=it's *" in argv
       assert any('--coordinator' in a for a in argv) == (job.processes > 1)

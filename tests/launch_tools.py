@@ -7,6 +7,7 @@ that what a tool is given is what bash makes of the script, quotes and all.
 from collections.abc import Iterable
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -182,9 +183,7 @@ def _dry_start(argv: list[str]) -> tuple[int, str]:
 
 def _serve() -> None:
   results = []
-  from experiments import run as runner
-
-  assert runner  # Imported once; no device is listed before a fork.
+  importlib.import_module('experiments.run')  # Once; a fork lists devices.
   for argv in json.load(sys.stdin):
     read, write = os.pipe()
     if (child := os.fork()) == 0:

@@ -70,7 +70,14 @@ def test_without_the_data_the_line_says_what_is_not_known(monkeypatch):
   monkeypatch.setattr(build_lib, 'build', build)
   job, line = cli.with_mesh(job_lib.Job('a', _CONFIG, accelerator='gpu:8'))
   assert job.mesh
-  assert 'known on the machines alone, for here clinc.csv is not here' in line
+  assert 'the machines alone: the data is not (clinc.csv is not here)' in line
+
+
+def test_a_public_base_is_not_fetched_to_choose_a_mesh():
+  file = 'experiments/configs/backbones.py:squad-llama3_2_1b'
+  job, line = cli.with_mesh(job_lib.Job('a', file, accelerator='v5e:4x4'))
+  assert job.mesh == 'fsdp=2,tensor=8'  # As `launch.aot` has it.
+  assert "base 'bases/llama3_2_1b' is not here" in line
 
 
 def test_a_config_that_cannot_be_read_is_named_in_a_line():
