@@ -5,6 +5,8 @@
       --project=my-project --zone=us-west4-a --bucket=gs://my-bucket \\
       --image=us-docker.pkg.dev/my-project/images/sleep-jax:tpu
 
+With --grid, --arms, --seeds or --jobs=N it runs `experiments.sweep`, as N jobs.
+
 Verbs: create, run, logs, resume, delete; see docs/launch.md.
 `--config.section.name=value` is passed to the experiment. `--dry-run` prints
 the bash script and does not run it. On accelerators lives run one at a time, on
@@ -18,14 +20,21 @@ import re
 import subprocess
 import sys
 
+from experiments import grid
 from launch import job as job_lib
 from launch import mesh
 from launch import platforms
 from sleep_jax import config
+from sleep_jax.harness import build as build_lib
 
 _HELP = {
   'name': 'of the job and its machines; default: the config file',
   'config': 'the experiment, experiments/configs/FILE.py[:VARIANT]',
+  'grid': 'tries settings, SECTION.NAME=VALUE,VALUE; may be repeated',
+  'arms': 'of the config, with commas; default all',
+  'seeds': "with commas; default the config's",
+  'jobs': 'that share the lives and the work directory; local: at a time',
+  'share': 'run, logs, resume: of the jobs, this one alone; 1 is the first',
   'workdir': "the run's work directory; default runs/NAME, in the bucket",
   'data_dir': 'becomes $SLEEP_JAX_DATA',
   'accelerator': 'cpu, gpu:8 or a TPU such as v5e:4x4',
@@ -78,7 +87,7 @@ def add_job_flags(
     flag, help_text = f'--{field.name.replace("_", "-")}', _HELP[field.name]
     if field.type is bool:
       parser.add_argument(flag, action='store_true', help=help_text)
-    elif field.name == 'sbatch':
+    elif field.name in ('grid', 'sbatch'):
       parser.add_argument(flag, action='append', default=[], help=help_text)
     elif field.name == 'config':
       parser.add_argument(flag, required=config_required, help=help_text)
@@ -108,7 +117,8 @@ def job_of(args: argparse.Namespace, overrides: list[str]) -> job_lib.Job:
   """
   names = [f.name for f in dataclasses.fields(job_lib.Job)]
   fields = {k: v for k, v in vars(args).items() if k in names}
-  fields |= dict(sbatch=tuple(args.sbatch), config=args.config or '')
+  fields |= {name: tuple(fields[name]) for name in ('grid', 'sbatch')}
+  fields['config'] = args.config or ''
   file = fields['config'].partition(':')[0]
   if file and not pathlib.Path(file).is_file():
     raise config.ConfigError(
@@ -122,6 +132,27 @@ def job_of(args: argparse.Namespace, overrides: list[str]) -> job_lib.Job:
   return job_lib.Job(overrides=tuple(overrides), **fields)
 
 
+def _experiment(job: job_lib.Job) -> build_lib.Settings:
+  """The settings of all jobs together.
+
+  Raises:
+    ConfigError: if they cannot be read, or there are more jobs than lives.
+  """
+  c = mesh.load_config(job.config, job.overrides)
+  if job.sweep:
+    build_lib.check_sections(c)
+    arms, seeds = (
+      text.split(',') if text else () for text in (job.arms, job.seeds)
+    )
+    c = grid.swept(c, job.grid, arms, seeds)
+  if job.jobs > (lives := len(c['arms']) * len(c['seeds'])):
+    raise config.ConfigError(
+      f'--jobs={job.jobs} share {lives} lives (arms and seeds); give at most '
+      f'--jobs={lives}.'
+    )
+  return c
+
+
 def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:
   """The job on a mesh of its devices, and a line that says which.
 
@@ -131,7 +162,7 @@ def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:
   Raises:
     ConfigError: if the config cannot work, or does not fit its mesh.
   """
-  c = mesh.load_config(job.config, job.overrides)
+  c = _experiment(job)
   needed = mesh.demand(c)
   if job.mesh:
     sizes = mesh.parse(job.mesh)
@@ -140,6 +171,8 @@ def with_mesh(job: job_lib.Job) -> tuple[job_lib.Job, str]:
     sizes = mesh.choose(needed, job.nodes, job.devices)
   text = mesh.text_of(sizes)
   line = f'{job.where}: mesh {text or "of one device"}'
+  if job.jobs > 1:
+    line = f'{job.jobs} jobs, each on {line}'
   if job.settings:
     line += ', one life at a time'
   if needed.unknown:
@@ -156,6 +189,11 @@ def plan(platform: str, verb: str, job: job_lib.Job) -> str:
   Raises:
     ConfigError: if the platform cannot run this job.
   """
+  if job.share and verb in ('create', 'delete'):
+    raise config.ConfigError(
+      f'--share={job.share} goes with run, logs and resume; {verb} is for all '
+      'jobs.'
+    )
   return job_lib.script(getattr(platforms.PLATFORMS[platform], verb)(job))
 
 

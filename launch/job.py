@@ -44,7 +44,15 @@ _PATTERNS = {
   'partition': (r'[\w.-]+(,[\w.-]+)*', 'partitions, separated by commas'),
   'account': (r'[\w.@-]+', 'an account of Slurm'),
 }
-_LEAST = {'nodes': 1, 'hours': 1, 'grace': 10, 'restarts': 0, 'bucket_gb': 1}
+_LEAST = {
+  'nodes': 1,
+  'hours': 1,
+  'grace': 10,
+  'restarts': 0,
+  'bucket_gb': 1,
+  'jobs': 1,
+  'share': 0,
+}
 _MOST = 65535  # Slurm's limit of seconds before the end; enough for the others.
 
 
@@ -60,6 +68,11 @@ class Job:
   name: str  # Of the job, its machines and its files.
   config: str  # experiments/configs/FILE.py[:VARIANT].
   overrides: tuple[str, ...] = ()  # --config.section.name=value.
+  grid: tuple[str, ...] = ()  # SECTION.NAME=VALUE,VALUE; see experiments.sweep.
+  arms: str = ''  # Of the config, with commas; default all.
+  seeds: str = ''  # With commas; default the config's.
+  jobs: int = 1  # That share the lives.
+  share: int = 0  # Which of the jobs this is; 0 stands for all of them.
   workdir: str = ''  # Default: runs/NAME, in the bucket if there is one.
   data_dir: str = ''  # Becomes $SLEEP_JAX_DATA.
   accelerator: str = 'cpu'
@@ -99,6 +112,11 @@ class Job:
       raise config.ConfigError(
         f'--workdir={self.workdir!r} must be a path; a bucket is mounted by '
         '--bucket=gs://NAME, and its paths then begin with /bucket/.'
+      )
+    if self.share > self.jobs:
+      raise config.ConfigError(
+        f'--share={self.share} must be one of the jobs, of which there are '
+        f'--jobs={self.jobs}.'
       )
     kind = self.machine.kind
     if self.gpu_type and kind != 'gpu':
@@ -149,6 +167,11 @@ class Job:
     return self.workdir or f'{root}runs/{self.name}'
 
   @property
+  def log(self) -> str:
+    """The file of its output, on platforms with a shared disk."""
+    return f'{self.folder}/log' + (f'-{self.share}' if self.share else '')
+
+  @property
   def files(self) -> str:
     """The folder of rendered files, on the launching machine."""
     return f'runs/launch/{self.name}'
@@ -179,6 +202,30 @@ class Job:
       *(f'--config.mesh.{axis}={size}' for axis, size in sizes.items()),
     )
 
+  @property
+  def sweep(self) -> tuple[str, ...]:
+    """Flags of `experiments.sweep`; none if the config is run as it is."""
+    flag_values = {'arms': self.arms, 'seeds': self.seeds}
+    if self.share:
+      flag_values['share'] = f'{self.share}/{self.jobs}'
+    elif self.jobs > 1:  # Of a single machine: lives at a time.
+      flag_values['jobs'] = f'{self.jobs}'
+    return (
+      *(f'--grid={axis}' for axis in self.grid),
+      *(f'--{name}={value}' for name, value in flag_values.items() if value),
+    )
+
+  def shares(self) -> list['Job']:
+    """The jobs to submit: each has a share of the lives, and a name."""
+    if self.jobs == 1:
+      return [self]
+    return [
+      dataclasses.replace(
+        self, name=f'{self.name}-{i}', share=i, workdir=self.folder
+      )
+      for i in ([self.share] if self.share else range(1, self.jobs + 1))
+    ]
+
   def argv(self, python: str = 'python') -> tuple[str, ...]:
     """The command line of the experiment, the same for all processes.
 
@@ -190,10 +237,11 @@ class Job:
     return (
       python,
       '-m',
-      'experiments.run',
+      'experiments.sweep' if self.sweep else 'experiments.run',
       f'--config={self.config}',
       f'--workdir={self.folder}',
       *(('--coordinator=auto',) if self.processes > 1 else ()),
+      *self.sweep,
       *self.settings,
       *self.overrides,
     )

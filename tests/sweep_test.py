@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import sweep
+from experiments import grid
 from experiments.configs import facts
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
@@ -26,10 +26,10 @@ def of_arm(c, arm):
 
 def test_every_point_of_a_grid_is_an_arm(settings):
   axes = [
-    sweep.parse_axis('sleep.steps=100,200'),
-    sweep.parse_axis('model.levels.0.learning_rate=0.01,0.02'),
+    grid.parse_axis('sleep.steps=100,200'),
+    grid.parse_axis('model.levels.0.learning_rate=0.01,0.02'),
   ]
-  c = sweep.over_grid(settings, axes, ['sleep', 'replay_archive'])
+  c = grid.over_grid(settings, axes, ['sleep', 'replay_archive'])
   assert len(c['arms']) == 8
   arm = of_arm(c, 'sleep-steps=200-learning_rate=0.01')
   assert arm['sleep']['steps'] == 200
@@ -44,8 +44,8 @@ def test_every_point_of_a_grid_is_an_arm(settings):
 
 
 def test_a_grid_outranks_what_an_arm_sets(settings):
-  axes = [sweep.parse_axis('finetune.learning_rate=0.5')]
-  c = sweep.over_grid(settings, axes, ['replay_archive'])
+  axes = [grid.parse_axis('finetune.learning_rate=0.5')]
+  c = grid.over_grid(settings, axes, ['replay_archive'])
   arm = of_arm(c, 'replay_archive-learning_rate=0.5')
   assert arm['finetune']['learning_rate'] == 0.5
   own = settings['arms']['replay_archive']['finetune']
@@ -53,7 +53,7 @@ def test_a_grid_outranks_what_an_arm_sets(settings):
 
 
 @pytest.mark.parametrize(
-  'grid, arms, message',
+  'axis, arms, message',
   [
     ('steps=1', '', 'write SECTION.NAME=VALUE'),
     ('sleep.steps=', '', 'write SECTION.NAME=VALUE'),
@@ -63,9 +63,9 @@ def test_a_grid_outranks_what_an_arm_sets(settings):
     ('sleep.steps=1', 'slep', "arm='slep' is unknown"),
   ],
 )
-def test_a_wrong_grid_is_refused(settings, grid, arms, message):
+def test_a_wrong_grid_is_refused(settings, axis, arms, message):
   with pytest.raises(config.ConfigError, match=message):
-    sweep.over_grid(settings, [sweep.parse_axis(grid)], arms.split())
+    grid.over_grid(settings, [grid.parse_axis(axis)], arms.split())
 
 
 @pytest.mark.parametrize('text', ['0/2', '3/2', '1', 'a/b', '1/0'])

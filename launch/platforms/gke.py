@@ -24,11 +24,11 @@ def _check(job: Job) -> None:
 
 
 def _pools(job: Job) -> list[str]:
-  return [f'{job.name}-{i}' for i in range(job.nodes)]
+  return [f'{job.name}-{i}' for i in range(job.nodes * job.jobs)]
 
 
 def create(job: Job) -> list[Step]:
-  """Creates one node pool per slice, and a Kueue queue for them."""
+  """Creates one node pool per slice of every job, and a Kueue queue."""
   _check(job)
   job.require('image', 'bucket')  # Of `run`: known before pools are paid for.
   machine = job.machine
@@ -79,7 +79,7 @@ def queues(job: Job) -> list[dict[str, Any]]:
   """Kueue's objects: a flavor and quota of the chips, and the queue."""
   api = 'kueue.x-k8s.io/v1beta2'
   flavor = f'{job.name}-{job.machine.generation}'
-  chips = job.machine.count * job.nodes
+  chips = job.machine.count * job.nodes * job.jobs
   return [
     {
       'apiVersion': api,
@@ -210,22 +210,26 @@ def _pod(job: Job) -> dict[str, Any]:
 
 
 def run(job: Job) -> list[Step]:
-  """Submits the JobSet to the queue."""
+  """Submits the JobSet of every job to the queue."""
   _check(job)
   job.require('image', 'bucket')
+  submitted = [step for share in job.shares() for step in _submit(share)]
+  return [google.credentials(job), *submitted]
+
+
+def _submit(job: Job) -> list[Step]:
   path = f'{job.files}/jobset.yaml'
   return [
-    google.credentials(job),
     job_lib.File(path, job_lib.as_yaml(jobset(job))),
     job_lib.command('kubectl', 'create', f'--filename={path}'),
   ]
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the output of the first pod of every slice."""
+  """Follows the first pod of every slice; of several jobs, of the first."""
   _check(job)
   labels = (
-    f'jobset.sigs.k8s.io/jobset-name={job.name},'
+    f'jobset.sigs.k8s.io/jobset-name={job.shares()[0].name},'
     'batch.kubernetes.io/job-completion-index=0'
   )
   return [
@@ -242,19 +246,20 @@ def logs(job: Job) -> list[Step]:
 
 
 def _stop(job: Job) -> Step:
+  names = [share.name for share in job.shares()]
   return job_lib.command(
-    'kubectl', 'delete', 'jobset', job.name, '--ignore-not-found'
+    'kubectl', 'delete', 'jobset', *names, '--ignore-not-found'
   )
 
 
 def resume(job: Job) -> list[Step]:
-  """Deletes the old JobSet and submits it again."""
+  """Deletes the old JobSets and submits them again."""
   steps = run(job)
   return [steps[0], _stop(job), *steps[1:]]
 
 
 def delete(job: Job) -> list[Step]:
-  """Ends the job and deletes its node pools; the queue remains."""
+  """Ends all jobs and deletes their node pools; the queue remains."""
   _check(job)
   pools = [
     job_lib.command(

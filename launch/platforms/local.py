@@ -33,6 +33,11 @@ def run(job: Job) -> list[Step]:
       'xpk, tpu_vm or skypilot.'
     )
   job.refuse_bucket()
+  if job.share or (job.jobs > 1 and job.machine.kind == 'gpu'):
+    raise config.ConfigError(
+      f'--jobs={job.jobs} is the number of lives at a time on this platform, '
+      'of CPUs alone, in one process; leave --share out, and with GPUs --jobs.'
+    )
   return [
     job_lib.Shell(job_lib.exports(job.environment)),
     _background('start', job, *job.argv()),
@@ -47,7 +52,7 @@ def _background(verb: str, job: Job, *argv: str) -> Step:
 
 def logs(job: Job) -> list[Step]:
   """Follows the output of the job."""
-  return [job_lib.command('tail', '-n', '100', '-F', f'{job.folder}/log')]
+  return [job_lib.command('tail', '-n', '100', '-F', job.log)]
 
 
 def resume(job: Job) -> list[Step]:

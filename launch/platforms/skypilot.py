@@ -72,8 +72,12 @@ def task(job: Job) -> dict[str, Any]:
 
 
 def run(job: Job) -> list[Step]:
-  """Launches the managed job."""
+  """Launches the managed job, or one for every share."""
   _check(job)
+  return [step for share in job.shares() for step in _launch(share)]
+
+
+def _launch(job: Job) -> list[Step]:
   path = f'{job.files}/task.yaml'
   return [
     job_lib.File(path, job_lib.as_yaml(task(job))),
@@ -90,8 +94,9 @@ def run(job: Job) -> list[Step]:
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the output of the job."""
-  return [job_lib.command('sky', 'jobs', 'logs', f'--name={job.name}')]
+  """Follows the output of the job; of several, the first."""
+  name = job.shares()[0].name
+  return [job_lib.command('sky', 'jobs', 'logs', f'--name={name}')]
 
 
 def resume(job: Job) -> list[Step]:
@@ -100,9 +105,10 @@ def resume(job: Job) -> list[Step]:
 
 
 def delete(job: Job) -> list[Step]:
-  """Cancels the job and releases its machines."""
+  """Cancels every job and releases its machines."""
   return [
-    job_lib.command('sky', 'jobs', 'cancel', f'--name={job.name}', '--yes')
+    job_lib.command('sky', 'jobs', 'cancel', f'--name={share.name}', '--yes')
+    for share in job.shares()
   ]
 
 

@@ -65,7 +65,7 @@ def _options(job: Job) -> dict[str, str]:
     'time': f'{job.hours}:00:00',
     'signal': f'TERM@{job.grace}',
     # A file name of Slurm is a pattern, in which %% is %.
-    'output': f'{job.folder}/log'.replace('%', '%%'),
+    'output': job.log.replace('%', '%%'),
     'open-mode': 'append',
     'requeue': '',
   }
@@ -115,8 +115,12 @@ def batch(job: Job) -> str:
 
 
 def run(job: Job) -> list[Step]:
-  """Submits the batch script, unless the job is in the queue."""
+  """Submits the batch script of every job, unless it is in the queue."""
   _check(job)
+  return [step for share in job.shares() for step in _submit(share)]
+
+
+def _submit(job: Job) -> list[Step]:
   path = f'{job.files}/job.sbatch'
   return [
     job_lib.Shell(f"""
@@ -132,8 +136,9 @@ fi"""),
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the output of the job."""
-  return [job_lib.command('tail', '-n', '100', '-F', f'{job.folder}/log')]
+  """Follows the output of every job."""
+  files = [share.log for share in job.shares()]
+  return [job_lib.command('tail', '-n', '100', '-F', *files)]
 
 
 def resume(job: Job) -> list[Step]:
@@ -143,7 +148,10 @@ def resume(job: Job) -> list[Step]:
 
 def delete(job: Job) -> list[Step]:
   """Sends SIGTERM to the tasks, and SIGKILL after the cluster's KillWait."""
-  return [job_lib.command('scancel', '--me', f'--name={job.name}')]
+  return [
+    job_lib.command('scancel', '--me', f'--name={share.name}')
+    for share in job.shares()
+  ]
 
 
 def probes(job: Job) -> dict[str, Probe]:
@@ -152,6 +160,6 @@ def probes(job: Job) -> dict[str, Probe]:
     'job': Probe(
       ('sbatch', '--test-only'),
       'Change --partition, --account, --hours, --accelerator or --sbatch',
-      text=batch(job),
+      text=batch(job.shares()[0]),
     )
   }

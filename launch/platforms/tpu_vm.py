@@ -11,11 +11,17 @@ from launch.job import Job
 from launch.job import Probe
 from launch.job import Step
 from launch.platforms import google
+from sleep_jax import config
 
 
 def _check(job: Job) -> None:
   job.require('project', 'zone', 'image', 'bucket')
   job.require_kind('tpu')
+  if job.jobs > 1:
+    raise config.ConfigError(
+      f'--jobs={job.jobs}: this platform has no queue of jobs; use gke, xpk or '
+      'skypilot, or leave it out to live all in one job.'
+    )
 
 
 def _queued_resources(

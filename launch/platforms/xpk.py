@@ -44,7 +44,7 @@ def create(job: Job) -> list[Step]:
     'create',
     *_cluster_args(job),
     f'--tpu-type={job.machine.gcloud}',
-    f'--num-slices={job.nodes}',
+    f'--num-slices={job.nodes * job.jobs}',
     '--spot' if job.spot else '--on-demand',
     '--enable-workload-identity',
     '--enable-gcsfuse-csi-driver',
@@ -67,33 +67,38 @@ def create(job: Job) -> list[Step]:
 
 
 def run(job: Job) -> list[Step]:
-  """Creates the workload; a preemption of a slice restarts it."""
+  """Creates the workload of every job; a preemption of a slice restarts it."""
   _check(job)
   job.require('image', 'bucket')
-  return [
-    job_lib.command(
-      'xpk',
-      'workload',
-      'create',
-      *_cluster_args(job),
-      f'--workload={job.name}',
-      f'--tpu-type={job.machine.gcloud}',
-      f'--num-slices={job.nodes}',
-      f'--docker-image={job.image}',
-      # Of exit codes that xpk restarts: 42, and 127 to 255.
-      f'--max-restarts={job.restarts}',
-      f'--termination-grace-period-seconds={job.grace}',
-      *(f'--env={k}={v}' for k, v in job.environment.items()),
-      f'--command={shlex.join(job.argv())}',
-    )
-  ]
+  return [_submit(share) for share in job.shares()]
+
+
+def _submit(job: Job) -> Step:
+  return job_lib.command(
+    'xpk',
+    'workload',
+    'create',
+    *_cluster_args(job),
+    f'--workload={job.name}',
+    f'--tpu-type={job.machine.gcloud}',
+    f'--num-slices={job.nodes}',
+    f'--docker-image={job.image}',
+    # Of exit codes that xpk restarts: 42, and 127 to 255.
+    f'--max-restarts={job.restarts}',
+    f'--termination-grace-period-seconds={job.grace}',
+    *(f'--env={k}={v}' for k, v in job.environment.items()),
+    f'--command={shlex.join(job.argv())}',
+  )
 
 
 def logs(job: Job) -> list[Step]:
-  """Follows the first pod of every slice; xpk has no command for logs."""
+  """Follows the first pod of every slice, of several jobs of the first.
+
+  xpk has no command for logs.
+  """
   _check(job)
   labels = (
-    f'xpk.google.com/workload={job.name},'
+    f'xpk.google.com/workload={job.shares()[0].name},'
     'batch.kubernetes.io/job-completion-index=0'
   )
   return [
@@ -109,29 +114,32 @@ def logs(job: Job) -> list[Step]:
   ]
 
 
-def _stop(job: Job) -> Step:
-  return job_lib.command(
-    'xpk',
-    'workload',
-    'delete',
-    *_cluster_args(job),
-    f'--workload={job.name}',
-    '--force',
-  )
+def _stop(job: Job) -> list[Step]:
+  return [
+    job_lib.command(
+      'xpk',
+      'workload',
+      'delete',
+      *_cluster_args(job),
+      f'--workload={share.name}',
+      '--force',
+    )
+    for share in job.shares()
+  ]
 
 
 def resume(job: Job) -> list[Step]:
-  """Deletes the old workload and creates it again."""
-  return [_stop(job), *run(job)]
+  """Deletes the old workloads and creates them again."""
+  return [*_stop(job), *run(job)]
 
 
 def delete(job: Job) -> list[Step]:
-  """Ends the job and deletes the cluster."""
+  """Ends every job and deletes the cluster."""
   _check(job)
   cluster = job_lib.command(
     'xpk', 'cluster', 'delete', *_cluster_args(job), '--force'
   )
-  return [_stop(job), cluster]
+  return [*_stop(job), cluster]
 
 
 def probes(job: Job) -> dict[str, Probe]:
