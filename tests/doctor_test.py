@@ -10,7 +10,6 @@ from tests import launch_tools
 _SMALL = '--config=tests/small_life.py:wake_only'
 _GKE = (
   '--platform=gke',
-  _SMALL,
   '--accelerator=v5e:2x2',
   '--project=my-project',
   '--zone=us-west4-a',
@@ -18,7 +17,7 @@ _GKE = (
   '--bucket=gs://my-bucket',
   '--image=us-docker.pkg.dev/my-project/images/sleep-jax:tpu',
 )
-_SLURM = ('--platform=slurm', _SMALL, '--accelerator=gpu:2')
+_SLURM = ('--platform=slurm', '--accelerator=gpu:2')
 
 
 @pytest.fixture(name='tools')
@@ -36,7 +35,7 @@ def replace(tool: pathlib.Path, script: str) -> None:
 
 
 def test_a_job_that_would_start_passes(tools, tmp_path, capsys):
-  assert doctor.main(_GKE) == 0, capsys.readouterr().out
+  assert doctor.main([*_GKE, _SMALL]) == 0, capsys.readouterr().out
   assert 'ok    config: 1 x v5e:2x2: mesh tensor=4' in capsys.readouterr().out
   calls = (tmp_path / 'calls').read_bytes().decode().split('\0')
   for asked in ('gs://my-bucket', 'pods', 'print-access-token'):
@@ -76,14 +75,14 @@ def test_what_is_missing_is_named(tools, capsys, tool, script, line):
   'argv, line',
   [
     (
-      (*_SLURM, '--config.task.name=factz'),
+      (*_SLURM, _SMALL, '--config.task.name=factz'),
       "FAIL  config: task.name='factz' is unknown",
     ),
     (
-      (*_SLURM, '--accelerator=gpu:7'),
+      (*_SLURM, _SMALL, '--accelerator=gpu:7'),
       'FAIL  config: no mesh of 7 devices fits this config',
     ),
-    ((*_SLURM, '--config.base=no/such.npz'), 'FAIL  base: '),
+    ((*_SLURM, _SMALL, '--config.base=no/such.npz'), 'FAIL  base: '),
     ((*_SLURM, '--bucket=gs://my-bucket'), 'FAIL  flags: --bucket'),
     (_GKE[:-1], 'FAIL  flags: this platform needs --image'),
   ],

@@ -44,6 +44,8 @@ _ACCELERATORS = {
   'xpk': _TPUS,
 }
 _NODES = {'local': (1,)}  # All others: one, and two.
+_SWEEP = dict(grid=('wake.batch=16,32',), seeds='1,2')
+_ONE_JOB = ('local', 'tpu_vm')  # All others: two, which share a sweep.
 
 
 @functools.cache
@@ -53,7 +55,7 @@ def _mesh(nodes: int, devices: int) -> str:
 
 
 def jobs(platform: str) -> list[job_lib.Job]:
-  """Jobs of a platform on every accelerator that it has."""
+  """Jobs of a platform on every accelerator that it has, and a sweep."""
   out = []
   for accelerator, nodes in itertools.product(
     _ACCELERATORS[platform], _NODES.get(platform, (1, 2))
@@ -70,7 +72,8 @@ def jobs(platform: str) -> list[job_lib.Job]:
       assert (platform, accelerator) == ('xpk', 'v5e:1x1')
       continue
     out.append(job)
-  return out
+  count = 1 if platform in _ONE_JOB else 2
+  return [*out, dataclasses.replace(out[0], **_SWEEP, jobs=count)]
 
 
 @pytest.fixture(name='calls', scope='module')
@@ -115,13 +118,14 @@ def _runs(platform, calls, documents, files, folder) -> list[tuple[str, ...]]:
 
 
 def test_the_runner_accepts_every_command(calls):
-  """Each run and resume starts the runner once, and it builds every arm."""
+  """Each run and resume starts every job once, and it builds every arm."""
   commands = set()
   for (platform, verb, job), done in calls.items():
     runs = _runs(platform, *done)
-    expected = verb in ('run', 'resume')
+    expected = len(job.shares()) if verb in ('run', 'resume') else 0
     assert len(runs) == expected, (platform, verb, job)
     for argv in runs:
+      assert argv[0] == f'experiments.{"sweep" if job.grid else "run"}'
       sizes = [a for a in argv if a.startswith('--config.mesh')]
       product = math.prod(int(a.rpartition('=')[2]) for a in sizes)
       assert product == job.devices, (platform, job, argv)
@@ -130,7 +134,22 @@ def test_the_runner_accepts_every_command(calls):
       # Where it lies does not matter to the checks.
       commands.add(tuple(a for a in argv if not a.startswith('--workdir')))
   for argv, (status, line) in launch_tools.dry_starts(sorted(commands)).items():
-    assert (status, line) == (0, 'ready: 1 arms x 1 seeds'), argv
+    count = '2 arms x 2 seeds' if 'experiments.sweep' in argv else '1 arms'
+    assert status == 0 and line.startswith(f'ready: {count}'), (argv, line)
+
+
+def test_the_jobs_of_a_sweep_share_all_lives_of_one_work_directory(calls):
+  for (platform, verb, job), done in calls.items():
+    if verb != 'run' or job.jobs == 1:
+      continue
+    runs = _runs(platform, *done)
+    found = [
+      {a for a in argv if a.startswith(('--share', '--workdir'))}
+      for argv in runs
+    ]
+    assert found == [
+      {f'--share={i}/2', f'--workdir={job.folder}'} for i in (1, 2)
+    ]
 
 
 def test_a_job_of_several_gpus_gives_each_process_all_of_its_machine(calls):
@@ -139,7 +158,7 @@ def test_a_job_of_several_gpus_gives_each_process_all_of_its_machine(calls):
     if verb != 'run' or platform not in ('slurm', 'skypilot'):
       continue
     if platform == 'slurm':
-      script = files[f'{job.files}/job.sbatch']
+      script = files[f'{job.shares()[0].files}/job.sbatch']
       given = re.search(r'export JAX_LOCAL_DEVICE_IDS=(.*)', script)
       ids = given[1] if given else ''
     else:
@@ -328,7 +347,7 @@ def test_sbatch_parses_every_script(calls, tmp_path):
     job = dataclasses.replace(
       job, sbatch=('cpus-per-task=16', 'exclusive', 'mem=64G'), workdir="a 'b%"
     )
-    seen.add(platforms.PLATFORMS['slurm'].batch(job))
+    seen.add(platforms.PLATFORMS['slurm'].batch(job.shares()[0]))
   script = tmp_path / 'job.sbatch'
   for text in [*seen, '#!/bin/bash\n#SBATCH --nodez=2\n']:
     script.write_text(text)

@@ -244,6 +244,15 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
     ('gke', dict(bucket='gs://My_Bucket'), 'such as gs://my-bucket'),
     ('gke', dict(zone='us-west4'), 'a zone such as us-west4-a'),
     ('xpk', dict(bucket_gb=0), '--bucket-gb=0 must be at least 1'),
+    ('tpu_vm', dict(jobs=2), '--jobs=2: this platform has no queue'),
+    ('local', dict(jobs=2, share=1), '--jobs=2 is the number of lives at a'),
+    (
+      'local',
+      dict(jobs=2, accelerator='gpu:1'),
+      '--jobs=2 is the number of lives at a time on this platform, of CPUs',
+    ),
+    ('slurm', dict(jobs=2, share=3), '--share=3 must be one of the jobs'),
+    ('slurm', dict(jobs=0), '--jobs=0 must be at least 1'),
     (
       'xpk',
       dict(accelerator='v5e:2x2', mesh='fsdp=8'),
@@ -259,6 +268,48 @@ def test_a_slice_has_the_names_google_gives_it(name, gcloud, hosts, machine):
 def test_an_invalid_job_is_refused(platform, changes, words):
   with pytest.raises(config.ConfigError, match=re.escape(words)):
     cli.plan(platform, 'run', job(platform, **changes))
+
+
+@pytest.mark.parametrize('verb', ['create', 'delete'])
+def test_machines_are_those_of_all_jobs(verb):
+  with pytest.raises(config.ConfigError, match='--share=1 goes with run'):
+    cli.plan('gke', verb, job('gke', jobs=2, share=1))
+
+
+def test_a_sweep_has_machines_for_all_of_its_jobs():
+  """Two jobs of two slices, of which each has 16 chips."""
+  sweep = job('gke', jobs=2)
+  script = cli.plan('gke', 'create', sweep)
+  assert script.count('node-pools create') == 4
+  assert cli.plan('gke', 'delete', sweep).count('node-pools delete') == 4
+  _, queue, _ = platforms.PLATFORMS['gke'].queues(sweep)
+  (flavor,) = queue['spec']['resourceGroups'][0]['flavors']
+  assert flavor['resources'][0]['nominalQuota'] == '64'
+  assert '--num-slices=4' in cli.plan('xpk', 'create', job('xpk', jobs=2))
+
+
+@pytest.mark.parametrize('platform', ['slurm', 'gke', 'xpk', 'skypilot'])
+def test_one_job_of_a_sweep_is_resumed_alone(platform):
+  script = cli.plan(platform, 'resume', job(platform, jobs=3, share=2))
+  assert '--share=2/3' in script and 'quickstart-2' in script
+  assert 'quickstart-1' not in script and 'quickstart-3' not in script
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    (('--seeds=1,2', '--jobs=3'), '--jobs=3 share 2 lives'),
+    (('--grid=sleep.stepz=1',), "no setting 'stepz'"),
+    (('--grid=steps',), 'write SECTION.NAME=VALUE'),
+    (('--arms=nap',), "arm='nap' is unknown"),
+    (('--seeds=one',), "seeds[0]='one' must be"),
+  ],
+)
+def test_a_sweep_that_cannot_be_is_refused(capsys, flags, words):
+  small = '--config=tests/small_life.py:wake_only'
+  assert cli.main(['run', '--platform=slurm', small, *flags]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert words in line
 
 
 _TEXTS = [

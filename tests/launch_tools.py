@@ -42,7 +42,7 @@ _PLAIN = (
 )
 # What the system has, and may be called for real.
 _SYSTEM = ('bash', 'cat', 'dirname', 'head', 'mkdir', 'rm', 'sleep')
-_MODULE = ['-m', 'experiments.run']
+_RUNNERS = ('experiments.run', 'experiments.sweep')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Calls:
     return [call for call in self.argv if call[0] == tool]
 
   def runs(self) -> list[tuple[str, ...]]:
-    """What the runner is given, wherever it is in a call."""
-    out = []
-    for call in self.argv:
-      for i in range(len(call)):
-        if call[i : i + 2] == _MODULE:
-          out.append(tuple(call[i + 2 :]))
-    return out
+    """Runners and what they are given, wherever they are in a call."""
+    return [
+      tuple(call[i:])
+      for call in self.argv
+      for i, word in enumerate(call)
+      if word in _RUNNERS and call[i - 1] == '-m'
+    ]
 
 
 def run(script: str, folder: pathlib.Path, **environment: str) -> Calls:
@@ -109,19 +109,19 @@ def _install(tools: pathlib.Path) -> None:
 
 
 def container_runs(documents: Iterable[dict]) -> list[tuple[str, ...]]:
-  """What the runner is given by the containers of JobSets."""
+  """Runners and what they are given by the containers of JobSets."""
   out = []
   for document in documents:
     for replicated in document['spec'].get('replicatedJobs', ()):
       pod = replicated['template']['spec']['template']['spec']
       for container in pod['containers']:
-        assert container['command'][1:3] == _MODULE
-        out.append(tuple(container['command'][3:]))
+        assert container['command'][1] == '-m'
+        out.append(tuple(container['command'][2:]))
   return out
 
 
 def node_runs(task: dict, folder: pathlib.Path) -> list[tuple[str, ...]]:
-  """What the runner is given by the first node of a SkyPilot task."""
+  """Runners and what they are given by the first node of a SkyPilot task."""
   home = folder / 'home'
   if not (home / 'sleep_jax').exists():
     run('true', folder)
@@ -141,9 +141,9 @@ def node_runs(task: dict, folder: pathlib.Path) -> list[tuple[str, ...]]:
 def dry_starts(
   argvs: list[tuple[str, ...]],
 ) -> dict[tuple[str, ...], tuple[int, str]]:
-  """Exit status and last line of the runner's dry start, by its arguments.
+  """Exit status and last line of dry starts, by runner and its arguments.
 
-  All of them share one process that has imported the runner; each is a fork.
+  All of them share one process that has imported it; each is a fork.
   """
   done = subprocess.run(
     [sys.executable, '-m', 'tests.launch_tools'],
@@ -164,9 +164,10 @@ def _dry_start(argv: list[str]) -> tuple[int, str]:
   from absl import app
 
   from experiments import command_line
-  from experiments import run as runner
 
-  sys.argv = ['experiments.run', '--dry_start', *argv]
+  module, *flags = argv
+  runner = importlib.import_module(module)
+  sys.argv = [module, '--dry_start', *flags]
   output, status = io.StringIO(), 0
   with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
     try:
