@@ -47,7 +47,7 @@ def check_tool(name: str) -> str:
 
 def ask(probe: job_lib.Probe) -> str:
   """Checks that a command that changes nothing succeeds."""
-  line = ' '.join(probe.argv)
+  command = ' '.join(probe.argv)
   try:
     done = subprocess.run(
       probe.argv,
@@ -61,22 +61,34 @@ def ask(probe: job_lib.Probe) -> str:
     raise preflight.NotReady(f'not known without {probe.argv[0]}.') from None
   except subprocess.TimeoutExpired:
     raise preflight.NotReady(
-      f'{line} has not answered in {_TIMEOUT} s.'
+      f'{command} has not answered in {_TIMEOUT} s.'
     ) from None
   if done.returncode:
     lines = done.stderr.strip().splitlines() or ['no reason given']
-    reason = next((l for l in lines if 'error' in l.lower()), lines[-1])
-    raise preflight.NotReady(f'{line}: {reason.strip()} {probe.advice}.')
-  return line
+    errors = [line for line in lines if 'error' in line.lower()]
+    reason = errors[0] if errors else lines[-1]
+    raise preflight.NotReady(f'{command}: {reason.strip()} {probe.advice}.')
+  return command
+
+
+def _on_any_mesh(job: job_lib.Job) -> job_lib.Job:
+  """The job with some mesh of its devices; the config's is another check."""
+  sizes = {'data': job.devices} if job.devices > 1 else {}
+  return dataclasses.replace(job, mesh=job.mesh or mesh.text_of(sizes))
+
+
+def _plans(platform: str, job: job_lib.Job) -> list[str]:
+  """The scripts of all verbs.
+
+  Raises:
+    ConfigError: if the platform does not have what the job asks for.
+  """
+  return [cli.plan(platform, verb, job) for verb in job_lib.VERBS]
 
 
 def check_flags(platform: str, job: job_lib.Job) -> str:
   """Checks that the platform has what the job asks for."""
-  # Any mesh of the devices will do: that of the config is another check.
-  sizes = {'data': job.devices} if job.devices > 1 else {}
-  job = dataclasses.replace(job, mesh=job.mesh or mesh.text_of(sizes))
-  for verb in job_lib.VERBS:
-    cli.plan(platform, verb, job)
+  _plans(platform, _on_any_mesh(job))
   return f'{platform}, {job.where}'
 
 
@@ -110,12 +122,10 @@ def checks(platform: str, job: job_lib.Job) -> Checks:
     here += [f'--data-dir={job.data_dir}'] if job.data_dir else []
     return out | preflight.checks(preflight.parser().parse_args(here))
   try:
-    check_flags(platform, job)
+    job = _on_any_mesh(job)
+    scripts = '\n'.join(_plans(platform, job))
   except config.ConfigError:
-    return out  # What else to look at is not known.
-  sizes = {'data': job.devices} if job.devices > 1 else {}
-  job = dataclasses.replace(job, mesh=job.mesh or mesh.text_of(sizes))
-  scripts = '\n'.join(cli.plan(platform, v, job) for v in job_lib.VERBS)
+    return out  # The check of the flags says why; the tools are not known.
   for tool in _INSTALL:
     if re.search(rf'(^|["(]){tool} ', scripts, re.MULTILINE):
       out[tool] = functools.partial(check_tool, tool)

@@ -286,9 +286,10 @@ class Job:
 class Probe:
   """A command that changes nothing, and fails where the job would.
 
-  argv: the program and its arguments.
-  advice: what to do if it fails.
-  text: its standard input.
+  Attributes:
+    argv: the program and its arguments.
+    advice: what to do if it fails.
+    text: its standard input.
   """
 
   argv: tuple[str, ...]

@@ -26,7 +26,9 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_hadolint_finds_nothing():
   here = pathlib.Path(sys.executable).parent
-  hadolint = shutil.which('hadolint', path=f'{here}{os.pathsep}{os.defpath}')
+  hadolint = shutil.which(
+    'hadolint', path=f'{here}{os.pathsep}{os.environ["PATH"]}'
+  )
   if hadolint is None:
     pytest.skip('hadolint is not installed')
   done = subprocess.run(

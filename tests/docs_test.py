@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -343,6 +344,21 @@ def test_files_for_the_host_are_of_their_published_schema(schema, files):
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_actionlint_finds_nothing_in_the_workflows(tmp_path):
+  """It reads the expressions as well, which the schema does not."""
+  actionlint = shutil.which('actionlint')
+  if actionlint is None:
+    pytest.skip('actionlint is not installed')
+  workflow = ROOT / '.github' / 'workflows' / 'ci.yml'
+  bad = tmp_path / 'bad.yml'
+  bad.write_text(workflow.read_text().replace('matrix.python ', 'matrix.no '))
+  for path, status in ((workflow, 0), (bad, 1)):
+    done = subprocess.run(
+      [actionlint, path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
 
 
 def test_the_citation_is_of_this_version():

@@ -335,7 +335,7 @@ for argv in argvs:
 
 
 @pytest.mark.slow
-def test_sbatch_parses_every_script(calls, tmp_path):
+def test_sbatch_parses_every_script(tmp_path):
   """Without a cluster it stops after its options: no controller answers."""
   sbatch, seen = _tool('sbatch'), set()
   conf = tmp_path / 'slurm.conf'

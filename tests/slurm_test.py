@@ -90,7 +90,7 @@ def _home(tmp_path, monkeypatch) -> pathlib.Path:
 
 def submit(cluster, *argv: str) -> None:
   line = ['-m', 'launch.cli', '--platform=slurm', *argv]
-  line += ['--config=tests/small_life.py:wake_only', '--nodes=2']
+  line += ['--config=tests/small_life.py:wake_only']
   done = subprocess.run(
     [sys.executable, *line],
     env=cluster,
@@ -122,16 +122,29 @@ def job(cluster) -> str:
 
 def test_two_nodes_live_one_life(cluster, home):
   folder = home / "it's 100%j"  # A pattern of Slurm, and a shell's quote.
-  submit(cluster, 'run', f'--workdir={folder}')
+  submit(cluster, 'run', '--nodes=2', f'--workdir={folder}')
   wait_for(lambda: 'JobState=COMPLETED' in job(cluster), 'not completed')
   assert '| wake_only |' in (folder / 'log').read_text()
   assert (folder / 'summary.json').exists()
 
 
+def test_two_jobs_share_a_sweep(cluster, home):
+  sweep = ('--grid=wake.batch=16,32', '--jobs=2', '--workdir=run')
+  submit(cluster, 'run', *sweep)
+  table = home / 'run' / 'table.md'
+  wait_for(table.exists, 'no table')
+  for batch in (16, 32):
+    assert f'| wake_only-batch={batch} |' in table.read_text()
+  logs = [(home / 'run' / f'log-{i}').read_text() for i in (1, 2)]
+  assert any('1 of 2 lives have ended' in log for log in logs) or all(
+    '| wake_only-batch=16 |' in log for log in logs
+  )
+
+
 def test_an_error_of_its_own_does_not_start_a_job_again(cluster, home):
   (home / 'run').mkdir()
   (home / 'run' / 'config.json').write_text('{"name": "other"}')
-  submit(cluster, 'run', '--workdir=run')
+  submit(cluster, 'run', '--nodes=2', '--workdir=run')
   wait_for(lambda: 'JobState=FAILED' in job(cluster), 'not failed')
   assert 'Restarts=0' in job(cluster)
   assert 'holds a run of another config' in (home / 'run' / 'log').read_text()
@@ -140,7 +153,8 @@ def test_an_error_of_its_own_does_not_start_a_job_again(cluster, home):
 def test_a_job_that_is_stopped_is_queued_again_unless_it_is_deleted(
   cluster, home
 ):
-  submit(cluster, 'run', '--workdir=run', '--config.task.episodes=30')
+  argv = ('--nodes=2', '--workdir=run', '--config.task.episodes=30')
+  submit(cluster, 'run', *argv)
   log = home / 'run' / 'log'
   wait_for(lambda: log.exists() and '2/30' in log.read_text(), 'no night')
   number = job(cluster).split()[0]
