@@ -7,7 +7,6 @@ requirements differ from ours), and sbatch of Slurm.
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
 import math
@@ -43,7 +42,8 @@ _ACCELERATORS = {
   'gke': _TPUS,
   'xpk': _TPUS,
 }
-_NODES = {'local': (1,)}  # All others: one, and two.
+# All others: one, and two.
+_NODES: dict[str, tuple[int, ...]] = {'local': (1,)}
 _SWEEP = dict(grid=('wake.batch=16,32',), seeds='1,2')
 _ONE_JOB = ('local', 'tpu_vm')  # All others: two, which share a sweep.
 
@@ -385,16 +385,10 @@ def test_sbatch_parses_every_script(tmp_path):
     assert parsed == (text in seen), done.stderr
 
 
-_JOBSETS = 'kubeflow_trainer_api'
-
-
-@pytest.mark.skipif(
-  importlib.util.find_spec(_JOBSETS) is None, reason='not installed'
-)
 def test_kubernetes_models_hold_every_field_of_a_jobset(calls):
   """Models that are generated from the API drop fields that it has not."""
-  from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as models
-
+  name = 'kubeflow_trainer_api.models.jobset_v1alpha2_job_set'
+  models = pytest.importorskip(name)
   count = 0
   for (platform, verb, _), (_, documents, *_) in calls.items():
     for document in documents if platform == 'gke' and verb == 'run' else ():
