@@ -94,7 +94,8 @@ class PhaseObserver:
     writer: of the life.
     costs: of the life, which count its steps.
     decode: token ids to text.
-    night, phase: which phase.
+    night: number of the phase's night.
+    phase: one of `checkpoint.PHASES`.
 
   Attributes:
     dreams: of each kind the same few whichever machine it is, as text.
