@@ -1,16 +1,20 @@
 """The documentation: links, tables, messages, and the site as a whole."""
 
 import ast
+from collections.abc import Iterator
 import dataclasses
+import importlib
 import importlib.util
 import json
 import pathlib
 import re
 import shutil
+import shlex
 import statistics
 import subprocess
 import sys
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,9 @@ import numpy as np
 import pytest
 import yaml
 
+from launch import cli as launcher
 import sleep_jax
+from sleep_jax import cli
 from sleep_jax import config
 from sleep_jax import plan
 from sleep_jax.harness import build
@@ -248,6 +254,76 @@ def test_the_messages_that_are_explained_are_those_of_the_code():
     assert re.search('.*'.join(parts), known), message
 
 
+def cells(line: str) -> list[str]:
+  return [cell.strip() for cell in line.strip('| ').split('|')]
+
+
+_FIGURE = re.compile(r'\d\.\d{3}(?: ± \d\.\d{3})?')
+_TABLE_LINK = re.compile(r'\]\((results/\w+/table\.md)\)')
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+  """Rows under the link to their table; in prose, of some linked table."""
+  _, _, text = text_of('README.md').partition('\n## Results\n')
+  text = text.partition('\n## ')[0]
+  linked, checked, path = '', 0, ''
+  for paragraph in text.split('\n\n'):
+    path = (_TABLE_LINK.findall(paragraph) or [path])[-1]
+    linked += text_of(path) if path else ''
+    if paragraph.startswith('|'):
+      scores = text_of(path).partition('Paired by seed')[0]
+      rows = {cells(row)[0]: cells(row) for row in scores.split('\n')}
+      for row in paragraph.split('\n')[2:]:
+        name, *values = cells(row)
+        assert set(values) <= set(rows[name.split()[0]]), row
+        checked += len(values)
+      continue
+    for figure in _FIGURE.findall(' '.join(paragraph.split())):
+      assert figure in linked, figure
+      checked += 1
+  assert checked > 50
+
+
+def flops(path: str, learner: str) -> float:
+  """Of a life without its evaluations, mean over seeds."""
+  return statistics.mean(
+    sum(c['flops'] for phase, c in life['costs'].items() if phase != 'eval')
+    for life in json.loads(text_of(f'{path}/lives.json'))
+    if life['learner'] == learner
+  )
+
+
+def test_the_costs_of_the_readme_are_those_of_the_results():
+  _, _, text = text_of('README.md').partition('\n## Results\n')
+  times = re.findall(r'([\d.]+) times\s+(?:its|the)\s+FLOPs', text)
+  assert times == [
+    f'{flops(path, "sleep") / flops(path, other):.1f}'
+    for path, other in (
+      ('results/smollm2', 'replay'),
+      ('results/clinc', 'replay'),
+      ('results/facts_hard', 'replay_archive'),
+    )
+  ]
+
+
+def test_the_readme_tells_what_its_first_command_gave():
+  told = ' '.join(text_of('README.md').split())
+  phases = json.loads(text_of('results/smollm2_command/report.json'))
+  right = {phase['phase']: round(32 * phase['quiz']) for phase in phases}
+  minutes = round(sum(phase.get('seconds', 0) for phase in phases) / 60)
+  assert f'{right["night 2"]} of 32 other questions' in told
+  assert f'({right["before"]} before the first day)' in told
+  assert right['merged'] == right['night 2']
+  assert f'the days and nights took {minutes} minutes' in told
+
+
+def test_the_readme_begins_with_a_clone_and_has_a_picture():
+  text = text_of('README.md')
+  commands = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
+  assert commands[0].startswith('git clone https://github.com/')
+  assert len(re.findall(r'!\[[^]]{20,}\]\(results/\w+/\w+\.png\)', text)) == 1
+
+
 def test_the_measured_times_are_those_of_the_results():
   rows = rows_of('docs/hardware.md', '| lives |')
   assert rows
@@ -307,6 +383,63 @@ def test_files_that_pages_name_in_commands_exist():
       assert (ROOT / path).is_file(), (page, path)
     for path in MODULE.findall(text):
       assert (ROOT / f'{path.replace(".", "/")}.py').is_file(), (page, path)
+
+
+def commands() -> Iterator[tuple[str, str, list[str]]]:
+  """Page, program and arguments of our commands in the bash blocks."""
+  for page in PAGES:
+    if page.name == 'CHANGELOG.md':  # It also names what there once was.
+      continue
+    text = page.read_text(encoding='utf-8')
+    for block in re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S):
+      for line in block.replace('\\\n', ' ').split('\n'):
+        found = re.search(
+          r'(?:python -m |(?<!/))((?:\w+\.)+\w+|sleep-jax) (.*)', line
+        )
+        if found and (found[1] == 'sleep-jax' or MODULE.search(line)):
+          args = shlex.split(found[2], comments=True)
+          yield str(page), found[1], args
+
+
+def check_settings(args: list[str]) -> None:
+  """Config, variant and overridden settings exist."""
+  c: Any = None
+  for arg in args:
+    name, _, value = arg.partition('=')
+    if name == '--config':
+      file, _, variant = value.partition(':')
+      stem = pathlib.PurePath(file).stem
+      if not (ROOT / f'experiments/configs/{stem}.py').exists():
+        return  # A reader's own.
+      module = importlib.import_module(f'experiments.configs.{stem}')
+      c = module.get_config(*filter(None, [variant]))
+    elif name.startswith('--config.'):
+      node = c
+      for key, index in re.findall(r'(\w+)(?:\[(\d+)\])?', name[9:]):
+        assert key in node, arg
+        node = node[key][int(index)] if index else node[key]
+
+
+def test_the_commands_of_the_pages_are_understood():
+  checked = 0
+  for page, program, args in commands():
+    if program == 'sleep-jax':
+      known, rest = cli._parser().parse_known_args(args)
+      if not (module := getattr(known, 'module', '')):
+        assert not rest, (page, args)
+        continue
+      program, args = module, rest
+    check_settings(args)
+    checked += 1
+    if program == 'launch.cli':
+      launcher.parser().parse_args(
+        [arg for arg in args if not arg.startswith('--config.')]
+      )
+      continue
+    code = text_of(f'{program.replace(".", "/")}.py')
+    for flag in re.findall(r'(?<= )--(?!config\b)(\w+)', ' ' + ' '.join(args)):
+      assert re.search(rf"'(--)?{flag}'", code), (page, flag)
+  assert checked > 60
 
 
 def extras() -> set[str]:

@@ -127,6 +127,8 @@ def test_the_tables_of_the_results_are_those_of_their_lives(name):
   found = json.loads((folder / 'lives.json').read_text())
   text = report_lib.table(found, 'sleep')
   assert text == (folder / 'table.md').read_text()
+  pictures = [path.name for path in report_lib.pictures(folder)]
+  assert pictures == ['retention.png', 'cost.png', 'recall.png']
 
 
 def test_the_command_writes_a_page_with_dreams(tmp_path):
