@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -66,13 +67,25 @@ class Speaker:
     max_new: int,
     temperature: float,
   ) -> str:
-    """What the assistant says next; the oldest turns go if all do not fit."""
-    form, messages = chat_lib.of(self.tokenizer), list(messages)
+    """What the assistant says next; the oldest turns go if all do not fit.
+
+    It is logged how many; the last turn is never cut.
+    """
+    form, left = chat_lib.of(self.tokenizer), list(messages)
     room = self.model.cfg.max_len - max_new
-    prompt = form.prompt(messages)
-    while len(prompt) > room and len(messages) > 2:
-      messages = messages[2:]
-      prompt = form.prompt(messages)
+    prompt = form.prompt(left)
+    while len(prompt) > room and len(left) > 2:
+      left = left[2:]
+      prompt = form.prompt(left)
+    if len(left) < len(messages):
+      logging.warning(
+        'The oldest %d of %d turns are left out: the model reads %d tokens, '
+        'with max_new=%d.',
+        len(messages) - len(left),
+        len(messages),
+        self.model.cfg.max_len,
+        max_new,
+      )
     out = self.complete([prompt], max_new=max_new, temperature=temperature)
     return out[0]
 

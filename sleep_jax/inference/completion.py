@@ -24,10 +24,12 @@ def complete(
   """What follows each prompt, without the stop token.
 
   Raises:
-    ConfigError: if a prompt is empty, or too long for `cfg.max_len`.
+    ConfigError: if a prompt is empty, too long for `cfg.max_len`, or has an id
+      beyond `cfg.vocab`.
   """
   if not prompts or not all(prompts):
     raise config.ConfigError('a prompt is empty; ask for something.')
+  sampling.check_ids(model.cfg, prompts)
   out: list[list[int]] = []
   with costs.phase('eval') as cost:
     for start in range(0, len(prompts), _BATCH):

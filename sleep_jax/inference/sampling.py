@@ -135,6 +135,21 @@ def _check_fit(
     )
 
 
+def check_ids(cfg: config.ModelConfig, rows: list[list[int]]) -> None:
+  """Refuses token ids that the model has not: it would answer with NaN.
+
+  Raises:
+    config.ConfigError: naming the first one.
+  """
+  for row in rows:
+    if row and not 0 <= min(row) <= max(row) < cfg.vocab:
+      wrong = next(i for i in row if not 0 <= i < cfg.vocab)
+      raise config.ConfigError(
+        f'a prompt has token {wrong}, but model.vocab={cfg.vocab}; encode it '
+        "with the model's own tokenizer."
+      )
+
+
 def complete(
   model: model_lib.Model,
   prompts: list[list[int]],
@@ -156,10 +171,12 @@ def complete(
     prefix: what stands before every prompt, see `prefix.prefill`.
 
   Raises:
-    config.ConfigError: a prompt is empty, or too long for `cfg.max_len`.
+    config.ConfigError: a prompt is empty, too long for `cfg.max_len`, or has an
+      id beyond `cfg.vocab`.
   """
   if not prompts or not all(prompts):
     raise config.ConfigError('A prompt is empty; give at least the BOS token.')
+  check_ids(model.cfg, prompts)
   before = 0 if prefix is None else int(prefix.length)
   longest = before + max(map(len, prompts))
   _check_fit(model.cfg, longest, sampler)

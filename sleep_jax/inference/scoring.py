@@ -12,6 +12,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import padding
 from sleep_jax.inference import budget
 from sleep_jax.inference import prefix as prefix_lib
+from sleep_jax.inference import sampling
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import model as model_lib
@@ -81,10 +82,14 @@ def score(
     pad: the token that fills rows.
     costs: where the passes are written down, in phase `eval`.
     prefix: what stands before every prompt, see `prefix.prefill`.
+
+  Raises:
+    ConfigError: if a prompt or an answer has an id beyond `cfg.vocab`.
   """
   exact = np.zeros(len(prompts), bool)
   logprob, accuracy = np.zeros((2, len(prompts)), np.float32)
   rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+  sampling.check_ids(model.cfg, rows)
   longest = -(-max(1, *map(len, answers), 1) // _MULTIPLE) * _MULTIPLE
   order = np.argsort([len(row) for row in rows], kind='stable')
   most, before = _EVAL_BATCH, 0

@@ -309,7 +309,7 @@ class Checkpoints:
       SaveError: if it failed.
     """
     self.wait()
-    self._manager.close()
+    self._guarded(self._manager.close)
 
 
 def save_life(

@@ -1,4 +1,4 @@
-"""Handling of SIGTERM, as sent on preemption: wait for the save, then exit.
+"""Handling of SIGTERM, as sent on preemption, and of Ctrl-C: save, then exit.
 
 A life is saved at the end of every phase, and a phase that is run again gives
 the same bits, so an unfinished phase is neither awaited nor saved.
@@ -24,7 +24,7 @@ _exiting = threading.Event()
 
 @contextlib.contextmanager
 def call_on_exit(callback: Callable[[], None]) -> Iterator[None]:
-  """Within the block, SIGTERM calls `callback` before the process exits."""
+  """Within the block, a signal calls `callback` before the process exits."""
   _callbacks.add(callback)
   try:
     yield
@@ -33,7 +33,7 @@ def call_on_exit(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def install_handler() -> None:
-  """Handles SIGTERM and, in a worker process, the end of its parent.
+  """Handles SIGTERM, Ctrl-C and, in a worker process, the end of its parent.
 
   The handling runs in a thread, because the main thread may be executing a
   compiled program. Call it once, in the main thread.
@@ -42,12 +42,16 @@ def install_handler() -> None:
   for end in (receiver, sender):
     end.setblocking(False)
 
-  def handler(*_) -> None:
-    sender.send(bytes([signal.SIGTERM]))
+  def handler(number: int, _) -> None:
+    with contextlib.suppress(BlockingIOError):  # Nobody reads after the first.
+      sender.send(bytes([number]))
 
   # The wakeup descriptor is written even while the main thread runs XLA; the
   # handler is called even while an event loop has replaced the descriptor.
   signal.signal(signal.SIGTERM, handler)
+  # A Ctrl-C reaches all processes of a terminal; workers hear from the first.
+  in_worker = multiprocessing.parent_process() is not None
+  signal.signal(signal.SIGINT, signal.SIG_IGN if in_worker else handler)
   signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
   threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
 
@@ -61,19 +65,21 @@ def block() -> None:
 def _wait(receiver: socket.socket) -> None:
   parent = multiprocessing.parent_process()
   sources = [receiver] + ([parent.sentinel] if parent else [])
-  while True:
-    ready = connection.wait(sources)
-    if receiver not in ready:
-      break  # The parent has ended; nothing reads this worker's results.
-    if signal.SIGTERM in receiver.recv(64):
+  code = 0
+  while not code:
+    if receiver not in connection.wait(sources):
+      code = EXIT_CODE  # The parent has ended; nothing reads the results.
       break
+    received = receiver.recv(64)
+    for number in (signal.SIGTERM, signal.SIGINT):
+      code = 128 + number if number in received else code
   _exiting.set()
-  _exit()
+  _exit(code)
 
 
-def _exit() -> None:
+def _exit(code: int) -> None:
   deadline = time.monotonic() + EXIT_TIMEOUT
-  timer = threading.Timer(EXIT_TIMEOUT, os._exit, (EXIT_CODE,))
+  timer = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
   timer.daemon = True
   timer.start()
   children = multiprocessing.active_children()
@@ -93,4 +99,4 @@ def _exit() -> None:
     flush=True,
   )
   sys.stdout.flush()
-  os._exit(EXIT_CODE)
+  os._exit(code)

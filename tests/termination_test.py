@@ -1,0 +1,91 @@
+"""Signals end a run once, with what was saved, one message and a code."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# What a run does, as far as signals see it: a save that takes a while.
+_RUN = """
+import time
+from sleep_jax.runtime import termination
+
+def save():
+  print('saving', flush=True)
+  time.sleep(1)
+  print('saved', flush=True)
+
+termination.install_handler()
+with termination.call_on_exit(save):
+  print('running', flush=True)
+  time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+  'signals, code',
+  [
+    ([signal.SIGTERM], 143),
+    ([signal.SIGTERM, signal.SIGTERM], 143),
+    ([signal.SIGINT], 130),
+    ([signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130),
+  ],
+  ids=['term', 'term twice', 'int', 'int twice, term'],
+)
+def test_a_signal_ends_a_run_once_and_with_one_message(signals, code):
+  process = subprocess.Popen(
+    [sys.executable, '-c', _RUN],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'running\n'
+  process.send_signal(signals[0])
+  assert process.stdout.readline() == 'saving\n'
+  for number in signals[1:]:
+    process.send_signal(number)
+  out, err = process.communicate(timeout=120)
+  assert (process.returncode, out) == (code, 'saved\n')
+  assert err.count('The same command resumes') == 1
+  assert 'Traceback' not in err
+
+
+def test_a_ctrl_c_is_left_to_the_parent_of_a_worker():
+  """The terminal sends it to both; the parent then ends its worker."""
+  code = f"""
+import multiprocessing
+
+def work(queue):
+  queue.put('ready')
+  exec({_RUN.replace('install_handler()', 'install_handler(); queue.put(1)')!r},
+       {{'queue': queue}})
+
+if __name__ == '__main__':
+  context = multiprocessing.get_context('fork')
+  queue = context.Queue()
+  worker = context.Process(target=work, args=(queue,))
+  worker.start()
+  assert queue.get() == 'ready' and queue.get() == 1
+  from sleep_jax.runtime import termination
+  termination.install_handler()
+  print('ready', flush=True)
+  worker.join()
+  termination.block()  # As `workers.live_all` does.
+"""
+  process = subprocess.Popen(
+    [sys.executable, '-c', code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout is not None
+  while process.stdout.readline() != 'ready\n':
+    assert process.poll() is None
+  os.killpg(process.pid, signal.SIGINT)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 130 and out.count('saved') == 1
+  assert 'Traceback' not in err and 'KeyboardInterrupt' not in err
