@@ -1,6 +1,7 @@
 """A Sleeper: strings in, strings out; and the examples of the pages."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -226,13 +227,17 @@ def test_a_batch_of_questions_is_answered_like_each_alone(night):
   assert quiz.answers == alone
 
 
-def test_a_conversation_that_is_too_long_loses_its_oldest_turns(night):
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns(night, caplog):
   turns = [
     {'role': role, 'content': 'word ' * 60}
     for role in ('user', 'assistant') * 4
   ]
   last = [{'role': 'user', 'content': 'Who?'}]
-  assert night.m.chat(turns + last, max_new=8) is not None
+  with caplog.at_level(logging.WARNING, 'absl'):
+    assert night.m.chat(turns[:2] + last, max_new=8) is not None
+    assert not caplog.text
+    assert night.m.chat(turns + last, max_new=8) is not None
+  assert 'of 9 turns are left out' in caplog.text
 
 
 def test_an_expert_of_your_own_settings(base):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sleep_jax import config
 from tests import fuzzing
 
 pytest.importorskip('jinja2')
@@ -16,28 +17,23 @@ def test_damaged_files_are_refused_or_read(tmp_path, cases, seed):
 
 def test_a_reader_that_goes_wrong_is_caught(tmp_path, monkeypatch):
   """Tracebacks, several lines, bytes from outside, numbers that are not."""
+  root = [tmp_path]
+
+  def raises(error: Exception):
+    raise error
+
   outcomes = {
-    'ValueError: x': _raiser(ValueError('x')),
-    'has several lines': _raiser(fuzzing.config.ConfigError('a\nb')),
-    'not finite': lambda folder, out: float('nan'),
-    'was opened': lambda folder, out: (
-      folder.parents[1] / 'secret' / 'x'
-    ).read_bytes(),
-    'was copied': lambda folder, out: (out / 'y').write_bytes(fuzzing._SECRET),
-    'was written': lambda folder, out: (folder.parents[1] / 'stray').write_text(
-      ''
-    ),
+    'ValueError: x': lambda _, out: raises(ValueError('x')),
+    'has several lines': lambda _, out: raises(config.ConfigError('a\nb')),
+    'not finite': lambda _, out: float('nan'),
+    'was opened': lambda _, out: (root[0] / 'secret/x').open().close(),
+    'was copied': lambda _, out: (out / 'y').write_bytes(fuzzing._SECRET),
+    'was written': lambda _, out: (root[0] / 'stray').write_text(''),
   }
   for i, (words, read) in enumerate(outcomes.items()):
     kind = fuzzing.Kind('k', lambda folder: (folder / 'f').touch(), read)
     monkeypatch.setattr(fuzzing, 'KINDS', (kind,))
-    (tmp_path / f'{i}').mkdir()
-    [wrong] = fuzzing.Fuzzer(tmp_path / f'{i}').run(1, 0)
+    root[0] = tmp_path / f'{i}'
+    root[0].mkdir()
+    [wrong] = fuzzing.Fuzzer(root[0]).run(1, 0)
     assert words in wrong
-
-
-def _raiser(error: Exception):
-  def read(folder, out):
-    raise error
-
-  return read

@@ -11,6 +11,7 @@ from scipy import stats
 
 from sleep_jax import config
 from sleep_jax.data import padding
+from sleep_jax.inference import completion
 from sleep_jax.inference import decoding
 from sleep_jax.inference import prefix as prefix_lib
 from sleep_jax.inference import sampling
@@ -284,6 +285,22 @@ def test_a_prompt_longer_than_the_cache_is_refused(base):
     sampling.generate(model, prompts, lengths, key, sampler)
   with pytest.raises(config.ConfigError, match='empty'):
     sampling.complete(model, [[1], []], key, sampler)
+
+
+@pytest.mark.parametrize('token', [32, -1])
+def test_a_token_that_the_model_does_not_have_is_refused(base, token):
+  """It would be looked up as NaN."""
+  words = f'token {token}, but model.vocab=32'
+  costs = costs_lib.CostTracker(base.cfg, 16)
+  key, sampler = jax.random.key(0), sampling.SamplerConfig(max_new=2)
+  for function, args in (
+    (sampling.complete, (base, [[1], [2, token]], key, sampler)),
+    (completion.complete, (base, [[1], [2, token]], key, sampler, costs)),
+  ):
+    with pytest.raises(config.ConfigError, match=words):
+      function(*args)
+  with pytest.raises(config.ConfigError, match=words):
+    scoring.score(base, [[1]], [[2, token]], pad=0, costs=costs)
 
 
 def test_a_model_with_an_adapter_is_refused(cfg, base):

@@ -136,7 +136,7 @@ def _check_fit(
 
 
 def check_ids(cfg: config.ModelConfig, rows: list[list[int]]) -> None:
-  """Refuses token ids that the model has not: it would answer with NaN.
+  """Refuses token ids that the model does not have, and would read as NaN.
 
   Raises:
     config.ConfigError: naming the first one.

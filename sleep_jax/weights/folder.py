@@ -7,6 +7,7 @@ Names begin with `params.`, or with `memory.` for the memory of a life.
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def restore(
       shape or type.
   """
   _check_depth(cfg, leaves, where)
-  template = _shapes(lambda: memory_lib.init_memory(cfg), where)
+  template = _shapes(_memory_shapes, cfg, where)
   expected = tree_paths.leaf_paths(template)
   _check_names(expected, leaves, where)
   for name, leaf in expected.items():
@@ -131,9 +132,7 @@ def check_params(
       `config.DTYPES`, or holds a NaN or an infinite number.
   """
   _check_depth(cfg, leaves, where)
-  expected = tree_paths.leaf_paths(
-    _shapes(lambda: transformer.init(cfg, jax.random.key(0)), where)
-  )
+  expected = tree_paths.leaf_paths(_shapes(_param_shapes, cfg, where))
   expected = {k: v for k, v in expected.items() if k not in without}
   _check_names(expected, leaves, where)
   for name, leaf in expected.items():
@@ -145,10 +144,26 @@ def check_params(
     check_finite(array, place)
 
 
-def _shapes(make: Callable[[], at.Tree], where: str) -> at.Tree:
-  """Shapes and types of what `make` would return."""
+@functools.lru_cache(8)
+def _param_shapes(cfg: config.ModelConfig) -> at.Tree:
+  """Shapes and types of fresh weights."""
+  return jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+
+
+@functools.lru_cache(8)
+def _memory_shapes(cfg: config.ModelConfig) -> at.Tree:
+  """Shapes and types of an empty memory."""
+  return jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+
+
+def _shapes(
+  of: Callable[[config.ModelConfig], at.Tree],
+  cfg: config.ModelConfig,
+  where: str,
+) -> at.Tree:
+  """`of(cfg)`, if there can be such a model."""
   try:
-    return jax.eval_shape(make)
+    return of(cfg)
   except Exception as e:  # JAX has many, for dimensions that cannot be.
     raise config.ConfigError(
       f'{where}: there is no model of these dimensions ({untrusted.reason(e)}).'
