@@ -5,7 +5,7 @@
 
 The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
-with everything saved (docs/checkpointing.md). With --coordinator, --processes
+and 130 by Ctrl-C with everything saved (docs/checkpointing.md). With --coordinator, --processes
 and --process_id several processes share lives on a mesh. --dry_start builds
 every arm of shapes, without its devices and weights, and lives nothing.
 """
