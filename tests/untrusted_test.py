@@ -87,7 +87,7 @@ def test_a_shard_outside_the_folder_is_not_read(tmp_path, absolute):
 
 
 @pytest.mark.parametrize('name', ['LICENSE', 'tokenizer.json', 'NOTICE'])
-def test_what_a_link_points_to_does_not_travel(tmp_path, name):
+def test_what_a_link_points_to_does_not_travel(tmp_path, model, name):
   secret = tmp_path / 'secret'
   secret.write_text('password')
   folder = hub(tmp_path / 'hf')
@@ -96,7 +96,8 @@ def test_what_a_link_points_to_does_not_travel(tmp_path, name):
   refused('a symbolic link out', convert.convert, folder, tmp_path / 'ours')
   assert not (tmp_path / 'ours').exists()
   # And not from a folder of ours, either in an export or in a saved life.
-  ours = tiny_checkpoint.write(tmp_path / 'model')
+  ours = tmp_path / 'model'
+  shutil.copytree(model, ours)
   (ours / 'source' / name).unlink(missing_ok=True)
   (ours / 'source' / name).symlink_to(secret)
   refused('a symbolic link out', convert.convert, ours, tmp_path / 'out')
@@ -448,11 +449,16 @@ def test_a_saved_life_that_does_not_match_is_refused(
   refused(words, sleep_jax.load, tmp_path / 'life')
 
 
+@pytest.fixture(name='model', scope='module')
+def _model(tmp_path_factory):
+  """A folder of ours with a tokenizer, and no memory."""
+  return tiny_checkpoint.write(tmp_path_factory.mktemp('models') / 'tiny')
+
+
 @pytest.fixture(name='life', scope='module')
-def _life(tmp_path_factory):
-  root = tmp_path_factory.mktemp('lives')
-  base = tiny_checkpoint.write(root / 'base')
-  return sleep_jax.load(base, rank=2, slots=2, window=16).save(root / 'life')
+def _life(model, tmp_path_factory):
+  path = tmp_path_factory.mktemp('lives') / 'life'
+  return sleep_jax.load(model, rank=2, slots=2, window=16).save(path)
 
 
 @pytest.mark.parametrize(

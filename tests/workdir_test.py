@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 
 import pytest
@@ -206,6 +207,20 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
       raise KeyboardInterrupt
   assert (tmp_path / 'a').read_text() == 'old'
   assert [p.name for p in tmp_path.iterdir()] == ['a']
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+  workers.claim_workdir(tmp_path, {'a': 1})
+  before = (tmp_path / 'config.json').read_text()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))
+  try:
+    with pytest.raises(OSError, match='large'):
+      workers.claim_workdir(tmp_path, {'a': 1})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert (tmp_path / 'config.json').read_text() == before
+  assert not list(tmp_path.glob('*.part'))
 
 
 def test_a_lock_of_a_deleted_folder_is_not_one(tmp_path, monkeypatch):
