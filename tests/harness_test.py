@@ -200,28 +200,41 @@ def records_of(folder):
   return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(name='three_nights', scope='module')
+def _three_nights(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('three')
+  c = settings(task={'name': f'{__name__}:Echo', 'episodes': 3})
+  live_lib.live(c, 'parrot', 1, folder, 0)
+  return c, folder
+
+
 @pytest.mark.parametrize('moment', [(1, 'wake'), (2, 'sleep')])
 def test_a_night_whose_checkpoint_was_lost_is_cut_from_the_records(
-  moment, tmp_path, monkeypatch
+  moment, three_nights, tmp_path, monkeypatch
 ):
-  c = settings()
-  c['task']['episodes'] = 3
-  live_lib.live(c, 'parrot', 1, tmp_path / 'whole', 0)
+  c, whole = three_nights
   with monkeypatch.context() as m:
     dies_at(m, *moment)
     with pytest.raises(KeyboardInterrupt):
-      live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
+      live_lib.live(c, 'parrot', 1, tmp_path, 0)
   # A kill in the middle of a line.
-  with (tmp_path / 'cut/metrics.jsonl').open('a') as f:
+  with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"night": 7')
-  with (tmp_path / 'cut/steps.jsonl').open('a') as f:
+  with (tmp_path / 'steps.jsonl').open('a') as f:
     f.write('{"step": 9')
-  live_lib.live(c, 'parrot', 1, tmp_path / 'cut', 0)
-  whole, cut = (records_of(tmp_path / w) for w in ('whole', 'cut'))
-  assert without_times(whole) == without_times(cut)
+  live_lib.live(c, 'parrot', 1, tmp_path, 0)
+  cut = records_of(tmp_path)
+  assert without_times(cut) == without_times(records_of(whole))
   assert [r['night'] for r in cut] == [0, 1, 2]
-  steps = [(tmp_path / w / 'steps.jsonl').read_text() for w in ('whole', 'cut')]
+  steps = [(folder / 'steps.jsonl').read_text() for folder in (whole, tmp_path)]
   assert steps[0] == steps[1] and steps[0].count('\n') == 6
+
+
+def test_some_dreams_of_each_night_are_kept_as_text(three_nights):
+  first, second, _ = (r['dreams'] for r in records_of(three_nights[1]))
+  assert [d['text'] for d in first] == ['2 0', '2 3', '2 5', '2 8']
+  assert {(d['kind'], d['phase']) for d in second} == {('heard', 'sleep')}
+  assert second[0]['text'] == '3 0'
 
 
 def test_what_a_night_saves_does_not_grow_with_the_nights(
@@ -240,18 +253,25 @@ def test_what_a_night_saves_does_not_grow_with_the_nights(
   assert len(sizes) == 12 and max(sizes) - sizes[1] < 60
 
 
-def test_records_that_were_changed_are_refused(tmp_path, monkeypatch):
-  with monkeypatch.context() as m:
-    dies_at(m, 1, 'sleep')
-    with pytest.raises(KeyboardInterrupt):
-      live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+def test_records_are_those_of_the_mark(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  text = path.read_bytes()
-  path.write_bytes(text.replace(b'1.0', b'0.9', 1))
-  with pytest.raises(config.ConfigError, match='is not what it was'):
-    live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
-  path.write_bytes(text)
-  live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
+  records = records_lib.Records(path, None)
+  records.append({'night': 0, 'x': 0.1})
+  mark = records.mark()
+  records.append({'night': 1})
+  lost = path.read_bytes()
+  again = records_lib.Records(path, mark)
+  assert list(again) == [{'night': 0, 'x': 0.1}] and again.num_before == 2
+  again.append({'night': 1})
+  assert path.read_bytes() == lost and again.mark() == records.mark()
+  # A process that writes nothing reads the same.
+  assert list(records_lib.Records(path, mark, quiet=True)) == list(again)[:1]
+  assert path.read_bytes() == lost
+  for text in (lost.replace(b'0.1', b'0.2'), lost[:5], b''):
+    path.write_bytes(text)
+    with pytest.raises(config.ConfigError, match='is not what it was'):
+      records_lib.Records(path, mark)
+    assert path.read_bytes() == text
 
 
 def test_records_in_a_checkpoint_are_read_as_well(tmp_path):
@@ -260,19 +280,8 @@ def test_records_in_a_checkpoint_are_read_as_well(tmp_path):
   path.write_text('{"night": 0}\n{"night": 1}\n')
   records = records_lib.Records(path, [{'night': 0}])
   records.append({'night': 1, 'seconds': 2.0})
-  assert [r['night'] for r in records_lib.Records(path, records.mark())] == [
-    0,
-    1,
-  ]
-  assert '"seconds": 2.0' in path.read_text()
-
-
-def test_some_dreams_of_each_night_are_kept_as_text(tmp_path):
-  live_lib.live(settings(), 'parrot', 1, tmp_path, 0)
-  first, second = (r['dreams'] for r in records_of(tmp_path))
-  assert [d['text'] for d in first] == ['2 0', '2 3', '2 5', '2 8']
-  assert {(d['kind'], d['phase']) for d in second} == {('heard', 'sleep')}
-  assert second[0]['text'] == '3 0'
+  again = records_lib.Records(path, records.mark())
+  assert list(again) == [{'night': 0}, {'night': 1, 'seconds': 2.0}]
 
 
 def test_a_summary_of_another_config_is_refused(tmp_path):

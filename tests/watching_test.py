@@ -93,13 +93,10 @@ def events(folder):
   return accumulator
 
 
-@pytest.mark.parametrize('moment', [(0, 'sleep'), (1, 'wake')])
-def test_a_resumed_life_tells_no_night_and_no_step_twice(
-  moment, tmp_path, monkeypatch
-):
+def test_a_resumed_life_tells_no_night_and_no_step_twice(tmp_path, monkeypatch):
   c, library = watched(monkeypatch)
   with monkeypatch.context() as m:
-    harness_test.dies_at(m, *moment)
+    harness_test.dies_at(m, 1, 'wake')
     with pytest.raises(KeyboardInterrupt):
       live_lib.live(c, 'parrot', 1, tmp_path, 0)
   live_lib.live(c, 'parrot', 1, tmp_path, 0)
@@ -115,33 +112,37 @@ def test_a_resumed_life_tells_no_night_and_no_step_twice(
   assert [e.step for e in board.Tensors('dreams')] == [0, 1]
 
 
-@pytest.mark.parametrize('fails', ['init', 'log', 'finish'])
-def test_a_writer_that_fails_warns_once_and_ends_no_life(
+@pytest.mark.parametrize('fails', ['init', 'log', 'Table', 'finish'])
+def test_a_writer_that_fails_warns_once_and_the_others_go_on(
   fails, tmp_path, monkeypatch, caplog
 ):
   c, _ = watched(monkeypatch, fails)
   with caplog.at_level(logging.WARNING):
-    summary = live_lib.live(c, 'parrot', 1, tmp_path, 0)
-  warnings = [r for r in caplog.records if 'wandb' in r.getMessage()]
-  assert len(warnings) == 1
-  assert 'there is no network' in warnings[0].getMessage()
-  assert summary['matrix'] == [[1.0], [0.0, 1.0]]
-  # The others go on.
-  assert len(events(tmp_path).Scalars('eval/accuracy')) == 2
+    sinks = writers_lib.build(tmp_path, 'parrot_1', c)
+    for night in (0, 1):
+      sinks.scalars({'eval/accuracy': 0.5}, 'night', night)
+      sinks.table('dreams', table_lib.Table('', ['kind'], [['a']]), night)
+    sinks.close()
+  (warning,) = (r for r in caplog.records if 'wandb' in r.getMessage())
+  assert 'there is no network' in warning.getMessage()
+  board = events(tmp_path)
+  assert (
+    len(board.Scalars('eval/accuracy')) == len(board.Tensors('dreams')) == 2
+  )
 
 
-def test_a_life_goes_on_where_events_cannot_be_written(
-  tmp_path, monkeypatch, caplog
-):
+def test_a_life_goes_on_where_all_writers_fail(tmp_path, monkeypatch, caplog):
   def full(self, event):
     raise OSError('No space left on device')
 
-  c, library = watched(monkeypatch)
+  c, library = watched(monkeypatch, 'log')
   monkeypatch.setattr(event_file_writer.EventFileWriter, 'add_event', full)
   with caplog.at_level(logging.WARNING):
-    live_lib.live(c, 'parrot', 1, tmp_path, 0)
-  assert caplog.text.count('The writer tensorboard failed') == 1
-  assert library.nights() == [0, 1]
+    summary = live_lib.live(c, 'parrot', 1, tmp_path, 0)
+  assert summary['matrix'] == [[1.0], [0.0, 1.0]]
+  for name in ('tensorboard', 'wandb'):
+    assert caplog.text.count(f'The writer {name} failed') == 1
+  assert library.nights() == []
   assert len(harness_test.records_of(tmp_path)) == 2
 
 
