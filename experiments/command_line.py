@@ -4,6 +4,8 @@
 a variant: --config=quickstart, --config=facts:hard, --config=mine.py:large.
 """
 
+from collections.abc import Iterator, Sequence
+import dataclasses
 import difflib
 import importlib.resources
 import pathlib
@@ -18,6 +20,7 @@ from ml_collections.config_flags import config_path
 
 from experiments import configs
 from sleep_jax import config
+from sleep_jax.config import registry
 
 _NO_CONFIGS = ('__init__', 'common')
 
@@ -96,6 +99,40 @@ def with_flag(message: str, c: dict[str, Any]) -> str:
   return f'--config.{message}' if is_setting else message
 
 
+def outranked(c: dict[str, Any], argv: Sequence[str]) -> Iterator[str]:
+  """What to tell of flags that arms outrank: a line for each flag.
+
+  Args:
+    c: the experiment's config.
+    argv: the command line.
+  """
+  for path in dict.fromkeys(_overrides(argv)):
+    if path.startswith('arms.'):
+      continue
+    section, _, name = path.partition('.')
+    key = re.split(r'[.[]', name)[0]
+    arms = [
+      a for a, changes in c['arms'].items() if _sets(changes, section, key)
+    ]
+    if arms:
+      yield (
+        f'--config.{path} does not reach the arms that have a '
+        f'{section}.{key} of their own: {", ".join(arms)}; for these, set '
+        f'--config.arms.{arms[0]}.{section}.{key} and so on.'
+      )
+
+
+def _sets(changes: Any, section: str, key: str) -> bool:
+  own = changes.get(section) if isinstance(changes, dict) else None
+  return isinstance(own, dict) and key in own
+
+
+def _overrides(argv: Sequence[str]) -> list[str]:
+  """The settings that flags name, such as sleep.steps."""
+  found = (re.match(r'--?(?:no)?config\.([^=]*)', word) for word in argv)
+  return [match[1] for match in found if match]
+
+
 class _Parser(config_flags.ConfigFileFlagParser):
   """Also knows the shipped configs by name, and refuses unknown settings.
 
@@ -112,14 +149,38 @@ class _Parser(config_flags.ConfigFileFlagParser):
       raise config.ConfigError(
         'the file cannot be read, or its get_config() returns no ConfigDict.'
       )
-    for word in sys.argv:
-      if match := re.match(r'--?(?:no)?config\.([^=]*)', word):
-        _check_override(match[1], c)
+    for path in _overrides(sys.argv):
+      _add_default(path, c)
+      _check_override(path, c)
     return c
 
 
 def _folder() -> Any:
   return importlib.resources.files(configs)
+
+
+def _add_default(path: str, c: ml_collections.ConfigDict) -> None:
+  """Adds a setting of the model or the task that the config leaves out."""
+  section, _, name = path.rpartition('.')
+  if section == 'model':
+    cls = config.ModelConfig
+  elif re.fullmatch(r'model\.levels\[\d+\]', section):
+    cls = config.LevelConfig
+  elif section == 'task' and 'name' in c.get('task', {}):
+    _, cls = registry.find(c.task.name, 'sleep_jax.tasks', 'task.name')
+  else:
+    return
+  defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+  default = defaults.get(name)
+  if not isinstance(default, (bool, int, float, str, tuple)):
+    return
+  try:
+    values = config_path.get_value(section, c)
+  except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+    return
+  if name not in values:
+    with values.unlocked():
+      values[name] = default
 
 
 def _check_override(path: str, c: ml_collections.ConfigDict) -> None:

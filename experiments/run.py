@@ -5,9 +5,10 @@
 
 The same command resumes what was interrupted; --workdir names where it lives.
 Exit codes: 0 done, 1 an error that the last line names, 143 ended by SIGTERM
-and 130 by Ctrl-C with everything saved (docs/checkpointing.md). With --coordinator, --processes
-and --process_id several processes share lives on a mesh. --dry_start builds
-every arm of shapes, without its devices and weights, and lives nothing.
+and 130 by Ctrl-C with everything saved (docs/checkpointing.md). With
+--coordinator, --processes and --process_id several processes share lives on a
+mesh. --dry_start builds every arm of shapes, without its devices and weights,
+and lives nothing.
 """
 
 from collections.abc import Callable
@@ -113,6 +114,8 @@ def execute(
   compilation.enable_cache()
   try:
     build_lib.check_sections(c)
+    for line in command_line.outranked(c, sys.argv):
+      print(f'warning: {line}', file=sys.stderr)
     c, part = change(c), workers.parse_share(share)
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{c["name"]}')
     _check_processes(c)

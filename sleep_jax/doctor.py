@@ -69,7 +69,9 @@ def _data() -> str:
   return f'{folder}: {sum(1 for _ in folder.iterdir())} entries'
 
 
-def _writable(folder: pathlib.Path) -> str:
+def _writable(folder: pathlib.Path | None) -> str:
+  if folder is None:
+    raise config.ConfigError('there is no home; set its environment variable.')
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.NamedTemporaryFile(dir=folder):
     return f'{folder} can be written'

@@ -221,6 +221,16 @@ def test_a_refused_setting_is_named_as_a_flag(message, flag):
     ('seeds', 3, 'seeds=3 must be a sequence'),
     ('seeds', [], r'seeds=\[\] has no entry'),
     ('seeds', ['1'], r"seeds\[0\]='1' must be a whole number"),
+    ('seeds', [2**32], r'seeds\[0\]=4294967296 must be at most 4294967295'),
+    ('seeds', [1, 2, 1], r'seeds=\[1, 2, 1\] names one seed twice'),
+    ('name', '../x', "'../x' names a folder"),
+    ('name', '', "'' names a folder"),
+    ('arms', {'a/b': dict(learner='sleep')}, "'a/b' names a folder"),
+    ('reference', 'seal', "reference='seal' is no arm; choose one of sleep"),
+    ('profile', dict(steps='9:3'), "profile.steps='9:3' must be two step"),
+    ('export', 'nowhere/x.npz', 'is in a folder that does not exist'),
+    ('sleep', dict(divergence='kl'), "sleep.divergence='kl' is unknown"),
+    ('sleep', dict(optimizer='sgd'), "sleep.optimizer='sgd' is unknown"),
     ('arms', {}, 'arms={} has no entry'),
     ('arms', dict(sleep=3), r'arms\.sleep=3 must be a section'),
     (
@@ -234,6 +244,41 @@ def test_a_refused_setting_is_named_as_a_flag(message, flag):
 def test_lives_that_nobody_can_run_are_refused(key, value, words):
   with pytest.raises(config.ConfigError, match=words):
     workers.check(small_config() | {key: value})
+
+
+def test_what_a_config_leaves_out_may_be_set(monkeypatch):
+  """Of the model and the task, whose fields are known."""
+  c = parsed(
+    monkeypatch,
+    _QUICKSTART,
+    '--config.model.dtype=bfloat16',
+    '--config.model.rope_theta=5e4',
+    '--config.model.levels[1].clip=0.5',
+  )
+  assert (c.model.dtype, c.model.rope_theta) == ('bfloat16', 5e4)
+  assert c.model.levels[1].clip == 0.5 and 'clip' not in c.task
+  for flag, words in (
+    ('dtype=float64', "model.dtype='float64' is unknown"),
+    ('rope_theta=nan', 'model.rope_theta=nan must be a finite number'),
+    ('norm_eps=-1', r'model.norm_eps=-1.0 must be at least 0'),
+  ):
+    c = parsed(monkeypatch, _QUICKSTART, f'--config.model.{flag}')
+    with pytest.raises(config.ConfigError, match=words):
+      build_lib.model_config(json.loads(c.to_json()), absent=True)
+
+
+def test_a_flag_that_an_arm_outranks_is_told():
+  c = dict(
+    sleep=dict(steps=3),
+    model=dict(levels=[]),
+    arms=dict(a={}, b=dict(sleep=dict(steps=2)), c=dict(model=dict(levels=[]))),
+  )
+  argv = ['run', '--config.sleep.steps=4', '--config.model.levels[0].chunk=8']
+  steps, levels = command_line.outranked(c, argv)
+  assert '--config.sleep.steps does not reach' in steps and ': b; ' in steps
+  assert '--config.arms.c.model.levels' in levels
+  quiet = ['run', '--config.arms.b.sleep.steps=4', '--config.sleep.batch=2']
+  assert not list(command_line.outranked(c, quiet))
 
 
 def test_unknown_arms_and_sections_are_refused():

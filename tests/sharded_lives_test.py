@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 from typing import Any, NamedTuple
 
@@ -291,6 +292,31 @@ def test_compilation_cache_is_at_the_environments_path(monkeypatch):
   monkeypatch.delenv(name)
   home = pathlib.Path('~/.cache/sleep_jax/xla').expanduser()
   assert compilation.folder() == home
+
+
+def test_who_has_no_home_has_no_cache_of_programs():
+  """Nothing that is imported, and no flag, needs one."""
+  code = (
+    'import os, pwd\n'
+    "os.environ.pop('HOME', None)\n"
+    "os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\n"
+    'def gone(uid):\n'
+    '  raise KeyError(uid)\n'
+    'pwd.getpwuid = gone\n'
+    'import sleep_jax, sleep_jax.cli, experiments.run\n'
+    'from sleep_jax.data.datasets import prepared\n'
+    'from sleep_jax.runtime import compilation\n'
+    'compilation.enable_cache()\n'
+    'assert compilation.folder() is None\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=run_test.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize('value', ['wandb', "('wandb',)"])

@@ -196,6 +196,7 @@ def test_an_index_that_names_no_files_is_refused(tmp_path, weight_map):
     ('tie_word_embeddings', ['yes', 1, None]),
     ('torch_dtype', ['float64', ['x'], 3]),
     ('layer_types', [3, [[]], ['mamba']]),
+    ('architectures', ['', [], 0, ['x'], {}]),
     ('rope_scaling', ['x', 3, [1], {'rope_type': []}]),
     ('factor', [float('nan'), -8.0, 0.0, '8', None]),
     ('original_max_position_embeddings', [0, 0.5, 'x']),

@@ -43,6 +43,34 @@ _ARMS = [
 ]
 
 
+def test_a_training_of_eight_devices_ends_on_one(tmp_path, monkeypatch):
+  """As one that was on one throughout, up to rounding."""
+  c, arm = small_rule110(), 'passes_2_t4'
+  whole = live_lib.live(c, arm, 1, tmp_path / 'whole', 0)
+  save = checkpoint.Checkpoints.save
+
+  def dies(self, snapshot):
+    embedding = snapshot.life.model.params['embed']['embedding']
+    assert len(embedding.sharding.device_set) == 8
+    if snapshot.night == 1:
+      raise KeyboardInterrupt
+    save(self, snapshot)
+
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.Checkpoints, 'save', dies)
+    with pytest.raises(KeyboardInterrupt):
+      mesh = c | {'mesh': {'data': 4, 'fsdp': 2}}
+      live_lib.live(mesh, arm, 1, tmp_path / 'cut', 0)
+  resumed = live_lib.live(c, arm, 1, tmp_path / 'cut', 0)
+  for name, value in whole['final'].items():
+    np.testing.assert_allclose(resumed['final'][name], value, atol=0.05)
+  losses = [
+    json.loads((tmp_path / x / 'metrics.jsonl').read_text().splitlines()[0])
+    for x in ('whole', 'cut')
+  ]
+  np.testing.assert_allclose(*(r['scalars']['wake/loss'] for r in losses), 1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('variant,arm', _ARMS)
 def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):

@@ -88,7 +88,7 @@ def _check_bounds(value: float, bounds: Bounds, where: str) -> None:
       least = 'above 0'
     raise ConfigError(f'{where}={value} must be {least}.')
   if value > bounds.most:
-    raise ConfigError(f'{where}={value} must be at most {bounds.most:g}.')
+    raise ConfigError(f'{where}={value} must be at most {bounds.most:.12g}.')
 
 
 def check_mapping(values: Any, where: str) -> None:

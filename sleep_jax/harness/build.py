@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ Settings = dict[str, Any]
 
 # Settings of how lives are run; the result of a life does not depend on them.
 _RUN_SETTINGS = ('workers', 'writers', 'profile', 'mesh', 'export')
+_Seed = Annotated[
+  int, config.Bounds(most=2**32 - 1)
+]  # JAX's keys have 32 bits.
 _REQUIRED = (
   'name',
   'seeds',
@@ -55,7 +58,11 @@ def check_sections(c: Settings) -> None:
         f'{", ".join(_REQUIRED)} (see experiments/configs/quickstart.py).'
       )
   config.check_value(config.Count, c['workers'], 'workers')
-  config.check_value(tuple[int, ...], c['seeds'], 'seeds')
+  config.check_value(tuple[_Seed, ...], c['seeds'], 'seeds')
+  if len(set(c['seeds'])) < len(c['seeds']):
+    raise config.ConfigError(
+      f'seeds={c["seeds"]!r} names one seed twice; it would be one life.'
+    )
   for several in ('seeds', 'arms'):
     if not c[several]:
       raise config.ConfigError(

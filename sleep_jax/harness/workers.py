@@ -17,6 +17,7 @@ from sleep_jax.metrics import writers
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
 from sleep_jax.runtime import files
+from sleep_jax.runtime import profiling
 from sleep_jax.runtime import sharding
 from sleep_jax.runtime import termination
 
@@ -64,7 +65,9 @@ def check(c: build_lib.Settings, *, absent: bool = False) -> None:
     ConfigError: for the first of them.
   """
   build_lib.check_sections(c)
+  _check_names(c)
   writers.check(c.get('writers', ()))
+  profiling.Window(c.get('profile', {}).get('steps', ''), pathlib.Path())
   mesh = c.get('mesh', {})
   if sharding.is_distributed(mesh) and c['workers'] > 1:
     raise config.ConfigError(
@@ -80,6 +83,23 @@ def check(c: build_lib.Settings, *, absent: bool = False) -> None:
       build_lib.build(settings, c['seeds'][0], absent=absent)
 
 
+def _check_names(c: build_lib.Settings) -> None:
+  """Refuses names that are no folder's, and a reference that nobody lives."""
+  for name in (c['name'], *c['arms']):
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w.+=-]*', name):
+      raise config.ConfigError(
+        f'{name!r} names a folder of a run; use letters, digits and ._+=- in '
+        'the names of a config and its arms.'
+      )
+  reference = c['reference']
+  # Arms at several depths are named after it.
+  if not any(arm.startswith(str(reference)) for arm in c['arms']):
+    raise config.ConfigError(
+      f'reference={reference!r} is no arm; choose one of '
+      f'{", ".join(c["arms"])}.'
+    )
+
+
 def _check_export(c: build_lib.Settings) -> None:
   """Refuses an export of several lives, or to another kind of file."""
   if len(c['arms']) > 1 or len(c['seeds']) > 1:
@@ -91,6 +111,10 @@ def _check_export(c: build_lib.Settings) -> None:
   if not c['export'].endswith('.npz'):
     raise config.ConfigError(
       f'export={c["export"]!r} must be the path of an .npz file.'
+    )
+  if not pathlib.Path(c['export']).parent.is_dir():
+    raise config.ConfigError(
+      f'export={c["export"]!r} is in a folder that does not exist; make it.'
     )
 
 

@@ -11,10 +11,16 @@ _DEFAULT_CACHE = '~/.cache/sleep_jax/xla'
 _PROC = pathlib.Path('/proc')  # Of Linux; elsewhere there is no such limit.
 
 
-def folder() -> pathlib.Path:
-  """`$JAX_COMPILATION_CACHE_DIR` if set, else `~/.cache/sleep_jax/xla`."""
+def folder() -> pathlib.Path | None:
+  """`$JAX_COMPILATION_CACHE_DIR` if set, else `~/.cache/sleep_jax/xla`.
+
+  None for a user who has no home.
+  """
   path = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  return pathlib.Path(path or _DEFAULT_CACHE).expanduser()
+  try:
+    return pathlib.Path(path or _DEFAULT_CACHE).expanduser()
+  except RuntimeError:
+    return None
 
 
 def enable_cache() -> None:
@@ -23,7 +29,8 @@ def enable_cache() -> None:
   Programs that compile in less than 0.5 s are not cached.
   """
   logging.set_verbosity(logging.WARNING)
-  jax.config.update('jax_compilation_cache_dir', str(folder()))
+  if (cache := folder()) is not None:
+    jax.config.update('jax_compilation_cache_dir', str(cache))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

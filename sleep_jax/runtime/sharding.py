@@ -46,6 +46,7 @@ RULES: Rules = {
 # Regular expression of the end of a leaf's path, and the leaf's logical axes.
 # The first match counts.
 _LEAVES: tuple[tuple[str, Axes], ...] = (
+  (r'recurrence\..*', ()),  # Of gdn and jet, whose projections are joined.
   (r'embed\.embedding', ('vocab', 'embed')),
   (r'head\.kernel', ('embed', 'vocab')),
   (r'\b[qkv]\.kernel', ('layers', 'embed', 'heads', None)),
@@ -61,6 +62,7 @@ _LEAVES: tuple[tuple[str, Axes], ...] = (
   (r'\bb', ('layers', None, 'embed')),
   (r'\brouter', ('layers', 'embed')),
 )
+_ONE_LAYER = re.compile(r'\bblock_\d+\.')
 
 
 def mesh(
@@ -104,7 +106,8 @@ def axes_of(path: str) -> Axes:
   """Logical axes of the leaf at a dotted path; () if it is replicated."""
   for suffix, axes in _LEAVES:
     if re.search(f'(?:{suffix})$', path):
-      return axes
+      # A hybrid's layers are not stacked.
+      return axes[1:] if _ONE_LAYER.search(path) else axes
   return ()
 
 

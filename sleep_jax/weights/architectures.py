@@ -47,7 +47,9 @@ def model_config(values: Mapping[str, Any]) -> config.ModelConfig:
     ConfigError: naming the architecture or setting that is not supported.
   """
   family = str(values.get('model_type'))
-  architectures = values.get('architectures') or [_FAMILIES.get(family)]
+  architectures = values.get('architectures')
+  if architectures is None:
+    architectures = [_FAMILIES.get(family)]
   if family not in _FAMILIES or architectures != [_FAMILIES[family]]:
     raise config.ConfigError(
       f'config.json: architectures={architectures} (model_type={family!r}) is '

@@ -111,6 +111,8 @@ class SeedingConfig:
       sender_reset=('restart', 'carry'),
       slot_policy=('error', 'merge', 'fold', 'recycle'),
       semantic=('teacher_embedding', 'encoder', 'exact'),
+      optimizer=('adam', 'muon'),
+      divergence=('forward_kl', 'reverse_kl', 'jsd'),
     ).items():
       base.lookup(getattr(self, name), dict.fromkeys(known), f'sleep.{name}')
     for name in ('previous_fraction', 'disagreement_weight'):

@@ -65,7 +65,7 @@ class TrainingConfig:
   warmup: base.Fraction = 0.01  # Fraction of the steps.
   decay: base.Fraction = 0.6  # And that at the end, falling to a thousandth.
   # N is drawn among these for every 20 steps; () = `recurrence.passes`.
-  random_passes: tuple[int, ...] = ()
+  random_passes: tuple[base.Count, ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, 'random_passes', tuple(self.random_passes))

@@ -88,8 +88,9 @@ def write_config(target: pathlib.Path, values: Mapping[str, Any]) -> None:
 def _with_values(
   own: dict[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The base's own config.json, with the width and type of `values`."""
-  own = own | {'intermediate_size': values['intermediate_size']}
+  """The base's own config.json, with class, width and type of `values`."""
+  for name in ('architectures', 'intermediate_size'):
+    own = own | {name: values[name]}
   if architectures.model_config(own).dtype == values['torch_dtype']:
     return own
   names = [n for n in ('dtype', 'torch_dtype') if n in own] or ['torch_dtype']
