@@ -110,6 +110,7 @@ def execute(
     change: makes another experiment of the config.
     share: of the lives, see `workers.parse_share`.
   """
+  termination.install_handler()
   c = json.loads(_CONFIG.value.to_json())
   compilation.enable_cache()
   try:
@@ -125,7 +126,7 @@ def execute(
       print(f'ready: {len(c["arms"])} arms x {len(c["seeds"])} seeds')
       return
     _join_others()
-    # After JAX, which listens for SIGTERM as well.
+    # Again after JAX, which listens for SIGTERM as well.
     termination.install_handler()
     table = workers.run(_one_worker_on_accelerators(c), workdir, part)
   except (

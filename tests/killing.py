@@ -1,12 +1,16 @@
-"""Ends a small life with SIGKILL, has the same command go on, and compares.
+"""Ends small lives with SIGKILL, has the same command go on, and compares.
 
   python -m tests.killing --kills=20 --out=results/kill.json
+  python -m tests.killing --all --kills=5 --out=results/kill_all.json
 
-The moments are drawn by --seed; the command exits with 1 if a life that was
-killed ends unlike the one that was not.
+The first kills a life that does everything so often, each time another one, at
+moments of a night. The second kills one life of every learner so often. The
+moments are drawn by --seed; the command exits with 1 if a life that was killed
+ends unlike the one that was not.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -30,6 +34,7 @@ import orbax.checkpoint as ocp
 
 from experiments import run
 from sleep_jax.runtime import checkpoint
+from tests import small_life
 
 ROOT = pathlib.Path(__file__).parent.parent
 _FLAGS = ('--config=tests/small_life.py',)
@@ -83,13 +88,20 @@ _MOMENTS = {
   'writing a file': ('os:fsync', 4, 0.0, False),
 }
 _ANY_TIME = 'any time'
+# The same, of every life.
+_MOMENTS_OF_ALL = {
+  'in a phase': ('sleep_jax.harness.live:_run_phase', 3, 0.5, False),
+  'phase not saved': ('sleep_jax.harness.live:_run_phase', 3, 0.0, True),
+  'mid-save': _MOMENTS['mid-save'],
+  'writing a file': _MOMENTS['writing a file'],
+}
 
 
 def draw(name: str, rng: random.Random, seconds: float) -> Moment:
   """A random moment of this name in a life that takes so many seconds."""
   if name == _ANY_TIME:
     return Moment(name, delay=rng.uniform(0.1, 0.9) * seconds)
-  function, calls, longest, after = _MOMENTS[name]
+  function, calls, longest, after = (_MOMENTS | _MOMENTS_OF_ALL)[name]
   nth, delay = rng.randint(1, calls), rng.uniform(0.0, longest)
   return Moment(name, function, nth, delay, after)
 
@@ -137,9 +149,18 @@ def command(
 
 
 def live(
-  workdir: pathlib.Path, moment: Moment | None = None, *flags: str
+  workdir: pathlib.Path,
+  moment: Moment | None = None,
+  *flags: str,
+  may_end: bool = False,
 ) -> str:
   """Runs the command, until the moment if there is one; returns its output.
+
+  Args:
+    workdir: of the life.
+    moment: when it is killed.
+    *flags: of the command.
+    may_end: whether the life may have ended before that moment.
 
   Raises:
     RuntimeError: if it failed, or ended before the moment had come.
@@ -155,7 +176,8 @@ def live(
     time.sleep(moment.delay)
     done.kill()
   out, _ = done.communicate(timeout=_TIMEOUT)
-  if done.returncode != (-signal.SIGKILL if moment else 0):
+  expected = {-signal.SIGKILL if moment else 0} | ({0} if may_end else set())
+  if done.returncode not in expected:
     raise RuntimeError(f'exit {done.returncode} at {moment}:\n{out}')
   return out
 
@@ -245,13 +267,60 @@ def prove(kills: int, seed: int) -> dict[str, Any]:
   }
 
 
+def prove_all(
+  kills: int, seed: int, lives: Sequence[str] = small_life.VARIANTS
+) -> list[dict[str, Any]]:
+  """One life of each kind that is not killed, and one that is, so often.
+
+  Args:
+    kills: of each life, one after the other; fewer if it ends before.
+    seed: of the moments.
+    lives: of `small_life.VARIANTS`.
+  """
+  rng, told = random.Random(seed), []
+  for life in lives:
+    config = f'--config=tests/small_life.py{":" if life else ""}{life}'
+    with tempfile.TemporaryDirectory() as folder:
+      folder, start = pathlib.Path(folder), time.monotonic()
+      live(folder / 'whole', None, config)
+      seconds = time.monotonic() - start
+      names = [*_MOMENTS_OF_ALL, _ANY_TIME]
+      moments = [draw(rng.choice(names), rng, seconds) for _ in range(kills)]
+      outputs = [
+        live(folder / 'cut', moment, config, may_end=True)
+        for moment in (*moments, None)
+      ]
+      equal = fingerprint(folder / 'cut') == fingerprint(folder / 'whole')
+    told.append(
+      {
+        'life': life or 'sleep',
+        'moments': [moment.name for moment in moments],
+        'from': [went_on_after(output) for output in outputs],
+        'equal': equal,
+      }
+    )
+    print(told[-1], flush=True)
+  return told
+
+
 def main() -> None:
   parser = argparse.ArgumentParser()
+  parser.add_argument('--all', action='store_true')
+  parser.add_argument('--lives', default=','.join(small_life.VARIANTS))
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--seed', type=int, default=1)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   args = parser.parse_args()
-  result = prove(args.kills, args.seed)
+  if args.all:
+    told = prove_all(args.kills, args.seed, args.lives.split(','))
+    result = {
+      'command': f'python -m tests.killing {" ".join(sys.argv[1:])}',
+      'kills': len(told),
+      'equal': sum(x['equal'] for x in told),
+      'lives': told,
+    }
+  else:
+    result = prove(args.kills, args.seed)
   args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
   if result['equal'] != result['kills']:
     sys.exit(f'{result["equal"]} of {result["kills"]} lives ended the same')

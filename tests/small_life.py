@@ -1,8 +1,11 @@
-"""A config: one short life with everything in it, for tests that end lives.
+"""A config: short lives, for tests that end lives.
 
-Two nights of `bulletins` under `sleep`: two levels read, the faster one is
-consolidated with rollouts of its own, and then it dreams. With an argument
-(`:wake_only`), two short nights of `facts` in that arm.
+Without an argument two nights of `bulletins` under `sleep`: two levels read,
+the faster one is consolidated with rollouts of its own, and then it dreams.
+With one, two nights of another way to live (`VARIANTS`): `recurrent` is a
+hybrid on `rule110`; `backbone` a Llama of which the layers next to the
+embedding never change, as with public models; `ttt`, `seal` and
+`finetune_passage` learn `bulletins`, the others `facts`.
 """
 
 import ml_collections
@@ -10,45 +13,92 @@ import ml_collections
 from experiments.configs import bulletins
 from experiments.configs import common
 from experiments.configs import facts
+from experiments.configs import rule110
+from sleep_jax import config
 
-_ARMS = {'wake_only': common.WAKE_ONLY}
+_FACTS = (
+  *('wake_only', 'icl', 'sft', 'replay', 'ewc', 'joint', 'replay_archive'),
+)
+_DREAMING = ('ttt', 'seal', 'finetune_passage')
+VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING)
+_ARMS = {
+  'wake_only': common.WAKE_ONLY,
+  'replay_archive': dict(
+    facts.LEARNERS['replay'],
+    learner='replay',
+    learner_config=dict(archive=8, archive_base=4),
+  ),
+}
+_SEEDING = dict(
+  dreams=32, steps=6, batch=4, rollout_every=3, prefixes=4, max_kl_share=9.0
+)
 
 
 def get_config(learner: str = '') -> ml_collections.ConfigDict:
   """Settings; any may be changed by flag."""
-  return _short(learner) if learner else _whole()
-
-
-def _short(learner: str) -> ml_collections.ConfigDict:
-  c = facts.get_config()
-  c.name = f'small_life_{learner}'
+  if learner in ('', *_DREAMING):
+    c, arm = _bulletins(), learner or 'sleep'
+  elif learner == 'recurrent':
+    c, arm = _recurrent(), 'recurrent_training'
+  elif learner == 'backbone':
+    c, arm = _backbone(), 'sleep'
+  else:
+    c, arm = _facts(), learner
+  c.name = f'small_life_{learner}' if learner else 'small_life'
   c.seeds = (1,)
   c.workers = 1
-  c.reference = learner
-  c.arms = {learner: _ARMS.get(learner, {})}
+  c.reference = arm
+  arms = facts.LEARNERS | _ARMS
+  c.arms = {arm: {} if arm == 'sleep' else arms.get(arm, {})}
+  return c
+
+
+def _facts() -> ml_collections.ConfigDict:
+  c = facts.get_config()
   c.task.update(episodes=2, rows=16, probes=1)
   return c
 
 
-def _whole() -> ml_collections.ConfigDict:
+def _recurrent() -> ml_collections.ConfigDict:
+  c = rule110.get_config()
+  c.task.update(width=4, episodes=2, eval_rows=32)
+  c.model.update(dim=16)
+  c.model.recurrent.update(heads=1, key=8, value=8)
+  c.recurrence.passes = 2
+  c.training.update(steps=20, batch=16)
+  return c
+
+
+def _backbone() -> ml_collections.ConfigDict:
+  """Fresh weights: a base on disk would have to be there before the life."""
+  c = _facts()
+  clock = dict(chunk=64, sleep_every=2, learning_rate=1e-3)
+  levels = (clock, dict(slots=2, rank=4), {})
+  c.base = ''
+  c.model = ml_collections.ConfigDict(
+    dict(
+      vocab=c.model.vocab,
+      dim=32,
+      layers=4,
+      heads=4,
+      kv_heads=2,
+      max_len=128,
+      levels=tuple(
+        common.settings(config.LevelConfig, hidden=64, **x) for x in levels
+      ),
+      partition=(1, 1, 2),
+      partition_from='output',
+    )
+  )
+  c.sleep.update(**_SEEDING)
+  return c
+
+
+def _bulletins() -> ml_collections.ConfigDict:
   c = bulletins.get_config()
-  c.name = 'small_life'
-  c.seeds = (1,)
-  c.workers = 1
-  c.arms = {'sleep': {}}
   c.model.levels[0].sleep_every = 2
   c.task.update(episodes=2, train=2, reads=8, test=1, joint=50, attempts=1)
-  c.sleep.update(
-    dreams=32,
-    steps=6,
-    batch=4,
-    rollout_every=3,
-    prefixes=4,
-    continuation=6,
-    alpha=0.9,
-    lam=0.25,
-    max_kl_share=9.0,
-  )
+  c.sleep.update(continuation=6, alpha=0.9, lam=0.25, **_SEEDING)
   c.trial.update(epochs=2, joint_epochs=2)
   c.dreaming.update(dreams=4, keep=2, epochs=2, retention_margin=9.0)
   c.dreaming.update(retention_rows=8)

@@ -1,6 +1,8 @@
 """Signals end a run once, with what was saved, one message and a code."""
 
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +53,54 @@ def test_a_signal_ends_a_run_once_and_with_one_message(signals, code):
   assert (process.returncode, out) == (code, 'saved\n')
   assert err.count('The same command resumes') == 1
   assert 'Traceback' not in err
+
+
+def test_a_handler_that_was_replaced_is_installed_again():
+  """As by a library that listens for SIGTERM itself."""
+  again = (
+    'termination.install_handler()\n'
+    'import signal\n'
+    'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
+    'termination.install_handler()\n'
+  )
+  code = _RUN.replace('termination.install_handler()\n', again)
+  assert _ended(_started([sys.executable, '-c', code])) == 143
+
+
+@pytest.mark.skipif(
+  subprocess.run(
+    ['unshare', '--pid', '--fork', 'true'], capture_output=True, check=False
+  ).returncode
+  != 0
+  if shutil.which('unshare')
+  else True,
+  reason='no namespaces of processes',
+)
+def test_sigterm_reaches_process_1():
+  """Of a container: to it the kernel gives handled signals alone."""
+  command = ['unshare', '--pid', '--fork', '--kill-child', sys.executable]
+  outer = _started([*command, '-c', _RUN])
+  [first] = pathlib.Path(
+    f'/proc/{outer.pid}/task/{outer.pid}/children'
+  ).read_text().split()  # fmt: skip
+  assert _ended(outer, int(first)) == 143
+
+
+def _started(command: list[str]) -> subprocess.Popen:
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'running\n'
+  return process
+
+
+def _ended(process: subprocess.Popen, pid: int = 0) -> int:
+  """The exit code of a run after one SIGTERM."""
+  os.kill(pid or process.pid, signal.SIGTERM)
+  out, err = process.communicate(timeout=120)
+  assert out == 'saving\nsaved\n' and 'Traceback' not in err
+  return process.returncode
 
 
 def test_a_ctrl_c_is_left_to_the_parent_of_a_worker():

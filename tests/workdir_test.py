@@ -158,6 +158,24 @@ def test_every_life_has_an_identity_of_its_own(ended):
     report_lib.report_workdir(file.parents[2], file.parents[2] / 'out')
 
 
+def test_a_finished_run_that_may_not_be_written_tells_its_table(
+  ended, monkeypatch
+):
+  c, file = ended
+  workdir = file.parents[2]
+  before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+  monkeypatch.setattr(os, 'access', lambda *_: False)  # As of root, too.
+  monkeypatch.setattr(
+    report_lib, 'table', lambda lives, _: str([x['final'] for x in lives])
+  )
+  assert workers.run(c, workdir) == "[{'accuracy': 1.0}]"
+  after = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+  assert after == before
+  with pytest.raises(config.ConfigError, match='another config'):
+    c['sleep']['steps'] += 1
+    workers.run(c, workdir)
+
+
 @pytest.mark.parametrize('content', ['', '{"a"', 'null', '[]', '{}'])
 def test_a_damaged_summary_is_one_line(ended, content):
   c, file = ended

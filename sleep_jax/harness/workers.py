@@ -220,10 +220,13 @@ def run(
     The tables; or, while other jobs have not ended, what is missing.
   """
   check(c)
-  if distributed.is_primary():
-    claim_workdir(workdir, c)
   folders = _folders(c, workdir)
   finished = all((f / 'summary.json').exists() for f in folders)
+  if finished and not os.access(workdir, os.W_OK):  # A mount of an archive.
+    print(f'{workdir} is finished, and cannot be written.')
+    return report_lib.table(live_all(c, workdir), c['reference'])
+  if distributed.is_primary():
+    claim_workdir(workdir, c)
   if finished:
     print(f'{workdir} is finished; nothing is left to run.')
   lives = live_all(c, workdir, share)

@@ -20,6 +20,7 @@ EXIT_TIMEOUT = 8.0  # Seconds until the process exits in any case.
 
 _callbacks: set[Callable[[], None]] = set()
 _exiting = threading.Event()
+_sender: socket.socket | None = None  # To the thread that handles signals.
 
 
 @contextlib.contextmanager
@@ -36,11 +37,16 @@ def install_handler() -> None:
   """Handles SIGTERM, Ctrl-C and, in a worker process, the end of its parent.
 
   The handling runs in a thread, because the main thread may be executing a
-  compiled program. Call it once, in the main thread.
+  compiled program. Call it in the main thread, and again after a library that
+  has replaced it.
   """
-  receiver, sender = socket.socketpair()
-  for end in (receiver, sender):
-    end.setblocking(False)
+  global _sender
+  if _sender is None:
+    receiver, _sender = socket.socketpair()
+    for end in (receiver, _sender):
+      end.setblocking(False)
+    threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
+  sender = _sender
 
   def handler(number: int, _) -> None:
     with contextlib.suppress(BlockingIOError):  # Nobody reads after the first.
@@ -53,7 +59,6 @@ def install_handler() -> None:
   in_worker = multiprocessing.parent_process() is not None
   signal.signal(signal.SIGINT, signal.SIG_IGN if in_worker else handler)
   signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-  threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
 
 
 def block() -> None:
