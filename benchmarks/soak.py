@@ -1,10 +1,13 @@
-"""A long life in a small body: memory, files and compilations over many nights.
+"""A long life in a small body: nothing grows with its nights.
 
   python -m benchmarks.soak --steps=10000 --out=results/soak.json
 
-The life is one of `facts`, tiny, with a checkpoint every night and one slot,
-which is recycled. Steps are optimizer steps, awake and asleep. What is measured
-begins after the nights in which everything is compiled.
+The life is one of `facts`, tiny, as the harness lives it: checkpoints after
+every phase, records, TensorBoard. It has one slot, which is recycled, and its
+nights have ten optimizer steps, awake and asleep. Memory, file descriptors,
+programs that were compiled, bytes of the folder and seconds are measured where
+a night is evaluated; what is reported begins after the nights in which
+everything is compiled.
 """
 
 import argparse
@@ -13,19 +16,22 @@ import os
 import pathlib
 import tempfile
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from benchmarks import run
 from experiments.configs import quickstart
+from sleep_jax.data import experience as experience_lib
 from sleep_jax.harness import build as build_lib
-from sleep_jax.harness import student as student_lib
-from sleep_jax.runtime import checkpoint
+from sleep_jax.harness import live as live_lib
+from sleep_jax.tasks import base as task_lib
+from sleep_jax.tasks import facts
 
 _WARM = 5  # Nights; the first checkpoints and evaluations allocate buffers.
 _COMPILED = '/jax/core/compile/backend_compile_duration'
+_STEPS = 10  # Of a night.
 
 
 def resident() -> float:
@@ -35,55 +41,122 @@ def resident() -> float:
 
 
 def files() -> int:
-  """Open file descriptors."""
-  return len(os.listdir('/proc/self/fd'))
+  """Open file descriptors, but for those of a save under way."""
+  count = 0
+  for name in os.listdir('/proc/self/fd'):
+    try:
+      count += 'checkpoints' not in os.readlink(f'/proc/self/fd/{name}')
+    except FileNotFoundError:  # That of the listing.
+      continue
+  return count
 
 
-def settings() -> build_lib.Settings:
-  """A night of some fifty steps."""
+class MeasuredFacts(facts.Facts):
+  """`facts` of one episode, told again every night; evaluations measure."""
+
+  name: ClassVar[str] = 'measured_facts'
+  measurements: ClassVar[list[tuple[float, ...]]] = []
+  programs: ClassVar[list[str]] = []
+  folder: ClassVar[pathlib.Path] = pathlib.Path()
+
+  def __init__(self, cfg: facts.FactsConfig, seed: int):
+    nights = cfg.episodes
+    super().__init__(facts.FactsConfig(**(vars(cfg) | {'episodes': 1})), seed)
+    self.episodes = nights
+
+  def experience(self, episode: int) -> experience_lib.Experience:
+    return super().experience(0)
+
+  def evaluate(
+    self, student: task_lib.Student, episode: int
+  ) -> experience_lib.EvalResult:
+    result = super().evaluate(student, 0)
+    files_of_life = [x for x in self.folder.rglob('*') if x.is_file()]
+    self.measurements.append(
+      (
+        resident(),
+        files(),
+        len(self.programs),
+        sum(_size(x) for x in files_of_life),
+        time.perf_counter(),
+      )
+    )
+    return result
+
+
+def _size(path: pathlib.Path) -> int:
+  try:
+    return path.stat().st_size
+  except FileNotFoundError:  # A checkpoint that was replaced meanwhile.
+    return 0
+
+
+def settings(nights: int) -> build_lib.Settings:
+  """A life of so many nights."""
   c = quickstart.get_config()
-  c.task.update(episodes=1, rows=64, probes=1)
-  c.model.levels[0].sleep_every = 8
+  c.task.update(rows=16, probes=1, episodes=nights)
+  c.task.name = 'benchmarks.soak:MeasuredFacts'
+  c.model.levels[0].sleep_every = 2
   c.model.levels[1].update(slots=1, rank=4, top_k=1)
   c.sleep.update(
-      steps=40, dreams=32, batch=4, slot_policy='recycle', max_kl_share=1e9,
-      prefixes=4, rollout_every=20,
+      steps=_STEPS - 2, dreams=32, batch=4, slot_policy='recycle',
+      max_kl_share=1e9, prefixes=4, rollout_every=4,
     )  # fmt: skip
   return json.loads(c.to_json())
 
 
 def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
   """Lives until `steps` optimizer steps were made."""
-  compiled = []
+  compiled, measured = MeasuredFacts.programs, MeasuredFacts.measurements
+  compiled.clear(), measured.clear()
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, *_, **__: compiled.append(name) if name == _COMPILED else None
   )
-  c = build_lib.arm_config(settings(), 'sleep')
-  task, learner, costs = build_lib.build(c, seed=1)
-  life = learner.init(jax.random.PRNGKey(1))
-  saved = checkpoint.Checkpoints(folder, 'soak')
-  measurements, start = [], time.perf_counter()
-  while not measurements or measurements[-1][0] < steps:
-    life, _ = learner.wake(life, task.experience(0))
-    life, _ = learner.sleep(life)
-    task.evaluate(student_lib.Student(learner, life), 0)
-    saved.save(checkpoint.Snapshot(len(measurements), 'sleep', life, {}))
-    saved.wait()  # A save under way has files open, and buffers.
-    done = sum(x['steps'] for x in costs.totals().values())
-    measurements.append((done, resident(), files(), len(compiled)))
-  saved.close()
-  done, memory, descriptors, programs = np.array(measurements[_WARM:], float).T
+  MeasuredFacts.folder = folder
+  start = time.perf_counter()
+  summary = live_lib.live(settings(steps // _STEPS), 'sleep', 1, folder, 0)
+  memory, descriptors, programs, size, ended = np.array(measured[_WARM:]).T
+  done = _STEPS * np.arange(len(memory))
+  night, half = np.diff(ended), len(memory) // 2
+  growth = np.diff(size)
   return {
-    'steps': int(measurements[-1][0]),
-    'nights': len(measurements),
+    'steps': int(summary['steps']),
+    'nights': len(measured),
     'seconds': time.perf_counter() - start,
     'measured_from_night': _WARM,
     'rss_mb': {'first': memory[0], 'last': memory[-1], 'most': memory.max()},
     'rss_mb_per_1000_steps': float(np.polyfit(done / 1000, memory, 1)[0]),
     'file_descriptors': [int(descriptors.min()), int(descriptors.max())],
-    'compilations_in_warm_nights': int(measurements[_WARM][3]),
+    'compilations_in_warm_nights': int(measured[_WARM][2]),
     'compilations_after': int(programs[-1] - programs[0]),
+    # Of the first half of the nights, and of the second.
+    'folder_bytes_a_night': [
+      float(growth[:half].mean()),
+      float(growth[half:].mean()),
+    ],
+    'median_seconds_a_night': [
+      float(np.median(night[:half])),
+      float(np.median(night[half:])),
+    ],
   }
+
+
+def grows(results: dict[str, Any]) -> list[str]:
+  """What grows with the nights."""
+  low, high = results['file_descriptors']
+  first, last = results['folder_bytes_a_night']
+  fast, slow = results['median_seconds_a_night']
+  return [
+    name
+    for name, wrong in {
+      'memory': results['rss_mb_per_1000_steps'] >= 1.0,
+      'file descriptors': low != high,
+      'programs': results['compilations_after'] > 0,
+      'what a night writes': last > 1.1 * first + 1000,
+      'seconds of a night': slow > 1.5 * fast,  # Other processes have a share.
+    }.items()
+    if wrong
+  ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,9 +169,9 @@ def main(argv: list[str] | None = None) -> None:
     results = soak(args.steps, pathlib.Path(scratch))
   run.write(pathlib.Path(args.out), results | {'machine': run.machine(2)})
   print(json.dumps(results, indent=1))
-  low, high = results['file_descriptors']
-  grows = results['rss_mb_per_1000_steps'] >= 1.0 or low != high
-  raise SystemExit(int(grows or results['compilations_after'] > 0))
+  if growing := grows(results):
+    raise SystemExit(f'grows: {", ".join(growing)}')
+  raise SystemExit(0)
 
 
 if __name__ == '__main__':

@@ -123,6 +123,22 @@ def test_a_corrupt_step_can_be_saved_again(two):
   assert newest(two).night == 2
 
 
+@pytest.mark.parametrize('jump', [-365, 365])
+def test_a_clock_that_jumps_by_a_year_changes_nothing(two, monkeypatch, jump):
+  """The newest checkpoint is that of the latest phase, whatever its date."""
+  for name, unit in (('time', 1), ('time_ns', 10**9)):
+    now = getattr(time, name)
+    shift = jump * 86400 * unit
+    monkeypatch.setattr(time, name, lambda now=now, by=shift: now() + by)
+  saved = checkpoint.Checkpoints(two, 'me')
+  saved.save(snapshot(3, 'wake', life_of(3)))
+  saved.close()
+  monkeypatch.undo()
+  assert newest(two).night == 3
+  kept = [p.name for p in two.iterdir() if p.name.isdigit()]
+  assert sorted(kept) == ['5', '6']
+
+
 def test_no_readable_checkpoint_is_an_error(two):
   for step in ('2', '5'):
     (two / step / 'meta' / 'metadata').unlink()

@@ -35,9 +35,10 @@ def start(
   moment=None,
   timeout=60,
   more=(),
+  config=SHORT,
 ) -> subprocess.Popen:
   flags = (
-    SHORT,
+    config,
     f'--coordinator=127.0.0.1:{port}',
     f'--processes={processes}',
     f'--process_id={process}',
@@ -91,6 +92,41 @@ def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
     tmp_path / 'whole'
   )
   assert len(list((tmp_path / 'both' / 'lives').glob('*/events*'))) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('life', ['recurrent', 'backbone'])
+def test_a_life_that_loses_a_process_goes_on_with_one(tmp_path, life):
+  """It ends as on one throughout, but for what rounding makes of it."""
+  config = f'--config=tests/small_life.py:{life}'
+  killing.live(tmp_path / 'alone', None, config)
+  moment = killing.Moment('', 'sleep_jax.harness.live:_run_phase', 3)
+  port = free_port()
+  survivor, victim = (
+    start(
+      tmp_path / 'both',
+      port,
+      i,
+      timeout=20,
+      moment=m,
+      more=_MESH,
+      config=config,
+    )
+    for i, m in enumerate((None, moment))
+  )
+  output, _ = victim.communicate(timeout=500)
+  assert victim.returncode == -signal.SIGKILL, output
+  output, _ = survivor.communicate(timeout=120)
+  assert survivor.returncode != 0 and 'another task died' in output
+  resumed = killing.live(tmp_path / 'both', None, config)
+  assert 'going on after night 0' in resumed
+  alone, both = (
+    killing.fingerprint(tmp_path / name)['summary']
+    for name in ('alone', 'both')
+  )
+  assert both['steps'] == alone['steps'] and both['tokens'] == alone['tokens']
+  for name, value in alone['final'].items():
+    assert both['final'][name] == pytest.approx(value, abs=0.1), name
 
 
 def test_a_process_whose_peers_do_not_connect_exits(tmp_path):

@@ -4,6 +4,7 @@ Each for a life that dreams, a hybrid's, and one whose base never changes.
 """
 
 import json
+import os
 import pathlib
 import resource
 import shutil
@@ -108,6 +109,34 @@ def test_a_life_that_is_told_to_end_goes_on(whole, signals, code, tmp_path):
   assert out.count('The same command resumes') == 1
   assert 'going on after' in killing.live(tmp_path, None, _flag(name))
   assert killing.fingerprint(tmp_path) == killing.fingerprint(workdir)
+
+
+def test_a_worker_that_is_killed_is_named_in_the_last_line(tmp_path):
+  flags = _flag('wake_only'), '--config.seeds=(1,2)', '--config.workers=2'
+  process = subprocess.Popen(
+    killing.command(tmp_path, None, *flags),
+    cwd=killing.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  while not list(tmp_path.glob('lives/*/checkpoints/[0-9]')):
+    assert process.poll() is None
+  tasks = pathlib.Path(f'/proc/{process.pid}/task').iterdir()
+  children = [
+    int(x) for t in tasks for x in (t / 'children').read_text().split()
+  ]
+  workers = [
+    x for x in children
+    if b'spawn_main' in pathlib.Path(f'/proc/{x}/cmdline').read_bytes()
+  ]  # fmt: skip
+  assert len(workers) == 2
+  os.kill(workers[0], signal.SIGKILL)
+  out, _ = process.communicate(timeout=100)
+  assert process.returncode == 1
+  assert out.splitlines()[-1].startswith('error: a worker process was killed')
+  assert 'resource_tracker' not in out and 'Traceback' not in out
+  killing.live(tmp_path, None, *flags)
 
 
 def test_of_two_processes_in_one_folder_one_waits_and_is_refused(
