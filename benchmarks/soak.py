@@ -95,7 +95,7 @@ def settings(nights: int) -> build_lib.Settings:
   """A life of so many nights."""
   c = quickstart.get_config()
   c.task.update(rows=16, probes=1, episodes=nights)
-  c.task.name = 'benchmarks.soak:MeasuredFacts'
+  c.task.name = f'{__name__}:MeasuredFacts'
   c.model.levels[0].sleep_every = 2
   c.model.levels[1].update(slots=1, rank=4, top_k=1)
   c.sleep.update(

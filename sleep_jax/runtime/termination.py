@@ -20,7 +20,7 @@ EXIT_TIMEOUT = 8.0  # Seconds until the process exits in any case.
 
 _callbacks: set[Callable[[], None]] = set()
 _exiting = threading.Event()
-_sender: socket.socket | None = None  # To the thread that handles signals.
+_senders: dict[int, socket.socket] = {}  # To a process's thread, by its id.
 
 
 @contextlib.contextmanager
@@ -40,13 +40,13 @@ def install_handler() -> None:
   compiled program. Call it in the main thread, and again after a library that
   has replaced it.
   """
-  global _sender
-  if _sender is None:
-    receiver, _sender = socket.socketpair()
-    for end in (receiver, _sender):
+  sender = _senders.get(os.getpid())
+  if sender is None:
+    receiver, sender = socket.socketpair()
+    for end in (receiver, sender):
       end.setblocking(False)
     threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
-  sender = _sender
+    _senders[os.getpid()] = sender
 
   def handler(number: int, _) -> None:
     with contextlib.suppress(BlockingIOError):  # Nobody reads after the first.
