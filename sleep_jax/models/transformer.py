@@ -23,6 +23,7 @@ from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base as mixers_base
 
 
@@ -127,7 +128,8 @@ def _mixer_inputs(
   rope = layers_lib.rope_cos_sin(
     positions, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
   )
-  mask = positions_lib.causal_mask(positions, key_positions)
+  visible = positions_lib.PositionMask(positions, key_positions)
+  mask = attention.mask(visible)
   token_mask = positions != positions_lib.PAD_POSITION
   inputs = mixers_base.MixerInputs(rope, mask, cache_index, token_mask)
   return inputs, key_positions

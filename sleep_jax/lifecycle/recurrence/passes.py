@@ -26,6 +26,7 @@ from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
+from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base as mixers_base
 
 States = tuple[jax.Array, ...]  # Of the recurrent layers, [B, H, K, V] each.
@@ -241,12 +242,9 @@ def _mixer_inputs(
   if cfg.eviction == 'sliding':
     cache_index = state.positions.shape[1]
     key_positions = jnp.concatenate([state.positions, positions], axis=1)
-  distance = positions[..., None] - key_positions[:, None]
-  mask = (distance >= 0) & (
-    key_positions[:, None] != positions_lib.PAD_POSITION
+  mask = attention.mask(
+    positions_lib.PositionMask(positions, key_positions, window=cache_index)
   )
-  if cache_index is not None:
-    mask &= distance < cache_index
   rope = layers_lib.rope_cos_sin(
     positions,
     model_cfg.resolved_head_dim,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sleep_jax import config
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
+from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base
 
 KVCache = tuple[jax.Array, jax.Array]  # [B, K, E, C] and [B, K, C, E].
@@ -44,8 +45,8 @@ class AttentionLayer(nn.Module):
       k = layers_lib.RMSNorm(c.norm_eps, name='k_norm')(k)
     q = layers_lib.apply_rope(q, inputs.rope)
     k = layers_lib.apply_rope(k, inputs.rope)
-    # Keys with columns last, values with columns first, and the queries that
-    # share them as one matrix: so a decode step reads its cache in order.
+    # Keys with columns last, values with columns first: so a decode step reads
+    # its cache in order.
     k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
     new_cache = None
     if state is not None:
@@ -54,21 +55,9 @@ class AttentionLayer(nn.Module):
       k = update(state[0], k, index, axis=3)
       v = update(state[1], v, index, axis=2)
       new_cache = (k, v)
-    b, q_len = x_BxTxD.shape[:2]
-    groups = c.heads // c.num_kv_heads
-    q = q.reshape(b, q_len, c.num_kv_heads, groups, c.resolved_head_dim)
-    shared = (b, c.num_kv_heads, groups * q_len)
-    q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, c.resolved_head_dim)
-    scores = jnp.einsum('bkqe,bkec->bkqc', q, k) * c.resolved_head_dim**-0.5
-    scores = scores.reshape(b, c.heads, q_len, -1).astype(jnp.float32)
-    # A padded query attends to nothing; a finite floor keeps its softmax
-    # finite.
-    scores = jnp.where(inputs.mask[:, None], scores, -1e30)
-    p = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
-    y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v)
-    y = y.reshape(b, c.heads, q_len, c.resolved_head_dim).swapaxes(1, 2)
+    y = attention.attend(q, k, v, inputs.mask, inputs.cache_index)
     out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')(y)
-    y = y.reshape(b, q_len, -1)
+    y = y.reshape(*y.shape[:2], -1)
     return lora.apply(out, adapter, 'attention', 'o', y), new_cache
 
 

@@ -14,20 +14,22 @@ import jax
 
 from sleep_jax import config
 from sleep_jax.config import registry
+from sleep_jax.models.kernels import attention
 
 
 class MixerInputs(NamedTuple):
   """What the mixers of all layers share in one forward pass.
 
   rope: cosine and sine of the rotary angles, `[B, T, 1, E/2]` each.
-  mask: `[B, T, C]`, which of the C columns a token may attend to.
+  mask: which of the C columns a token may attend to: a matrix `[B, T, C]`, or
+    for long rows the positions it follows from, see `kernels.attention.mask`.
   cache_index: the column that the first new key is written to; None without
     a cache, where the columns are the T tokens themselves.
   token_mask: `[B, T]`, False where a token is padding.
   """
 
   rope: tuple[jax.Array, jax.Array]
-  mask: jax.Array
+  mask: attention.Mask
   cache_index: jax.Array | int | None
   token_mask: jax.Array
 

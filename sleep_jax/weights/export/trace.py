@@ -13,6 +13,7 @@ from sleep_jax.models import cms
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base as mixers_base
 
 
@@ -38,7 +39,7 @@ def mixer_inputs(
   rope = layers_lib.rope_cos_sin(
     positions, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
   )
-  mask = positions_lib.causal_mask(positions, positions)
+  mask = attention.mask(positions_lib.PositionMask(positions, positions))
   return mixers_base.MixerInputs(rope, mask, None, jnp.ones(tokens.shape, bool))
 
 

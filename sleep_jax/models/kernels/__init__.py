@@ -1,0 +1,1 @@
+"""Operations with an implementation of their own for each accelerator."""

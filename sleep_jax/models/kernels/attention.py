@@ -1,0 +1,93 @@
+"""Softmax attention: one function, and its form for each length and device.
+
+Short rows compute the matrix of all scores. Long rows never hold it: on a TPU
+they are read by splash attention, in half precision on a GPU by cuDNN's flash
+attention, and otherwise block by block in plain JAX (`blockwise`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sleep_jax.models import positions as positions_lib
+from sleep_jax.models.kernels import blockwise
+from sleep_jax.models.kernels import flash
+
+Mask = jax.Array | positions_lib.PositionMask
+
+# Queries times keys of a row up to which all scores are computed at once; where
+# that becomes slower is measured by `benchmarks.run --only=attention`.
+MATERIALIZED = 1024**2
+
+
+def materializes(queries: int, keys: int) -> bool:
+  """Whether the scores of a row exist all at once."""
+  return queries * keys <= MATERIALIZED
+
+
+def mask(visible: positions_lib.PositionMask) -> Mask:
+  """The mask as `attend` takes it: a matrix `[B, T, C]` for short rows."""
+  if materializes(visible.queries.shape[-1], visible.keys.shape[-1]):
+    return visible.dense()
+  return visible
+
+
+def attend(
+  q_BxTxHxE: jax.Array,
+  k_BxKxExC: jax.Array,
+  v_BxKxCxE: jax.Array,
+  mask: Mask,
+  cache_index: jax.Array | int | None = None,
+) -> jax.Array:
+  """Softmax attention of grouped queries, `[B, T, H, E]`.
+
+  What a query that sees no key gets is finite and means nothing.
+
+  Args:
+    q_BxTxHxE: queries.
+    k_BxKxExC: keys, each shared by H / K query heads.
+    v_BxKxCxE: values.
+    mask: which keys a query sees, as a matrix `[B, T, C]` or by positions, see
+      `mask`. A matrix has all scores computed at once.
+    cache_index: the column of the first query's own key; None if the columns
+      are the queries' tokens.
+  """
+  if not isinstance(mask, positions_lib.PositionMask):
+    return _materialized(q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask)
+  args = q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask
+  platform, first = _platform(), cache_index or 0
+  if platform == 'tpu' and isinstance(first, int) and not mask.sinks:
+    return flash.splash(*args, first)
+  if platform in ('gpu', 'cuda') and flash.cudnn_takes(*args):
+    return flash.cudnn(*args)
+  return blockwise.attend(*args)
+
+
+def _platform() -> str:
+  """What is compiled for: the mesh's devices, which may be absent, or ours."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def _materialized(
+  q_BxTxHxE: jax.Array,
+  k_BxKxExC: jax.Array,
+  v_BxKxCxE: jax.Array,
+  mask_BxTxC: jax.Array,
+) -> jax.Array:
+  """Attention by the matrix of all scores, float32 `[B, H, T, C]`."""
+  b, q_len, heads, e = q_BxTxHxE.shape
+  kv_heads = v_BxKxCxE.shape[1]
+  groups = heads // kv_heads
+  # The queries that share keys as one matrix, so that a decode step reads its
+  # cache in order.
+  q = q_BxTxHxE.reshape(b, q_len, kv_heads, groups, e)
+  shared = (b, kv_heads, groups * q_len)
+  q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, e)
+  scores = jnp.einsum('bkqe,bkec->bkqc', q, k_BxKxExC) * e**-0.5
+  scores = scores.reshape(b, heads, q_len, -1).astype(jnp.float32)
+  # A padded query attends to nothing; a finite floor keeps its softmax
+  # finite.
+  scores = jnp.where(mask_BxTxC[:, None], scores, -1e30)
+  p = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v_BxKxCxE)
+  return y.reshape(b, heads, q_len, e).swapaxes(1, 2)

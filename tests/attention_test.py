@@ -1,0 +1,222 @@
+"""Every form of attention gives what the matrix of all scores gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax.models import positions as positions_lib
+from sleep_jax.models.kernels import attention
+from sleep_jax.models.kernels import blockwise
+from sleep_jax.models.kernels import flash
+from sleep_jax.runtime import sharding
+from tests import conftest
+
+ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 43, 4, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+  monkeypatch.setattr(blockwise, '_BLOCK', 8)
+
+
+def default(length=LENGTH):
+  return jnp.broadcast_to(jnp.arange(length), (ROWS, length))
+
+
+def padded(length=LENGTH):
+  lengths = jnp.asarray([length, length - 19])
+  return positions_lib.left_padded_positions(lengths, length)
+
+
+def cached(free=13):
+  """Ten queries in the middle of a cache whose last columns are free."""
+  keys = padded()[:, : LENGTH - free]
+  pad = positions_lib.PAD_POSITION
+  full = jnp.pad(keys, ((0, 0), (0, free)), constant_values=pad)
+  return positions_lib.PositionMask(keys[:, -10:], full)
+
+
+def masks():
+  both = {'causal': default(), 'padded': padded()}
+  rules = {
+    name: positions_lib.PositionMask(rows, rows) for name, rows in both.items()
+  }
+  causal = rules['causal']
+  return rules | {
+    'window': causal.replace(window=7),
+    'sinks': causal.replace(window=7, sinks=3),
+    'padded window': rules['padded'].replace(window=7, sinks=3),
+    'cache': cached(),
+  }
+
+
+MASKS = masks()
+
+
+def arrays(mask, seed=0, heads=HEADS, size=SIZE):
+  """Queries, keys and values for a mask."""
+  rng = np.random.default_rng(seed)
+  t, c = mask.queries.shape[1], mask.keys.shape[1]
+  shapes = (
+    (ROWS, t, heads, size),
+    (ROWS, KV_HEADS, size, c),
+    (ROWS, KV_HEADS, c, size),
+  )
+  return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+
+
+def materialized(*args):
+  *args, mask = args
+  return attention.attend(*args, mask.dense())
+
+
+def sees(mask):
+  """`[B, T, 1, 1]`: what other queries get means nothing."""
+  return mask.dense().any(-1)[..., None, None]
+
+
+def value_and_grads(attend, mask, args):
+  weight = np.random.default_rng(1).normal(size=args[0].shape)
+  weight = jnp.asarray(weight, jnp.float32) * sees(mask)
+
+  def total(*args):
+    y = attend(*args, mask) * sees(mask)
+    return (y * weight).sum(), y
+
+  grad = jax.grad(total, (0, 1, 2), has_aux=True)
+  return jax.jit(grad)(*args)
+
+
+def assert_equal(attend, mask, args):
+  got = value_and_grads(attend, mask, args)
+  want = value_and_grads(materialized, mask, args)
+  for x, y in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', MASKS)
+def test_blocks_give_the_values_and_gradients_of_the_whole_matrix(name):
+  assert_equal(blockwise.attend, MASKS[name], arrays(MASKS[name]))
+
+
+@pytest.mark.parametrize('name', MASKS)
+def test_gradients_by_what_a_query_does_not_see_are_exactly_zero(name):
+  mask = MASKS[name]
+  q, k, v = arrays(mask)
+
+  def outputs(k, v):
+    return blockwise.attend(q, k, v, mask).sum((0, 2, 3))
+
+  k_slope, v_slope = jax.jit(jax.jacrev(outputs, (0, 1)))(k, v)
+  size = np.abs(k_slope).sum((2, 3)), np.abs(v_slope).sum((2, 4))
+  for slope in size:  # [T, B, C]
+    unseen = np.swapaxes(~np.asarray(mask.dense()), 0, 1)
+    np.testing.assert_array_equal(slope[unseen], 0)
+    assert slope.any()
+
+
+def test_second_derivatives_are_those_of_the_whole_matrix():
+  mask = MASKS['padded']
+  args = arrays(mask)
+
+  def curvature(attend):
+    def slope(q, k, v):
+      y = lambda *x: (attend(*x, mask) * sees(mask)) ** 2
+      return sum(
+        jnp.sum(g**2)
+        for g in jax.grad(lambda *x: y(*x).sum(), (0, 1, 2))(q, k, v)
+      )
+
+    return jax.jit(jax.grad(slope, (0, 1, 2)))(*args)
+
+  for x, y in zip(
+    curvature(blockwise.attend), curvature(materialized), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('positions', ['shared', 'per row'])
+def test_a_batch_under_vmap_is_each_alone(positions):
+  mask = MASKS['padded']
+  args = [jnp.stack(x) for x in zip(arrays(mask, 2), arrays(mask, 3))]
+  masks = jax.tree.map(lambda x: jnp.stack([x, x]), mask)
+  axis = None if positions == 'shared' else 0
+  grads = jax.jit(
+    jax.vmap(
+      jax.grad(lambda *x: (blockwise.attend(*x) ** 2).sum(), (0, 1, 2)),
+      in_axes=(0, 0, 0, axis),
+    )
+  )(*args, mask if axis is None else masks)
+  for i, seed in enumerate((2, 3)):
+    alone = jax.grad(
+      lambda *x: (blockwise.attend(*x, mask) ** 2).sum(), (0, 1, 2)
+    )
+    for x, y in zip(grads, alone(*arrays(mask, seed)), strict=True):
+      np.testing.assert_allclose(x[i], y, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['causal', 'padded', 'window'])
+def test_splash_attention_gives_the_same(name):
+  mask = MASKS[name]
+
+  def splash(*args):
+    return flash.splash(*args, first=0, interpret=True)
+
+  assert_equal(splash, mask, arrays(mask))
+
+
+def test_splash_attention_reads_a_window_behind_the_queries():
+  """Keys of the last window, then those of this one."""
+  keys = positions_lib.PAD_POSITION + jnp.maximum(default() - 10, 0)
+  keys = jnp.where(keys >= 0, keys, positions_lib.PAD_POSITION)
+  mask = positions_lib.PositionMask(keys[:, 22:], keys, window=22)
+
+  def splash(*args):
+    return flash.splash(*args, first=22, interpret=True)
+
+  assert_equal(splash, mask, arrays(mask))
+
+
+@pytest.mark.parametrize('name', ['causal', 'padded', 'window'])
+def test_what_cudnn_is_given_means_the_same(name):
+  """Its arguments, read by the other implementation of the same function."""
+  mask = MASKS[name]
+
+  def cudnn(*args):
+    return flash.cudnn(*args, implementation='xla')
+
+  assert_equal(cudnn, mask, arrays(mask))
+
+
+def test_cudnn_is_asked_only_for_what_it_has():
+  mask = MASKS['causal']
+  full = arrays(mask)
+  half = [x.astype(jnp.bfloat16) for x in full]
+  assert flash.cudnn_takes(*half, mask)
+  assert not flash.cudnn_takes(*full, mask)
+  assert not flash.cudnn_takes(*half, MASKS['sinks'])
+  some = [x.astype(jnp.bfloat16) for x in arrays(MASKS['cache'])]
+  assert not flash.cudnn_takes(*some, MASKS['cache'])
+
+
+def test_kernels_split_rows_and_heads_as_the_sharding_rules_do():
+  assert flash.ROW_AXES == sharding.RULES['batch']
+  assert flash.HEAD_AXES == sharding.RULES['heads']
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_model_reads_long_rows_as_it_reads_short_ones(monkeypatch, dtype):
+  model = conftest.build_model(conftest.tiny(dtype=dtype))
+  tokens = jax.random.randint(jax.random.key(0), (2, 21), 0, model.cfg.vocab)
+  positions = positions_lib.left_padded_positions(jnp.asarray([21, 9]), 21)
+
+  def logits():
+    return model.forward(tokens, positions=positions).logits
+
+  want = logits()
+  monkeypatch.setattr(attention, 'MATERIALIZED', 0)
+  assert 'while' in jax.jit(logits).lower().as_text()
+  real = np.asarray(positions) >= 0
+  tolerance = 1e-5 if dtype == 'float32' else 0.05
+  np.testing.assert_allclose(logits()[real], want[real], atol=tolerance)
