@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sleep_jax.models import mesh_axes
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.kernels import attention
 from sleep_jax.models.kernels import blockwise
@@ -201,8 +202,8 @@ def test_cudnn_is_asked_only_for_what_it_has():
 
 
 def test_kernels_split_rows_and_heads_as_the_sharding_rules_do():
-  assert flash.ROW_AXES == sharding.RULES['batch']
-  assert flash.HEAD_AXES == sharding.RULES['heads']
+  assert mesh_axes.ROWS == sharding.RULES['batch']
+  assert mesh_axes.INNER == sharding.RULES['heads'] == sharding.RULES['vocab']
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -17,6 +17,7 @@ from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models import token_logits
 from sleep_jax.runtime import sharding
 
 _EVAL_BATCH = 64  # Most prompts of a pass.
@@ -46,12 +47,19 @@ def _score(
   out = model.forward(tokens_BxT, positions=positions, cache=cache)
   columns = min(longest, width - 1)
   hidden = out.hidden[:, -1 - columns : -1]
-  logits = hidden @ model.unembedding().T.astype(hidden.dtype)
-  logits = logits.astype(jnp.float32)
   target, is_answer = tokens_BxT[:, -columns:], is_answer_BxT[:, -columns:]
-  logp = jax.nn.log_softmax(logits)
-  logp = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
-  hit = (logits.argmax(-1) == target) & is_answer
+
+  def of_target(
+    logits: jax.Array, target: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    logp = jax.nn.log_softmax(logits)
+    logp = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
+    return logp, logits.argmax(-1) == target
+
+  logp, is_top = token_logits.map_tokens(
+    of_target, hidden, model.unembedding(), target
+  )
+  hit = is_top & is_answer
   hits, length = hit.sum(axis=1), is_answer.sum(axis=1)
   return (
     hits == length,

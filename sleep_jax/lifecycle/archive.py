@@ -92,21 +92,21 @@ def contradicted(
   threshold: float,
   logits: at.Float[jax.Array, '*B M'],
   past: at.Int[jax.Array, '*B'],
-  before: at.Float[jax.Array, '*B M'] | None = None,
+  before: at.Int[jax.Array, '*B'] | None = None,
 ) -> at.Bool[jax.Array, '*B']:
   """Whether a model has been told something else than `past`.
 
-  It is surer than `threshold` of another token, 1 = never; and if its logits
-  `before` the day are given, that was not its choice then. What it said in
-  the morning already, instead of what is archived, it has only forgotten, and
-  without rehearsal would never know again.
+  It is surer than `threshold` of another token, 1 = never; and if its choice
+  `before` the day is given, that was another one. What it said in the morning
+  already, instead of what is archived, it has only forgotten, and without
+  rehearsal would never know again.
   """
   if threshold == 1.0:
     return jnp.zeros(past.shape, bool)
   choice = logits.argmax(-1)
   told = (jax.nn.softmax(logits).max(-1) > threshold) & (choice != past)
   if before is not None:
-    told &= before.argmax(-1) != choice
+    told &= before != choice
   return told
 
 

@@ -25,6 +25,7 @@ from sleep_jax.lifecycle.recurrence import passes as passes_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.models import token_logits
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 
@@ -141,16 +142,19 @@ def uncontradicted(
   """
 
   def weight(rows: archive_lib.Archive) -> jax.Array:
-    told = archive_lib.contradicted(
-      threshold,
-      midday.forward(rows.tokens).logits,
-      rows.likeliest(),
-      morning.forward(rows.tokens).logits,
+    said = morning.map_logits(_choice, morning.forward(rows.tokens))
+    told = midday.map_logits(
+      functools.partial(archive_lib.contradicted, threshold),
+      *(midday.forward(rows.tokens), rows.likeliest(), said),
     )
     return rows.weight * (1.0 - told)
 
   by_group = functools.partial(jax.lax.map, weight)
   return dreams.replace(weight=jax.lax.map(by_group, dreams))
+
+
+def _choice(logits: jax.Array) -> jax.Array:
+  return logits.argmax(-1)
 
 
 def _read_group(
@@ -281,7 +285,7 @@ def dreams_loss(
     divergences.forward_kl,
     dreams.teacher,
     (out.hidden, model.unembedding()),
-    chunk=dreams.tokens.size,
+    chunk=token_logits.columns_at_once(1, model.cfg.vocab),
   )
   weight = dreams.weight
   return (kl * weight).sum() / jnp.maximum(weight.sum(), 1.0)
@@ -301,9 +305,14 @@ def chunk_loss(
   """
   tokens, targets, weight = chunk
   memory = model.required_memory().with_deltas(deltas)
-  out = model.with_memory(memory).forward(tokens, cache=cache)
-  logp = jax.nn.log_softmax(out.logits, axis=-1)
-  logp = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+  model = model.with_memory(memory)
+  out = model.forward(tokens, cache=cache)
+
+  def logprob(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+
+  logp = model.map_logits(logprob, out, targets)
   loss = -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)
   assert out.cache is not None
   return loss, out.cache

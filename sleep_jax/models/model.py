@@ -4,6 +4,7 @@ Teacher, student and trial instance are Models. The config is static, so a
 compiled function takes a Model like any other pytree.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import struct
@@ -14,6 +15,7 @@ from sleep_jax import config
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import token_logits
 from sleep_jax.models import transformer
 
 
@@ -62,6 +64,18 @@ class Model(at.Pytree):
   def unembedding(self) -> at.Float[jax.Array, 'V D']:
     """The matrix that turns `Output.hidden` into logits."""
     return transformer.unembedding(self.cfg, self.params)
+
+  def map_logits(
+    self, fn: Callable[..., at.Tree], out: transformer.Output, *rows: at.Tree
+  ) -> at.Tree:
+    """`fn(logits, *rows)` of what the model put out, token by token.
+
+    Where logits are many, those of few tokens exist at a time; see
+    `token_logits.map_tokens`.
+    """
+    return token_logits.map_tokens(
+      fn, out.hidden, self.unembedding(), *rows, logits=out.logits
+    )
 
   def merged(self) -> 'Model':
     """The same model with its adapter added to the backbone's matrices."""

@@ -49,6 +49,10 @@ class Output(at.Pytree):
       raise ValueError(f'Level {level + 1} has no slots.')
     return logits
 
+  def select(self, *index: slice) -> 'Output':
+    """With the logits and hidden states at `[rows, columns]` alone."""
+    return self.replace(logits=self.logits[index], hidden=self.hidden[index])
+
 
 class Decoder(nn.Module):
   """Tokens in, logits out; see `forward`.

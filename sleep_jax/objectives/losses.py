@@ -24,8 +24,18 @@ def next_token_loss(
 
   `mask[:, t]` weighs token t as a target; column 0 is never a target.
   """
-  # The tokens are shifted, not the logits: slicing those would copy them.
   logp = logprobs(logits_BxTxV, jnp.roll(tokens_BxT, -1, axis=1))
+  return mean_nll(logp, mask_BxT)
+
+
+def mean_nll(logp_BxT: at.Array, mask_BxT: at.Array) -> jax.Array:
+  """Mean of what each token gives its successor, in nats.
+
+  Args:
+    logp_BxT: log-probability of token t+1, in column t.
+    mask_BxT: weight of token t as a target, in column t; column 0 is never one.
+  """
+  logp = jnp.asarray(logp_BxT)
   mask = jnp.asarray(mask_BxT).astype(logp.dtype)
   weight = jnp.roll(mask.at[:, 0].set(0.0), -1, axis=1)
   return -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.training import fit
+from sleep_jax.training import loss as loss_lib
 
 
 @jax.jit
@@ -27,8 +27,7 @@ def diagonal_fisher(
   def add_row(fisher, row):
     def loss_fn(tree):
       instance = fit.with_trainable(model, tree)
-      logits = instance.forward(row[0][None]).logits
-      return losses.next_token_loss(logits, row[0][None], row[1][None])
+      return loss_lib.next_token_loss(instance, row[0][None], row[1][None])
 
     grads = jax.grad(loss_fn)(fit.trainable(model))
     return jax.tree.map(lambda f, g: f + g * g, fisher, grads), None

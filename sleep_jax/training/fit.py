@@ -16,8 +16,8 @@ import optax
 from sleep_jax import array_typing as at
 from sleep_jax.models import lora
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
+from sleep_jax.training import loss as loss_lib
 
 # (trainable, batch) -> (loss, whatever else a step measures).
 LossFn = Callable[[Any, Any], tuple[jax.Array, Any]]
@@ -171,8 +171,7 @@ def _train(
   """Steps of next-token training of the model's `trainable`."""
 
   def loss_fn(tree, batch):
-    logits = with_trainable(model, tree).forward(batch[0]).logits
-    loss = losses.next_token_loss(logits, *batch)
+    loss = loss_lib.next_token_loss(with_trainable(model, tree), *batch)
     extra = penalty(tree, penalty_state) if penalty else 0.0
     return loss + extra, loss
 

@@ -20,10 +20,10 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
-from sleep_jax.objectives import losses
 from sleep_jax.objectives import policy_gradient
 from sleep_jax.objectives import rewards
 from sleep_jax.runtime import sharding
+from sleep_jax.training import loss as loss_lib
 
 
 class Continuations(NamedTuple):
@@ -114,8 +114,7 @@ def assign_teacher(
     return jnp.ones(tokens_BxT.shape)
 
   def logp(model: model_lib.Model) -> jax.Array:
-    out = model.forward(tokens_BxT, positions=positions_BxT)
-    return losses.token_logprobs(out.logits, tokens_BxT)
+    return loss_lib.token_logprobs(model, tokens_BxT, positions_BxT)
 
   lead = logp(teachers.current) - logp(teachers.previous)
   lead = jnp.pad(lead, ((0, 0), (1, 0)))

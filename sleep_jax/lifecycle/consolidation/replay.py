@@ -18,8 +18,8 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
+from sleep_jax.training import loss as loss_lib
 
 # Nats per token by which a last turn must be likelier to be of the day.
 _NEW = 1.0
@@ -188,7 +188,7 @@ def _mean_logprob(
   model: model_lib.Model, tokens: jax.Array, first: jax.Array, end: jax.Array
 ) -> at.Float[jax.Array, 'B']:
   """Mean log-probability of the tokens in columns `first` to `end`."""
-  logprobs = losses.token_logprobs(model.forward(tokens).logits, tokens)
+  logprobs = loss_lib.token_logprobs(model, tokens)
   column = jnp.arange(1, tokens.shape[1])
   inside = (column >= first[:, None]) & (column < end[:, None])
   return (logprobs * inside).sum(1) / jnp.maximum(inside.sum(1), 1)

@@ -32,6 +32,7 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
+from sleep_jax.models import token_logits
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
 from sleep_jax.objectives import losses
@@ -261,9 +262,15 @@ def _masked_divergence(
       measure, labels.teacher, hidden, chunk=cfg.tokens_in_flight
     )
   elif head is not None:
-    per_token = measure(labels.teacher, out.hidden[rows] @ head.T)
+    per_token = token_logits.map_tokens(
+      lambda logits, teacher: measure(teacher, logits),
+      *(out.hidden[rows], head, labels.teacher),
+    )
   else:
-    per_token = measure(labels.teacher, out.logits[rows])
+    per_token = student.map_logits(
+      lambda logits, teacher: measure(teacher, logits),
+      *(out.select(rows), labels.teacher),
+    )
   return masked_mean(per_token, labels.weight)
 
 
@@ -279,8 +286,13 @@ def _token_logprobs(
   Of the policy that was sampled from, so at its temperature.
   """
   if not cfg.teacher_top_k:
-    logits = out.logits[first:] / cfg.temperature
-    return losses.token_logprobs(logits, tokens_RxT)
+    return student.map_logits(
+      lambda logits, targets: losses.logprobs(
+        logits / cfg.temperature, targets
+      ),
+      out.select(slice(first, None), slice(None, -1)),
+      tokens_RxT[:, 1:],
+    )
   matrix = student.unembedding() / cfg.temperature
   return divergences.chunked(
     lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),

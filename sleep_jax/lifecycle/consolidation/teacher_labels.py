@@ -282,7 +282,8 @@ def _read_archived(
   def per_token(rows):
     past, hidden = rows
     now, *before = (h @ matrix.T.astype(h.dtype) for h in hidden)
-    return archive_lib.contradicted(cfg.contradicted, now, past, *before)
+    said = [logits.argmax(-1) for logits in before]
+    return archive_lib.contradicted(cfg.contradicted, now, past, *said)
 
   contradicted = divergences.chunked(
     per_token,

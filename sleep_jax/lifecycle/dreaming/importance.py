@@ -23,8 +23,8 @@ from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
+from sleep_jax.training import loss as loss_lib
 
 _BATCH = 32  # Most gradients in memory at a time,
 _ROWS = 512  # and most rows of theirs.
@@ -132,8 +132,8 @@ def gradients(
 
   def of_set(rows):
     def loss_fn(adapter: lora.Adapter) -> jax.Array:
-      out = model.replace(adapter=adapter).forward(rows[0])
-      return losses.next_token_loss(out.logits, *rows)
+      instance = model.replace(adapter=adapter)
+      return loss_lib.next_token_loss(instance, *rows)
 
     loss, grads = jax.value_and_grad(loss_fn)(model.adapter)
     pairs = jax.tree.leaves(

@@ -23,9 +23,9 @@ from sleep_jax.metrics import observation
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
+from sleep_jax.training import loss as loss_lib
 from sleep_jax.training import optimizers
 
 
@@ -137,9 +137,9 @@ def finetune_steps(
   """
 
   def loss_fn(trainable, rows):
-    out = target.insert(model, trainable).forward(tokens[rows])
     row_weight = weight[rows] * (rows >= 0)[:, None]
-    loss = losses.next_token_loss(out.logits, tokens[rows], row_weight)
+    student = target.insert(model, trainable)
+    loss = loss_lib.next_token_loss(student, tokens[rows], row_weight)
     return loss, loss
 
   opt_state = optimizer.init(trainable)

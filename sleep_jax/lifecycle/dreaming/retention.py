@@ -10,14 +10,14 @@ from sleep_jax import array_typing as at
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
+from sleep_jax.training import loss as loss_lib
 
 
 @jax.jit
 def _nll(
   model: model_lib.Model, tokens: jax.Array, weight: jax.Array
 ) -> jax.Array:
-  return losses.next_token_loss(model.forward(tokens).logits, tokens, weight)
+  return loss_lib.next_token_loss(model, tokens, weight)
 
 
 def retention_loss(

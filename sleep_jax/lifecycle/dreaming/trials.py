@@ -22,9 +22,9 @@ from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.models import lora
 from sleep_jax.models import model as model_lib
-from sleep_jax.objectives import losses
 from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
+from sleep_jax.training import loss as loss_lib
 
 # Without a learning rate: each instance's falls by a schedule of its own.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
@@ -141,8 +141,8 @@ def train_instance(
 
   def loss_fn(adapter, index):
     row_weight = weight[index] * (index >= 0)[:, None]
-    out = model.replace(adapter=adapter).forward(tokens[index])
-    loss = losses.next_token_loss(out.logits, tokens[index], row_weight)
+    instance = model.replace(adapter=adapter)
+    loss = loss_lib.next_token_loss(instance, tokens[index], row_weight)
     return loss, None
 
   adapter, opt_state, _ = fit.fit(

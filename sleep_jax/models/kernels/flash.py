@@ -6,11 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sleep_jax.models import mesh_axes
 from sleep_jax.models import positions as positions_lib
 
-# Mesh axes of rows and of heads, see `runtime.sharding.RULES`.
-ROW_AXES = ('data', 'fsdp')
-HEAD_AXES = ('tensor',)
 _BLOCK = 512  # Queries, and keys, of a block of splash attention.
 _LANES = 128  # Blocks are multiples of it.
 
@@ -37,7 +35,7 @@ def splash(
     first: the column of the first query's own key.
     interpret: run without a TPU, for tests.
   """
-  b, t, heads, e = q_BxTxHxE.shape
+  b, t, _, e = q_BxTxHxE.shape
   pad = positions_lib.PAD_POSITION
   q = _fill((q_BxTxHxE * e**-0.5).swapaxes(1, 2), 2)
   k, v = _fill(k_BxKxExC.swapaxes(2, 3), 2), _fill(v_BxKxCxE, 2)
@@ -46,10 +44,9 @@ def splash(
     for positions in (mask.queries, mask.keys)
   )
   local = functools.partial(_splash, first, mask.window, interpret)
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    rows = _axes(mesh, ROW_AXES, b)
-    split = _axes(mesh, HEAD_AXES, math.gcd(heads, k.shape[1]))
+  if not jax.sharding.get_abstract_mesh().empty:
+    rows = mesh_axes.that_split(b, mesh_axes.ROWS)
+    split = mesh_axes.that_split(k.shape[1], mesh_axes.INNER)
     of_heads, of_rows = jax.P(rows, split), jax.P(rows)
     local = jax.shard_map(
       local,
@@ -99,21 +96,13 @@ def _fill(x: jax.Array, axis: int) -> jax.Array:
   return jnp.pad(x, extra)
 
 
-def _axes(
-  mesh: jax.sharding.AbstractMesh, names: tuple[str, ...], size: int
-) -> tuple[str, ...] | None:
-  """The mesh axes that split `size`; None if they do not divide it."""
-  names = tuple(name for name in names if name in mesh.shape)
-  return None if size % math.prod(mesh.shape[n] for n in names) else names
-
-
 def cudnn_takes(
   q_BxTxHxE: jax.Array,
   k_BxKxExC: jax.Array,
   v_BxKxCxE: jax.Array,
   mask: positions_lib.PositionMask,
 ) -> bool:
-  """Whether cuDNN's kernel has this case: half precision, no cache, no sinks."""
+  """Whether cuDNN's kernel has it: half precision, no cache, no sinks."""
   half = q_BxTxHxE.dtype in (jnp.bfloat16, jnp.float16)
   t, e = q_BxTxHxE.shape[1], q_BxTxHxE.shape[3]
   no_cache = t == v_BxKxCxE.shape[2]
