@@ -27,6 +27,8 @@ BENCHES = {
   'levenshtein': ('rapidfuzz',),
   'trials': ('torch', 'transformers', 'peft'),
   'eviction': (),
+  'attention': (),
+  'long_rows': (),
   'accelerator': (),
 }
 
@@ -101,11 +103,20 @@ def table(entries: list[dict[str, Any]]) -> str:
     'vocab',
     'instances',
     'batch',
+    'pass',
   )
+
+  def shape_of(entry: dict[str, Any]) -> str:
+    return ', '.join(f'{k} {entry[k]}' for k in shapes if k in entry)
+
   for entry in entries:
+    if 'temporary_bytes' in entry:
+      size = entry['temporary_bytes'] / 2**30
+      row = f'{shape_of(entry)} | needs {size:.2f} GiB | |'
+      lines.append(f'| {entry["bench"]} | {row}')
     if 'speedup' not in entry:
       continue
-    shape = ', '.join(f'{k} {entry[k]}' for k in shapes if k in entry)
+    shape = shape_of(entry)
     ours = entry['seconds']['sleep_jax']
     median = ours.get('median') or ours['step']['median']
     times = '; '.join(f'{k}: {v:.2f}' for k, v in entry['speedup'].items())

@@ -221,3 +221,28 @@ def test_a_model_reads_long_rows_as_it_reads_short_ones(monkeypatch, dtype):
   real = np.asarray(positions) >= 0
   tolerance = 1e-5 if dtype == 'float32' else 0.05
   np.testing.assert_allclose(logits()[real], want[real], atol=tolerance)
+
+
+def layer_bytes(length, gradient):
+  """Temporary bytes of a layer's attention in the shape of Llama 3.2 1B."""
+  shapes = (1, length, 32, 64), (1, 8, 64, length), (1, 8, length, 64)
+  args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+
+  def attend(*args):
+    positions = jnp.arange(length)[None]
+    mask = attention.mask(positions_lib.PositionMask(positions, positions))
+    return attention.attend(*args, mask)
+
+  fn = attend
+  if gradient:
+    fn = jax.grad(lambda *args: (attend(*args) ** 2).sum(), (0, 1, 2))
+  stats = jax.jit(fn).lower(*args).compile().memory_analysis()
+  return stats.temp_size_in_bytes
+
+
+@pytest.mark.parametrize('gradient', [False, True])
+def test_memory_of_a_layer_grows_with_the_length(monkeypatch, gradient):
+  monkeypatch.setattr(blockwise, '_BLOCK', 512)
+  short, long = (layer_bytes(length, gradient) for length in (8192, 131_072))
+  assert long < 16.5 * short
+  assert long < 131_072**2  # A byte for each score of one head.

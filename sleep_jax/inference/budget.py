@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 
 from sleep_jax import config
-from sleep_jax.models.kernels import attention
 from sleep_jax.runtime import sharding
 
 _SCORES = 2**31  # Attention scores of one layer, float32: 8 GiB.
@@ -37,7 +36,7 @@ def rows_per_pass(
 
   def fits(rows: int) -> bool:
     return (
-      rows * _scores(cfg, width, width + before) <= _SCORES
+      rows * cfg.heads * width * (width + before) <= _SCORES
       and rows * columns * cfg.vocab <= _LOGITS
     )
 
@@ -51,19 +50,12 @@ def rows_per_rollout(cfg: config.ModelConfig, width: int, most: int) -> int:
 
   def fits(rows: int) -> bool:
     return (
-      rows * _scores(cfg, width, width) <= _SCORES
+      rows * cfg.heads * width**2 <= _SCORES
       and rows * width * per_token <= _CACHE_BYTES
       and rows * cfg.vocab <= _LOGITS
     )
 
   return _largest(fits, most)
-
-
-def _scores(cfg: config.ModelConfig, queries: int, keys: int) -> int:
-  """Scores of a row that exist at a time; those of blocks are few."""
-  if not attention.materializes(queries, keys):
-    return 0
-  return cfg.heads * queries * keys
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
