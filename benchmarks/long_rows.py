@@ -42,8 +42,6 @@ def memory(
     return loss_lib.next_token_loss(model, tokens, jnp.ones(tokens.shape))
 
   params = jax.eval_shape(init).params
-  if not gradient:  # Weights as a rollout has them.
-    params = jax.tree.map(lambda x: x.update(dtype=cfg.dtype), params)
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
   step = jax.jit(jax.grad(loss) if gradient else loss)
   stats = step.lower(params, tokens).compile().memory_analysis()

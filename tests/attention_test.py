@@ -1,10 +1,13 @@
 """Every form of attention gives what the matrix of all scores gives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import programs
 from sleep_jax.models import mesh_axes
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.kernels import attention
@@ -246,3 +249,30 @@ def test_memory_of_a_layer_grows_with_the_length(monkeypatch, gradient):
   short, long = (layer_bytes(length, gradient) for length in (8192, 131_072))
   assert long < 16.5 * short
   assert long < 131_072**2  # A byte for each score of one head.
+
+
+@pytest.mark.slow
+def test_splash_attention_compiles_for_a_tpu_that_is_not_there():
+  pytest.importorskip('libtpu')
+  mesh = sharding.mesh(
+    {'fsdp': 2, 'tensor': 2}, programs.absent_devices('v5p:2x2x1')
+  )
+  by_heads = jax.NamedSharding(mesh, jax.P('fsdp', 'tensor'))
+  by_rows = jax.NamedSharding(mesh, jax.P('fsdp', None, 'tensor'))
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  args = (
+    shape((4, 2048, 32, 64), sharding=by_rows),
+    shape((4, 8, 64, 2048), sharding=by_heads),
+    shape((4, 8, 2048, 64), sharding=by_heads),
+  )
+
+  def total(*args):
+    positions = jnp.broadcast_to(jnp.arange(2048), (4, 2048))
+    mask = attention.mask(positions_lib.PositionMask(positions, positions))
+    return attention.attend(*args, mask).astype(jnp.float32).sum()
+
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    program = jax.jit(jax.grad(total, (0, 1, 2))).lower(*args).compile()
+  text = program.as_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 3
+  assert 'all-gather' not in text  # Each device has its rows and heads.
