@@ -1,15 +1,17 @@
-"""Does it fit? Compiles a full-size config for a TPU that is not there.
+"""Does it fit, and how fast is it? Compiles a config for an absent TPU.
 
   python -m launch.aot --config=experiments/configs/backbones.py:llama3_2_1b \\
       --topology=v5e:4x4
 
-Needs `pip install -e '.[tpu]'`, and no TPU. For each of a life's steps it
-reports what one device holds, which collectives there are, the analytic FLOPs,
-and the time below which no such TPU can do it. Exits with 1 if a step does not
-fit.
+Needs `pip install -e '.[tpu]'`, and no TPU. Programs, shapes and mesh are those
+of the runner. For each of a life's steps it reports what one device holds,
+which collectives there are, the analytic FLOPs, the time below which no such
+TPU can do it, and the time, the utilisation and the most expensive operations
+as estimated by the compiler. Exits with 1 if a step does not fit.
 """
 
 from collections.abc import Callable
+import importlib.metadata
 import json
 import pathlib
 import sys
@@ -19,10 +21,38 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
+from launch import compilation
 from launch import hardware
 from launch import programs
 from sleep_jax import config
-from sleep_jax.harness import build
+
+_TOP = 10  # Operations listed of each step.
+_MEMORY = (
+  'step',
+  'arguments',
+  'outputs',
+  'temporary',
+  'with previous model',
+  'of HBM',
+  'collectives',
+  'TFLOP',
+  'at least',
+  'took',
+)
+_ESTIMATE = (
+  'step',
+  'tokens',
+  'time',
+  'a pass',
+  'MFU',
+  'tokens/s/chip',
+  'HBM traffic',
+  'of HBM bound',
+  'links wait',
+  'no estimate',
+)
+
+MeasureFn = Callable[[programs.Step], compilation.CompileResult | str]
 
 
 def table(
@@ -30,73 +60,137 @@ def table(
   topology: str,
   names: list[str],
   write_line: Callable[[str], None],
-  measure_fn: Callable[
-    [programs.Step], programs.CompileResult | str
-  ] = programs.compiled,
+  measure_fn: MeasureFn | None = None,
 ) -> bool:
-  """Writes the table line by line, as steps are measured.
+  """Writes the tables line by line, as steps are measured.
 
   Args:
     program: the steps.
     topology: of the slice, such as `v5e:4x4`.
     names: of the steps to measure.
     write_line: takes every line.
-    measure_fn: `programs.compiled` or `programs.lowered`.
+    measure_fn: `compilation.lowered`; default: `compilation.compiled` for the
+      chip, where the mesh is of a TPU.
 
   Returns:
     Whether all steps fit.
   """
-  machine = hardware.parse(topology)
-  devices = program.mesh.size
-  chip = machine.chip
-  hbm = chip.hbm / chip.devices
-  previous = program.previous_memory_bytes()
-  sizes = ', '.join(f'{k}={v}' for k, v in program.mesh.shape.items() if v > 1)
-  write_line(
-    f'{topology}: {devices} devices ({sizes}), {_gib(hbm)} GiB each, '
-    f'{chip.flops / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s a '
-    f'chip ({chip.source}); the memory of the previous model takes '
-    f'{_gib(previous)} GiB of a device beside every step.\n'
-  )
-  header = (
-    'step',
-    'arguments',
-    'outputs',
-    'temporary',
-    'with previous model',
-    'of HBM',
-    'collectives',
-    'TFLOP',
-    'at least',
-    'took',
-  )
-  write_line(f'| {" | ".join(header)} |')
-  write_line('|' + '---|' * len(header))
-  fits = True
+  chip = hardware.parse(topology).chip
+  if measure_fn is None:
+    on_tpu = program.mesh.devices.flat[0].platform == 'tpu'
+    measure_fn = lambda step: compilation.compiled(
+      step, chip if on_tpu else None
+    )
+  write_line(_title(program, topology, chip))
+  _write_row(write_line, _MEMORY)
+  write_line('|' + '---|' * len(_MEMORY))
+  fits, estimated = True, {}
   for name in names:
     step = program.step(name)
     result = measure_fn(step)
     if isinstance(result, str):
-      empty = ' |' * (len(header) - 2)
-      write_line(f'| {name} | does not fit: {result} |{empty}')
+      empty = [''] * (len(_MEMORY) - 2)
+      _write_row(write_line, (name, f'does not fit: {result}', *empty))
       fits = False
       continue
-    # A life holds all of its memory, also what this step does not read.
-    arguments = program.local_bytes(step.arguments())
-    used = arguments + (result.outputs or 0) + (result.temporary or 0)
-    used += previous
-    fits &= used <= hbm
+    cells, step_fits = _memory_row(program, chip, step, result)
+    fits &= step_fits
+    _write_row(write_line, (name, *cells))
+    if result.cost is not None:
+      estimated[name] = step, result.cost
+  if estimated:
+    _write_estimates(program, chip, estimated, write_line)
+  return fits
+
+
+def _title(
+  program: programs.Program, topology: str, chip: hardware.Chip
+) -> str:
+  mesh = program.mesh
+  sizes = ', '.join(f'{k}={v}' for k, v in mesh.shape.items() if v > 1)
+  previous = program.previous_memory_bytes()
+  return (
+    f'{topology}: {mesh.size} devices ({sizes or "no mesh"}), '
+    f'{_gib(chip.hbm / chip.devices)} GiB each, '
+    f'{chip.flops / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s a '
+    f'chip ({chip.source}); the memory of the previous model takes '
+    f'{_gib(previous)} GiB of a device beside every step.\n'
+  )
+
+
+def _memory_row(
+  program: programs.Program,
+  chip: hardware.Chip,
+  step: programs.Step,
+  result: compilation.CompileResult,
+) -> tuple[tuple[str, ...], bool]:
+  """Cells of the first table, and whether the step fits."""
+  hbm = chip.hbm / chip.devices
+  # A life holds all of its memory, also what this step does not read.
+  arguments = program.local_bytes(step.arguments())
+  used = arguments + (result.outputs or 0) + (result.temporary or 0)
+  used += program.previous_memory_bytes()
+  fits = used <= hbm
+  least = compilation.bound(
+    step, program.forward_bytes(), chip, program.mesh.size
+  )
+  cells = (
+    *map(_gib, (arguments, result.outputs, result.temporary, used)),
+    f'{used / hbm:.0%}' + ('' if fits else ', does not fit'),
+    result.collectives,
+    f'{step.flops / 1e12:.4g}',
+    str(least),
+    f'{result.seconds:.0f} s',
+  )
+  return cells, fits
+
+
+def _write_estimates(
+  program: programs.Program,
+  chip: hardware.Chip,
+  estimated: dict[str, tuple[programs.Step, compilation.schedule_cost.Cost]],
+  write_line: Callable[[str], None],
+) -> None:
+  version = importlib.metadata.version('libtpu')
+  write_line(
+    f'\nEstimated by the compiler (libtpu {version}), and measured by nobody; '
+    'docs/tpu_estimates.md says what the columns mean, and what such an '
+    'estimate does not see.\n'
+  )
+  _write_row(write_line, _ESTIMATE)
+  write_line('|' + '---|' * len(_ESTIMATE))
+  chips = program.mesh.size / chip.devices
+  for name, (step, cost) in estimated.items():
+    least = compilation.bound(
+      step, program.forward_bytes(), chip, program.mesh.size
+    )
     cells = (
       name,
-      *map(_gib, (arguments, result.outputs, result.temporary, used)),
-      f'{used / hbm:.0%}' + ('' if used <= hbm else ', does not fit'),
-      result.collectives,
-      f'{step.flops / 1e12:.4g}',
-      programs.bound(step, program.forward_bytes(), chip, devices),
-      f'{result.seconds:.0f} s',
+      str(step.tokens),
+      f'{cost.seconds:.4g} s',
+      f'{cost.seconds / step.passes * 1e3:.4g} ms',
+      f'{least.compute / cost.seconds:.0%}',
+      f'{step.tokens / cost.seconds / chips:.4g}',
+      f'{_gib(cost.hbm)} GiB',
+      f'{least.memory / cost.seconds:.0%}',
+      f'{cost.exposed / cost.seconds:.0%}',
+      f'{cost.assumed / cost.seconds:.0%}',
     )
-    write_line(f'| {" | ".join(cells)} |')
-  return fits
+    _write_row(write_line, cells)
+  for name, (_, cost) in estimated.items():
+    write_line(f'\nMost expensive operations of {name}:\n')
+    _write_row(write_line, ('of the time', 'operation', 'runs', 'source'))
+    write_line('|' + '---|' * 4)
+    for (source, kind), operation in cost.most_expensive(_TOP):
+      share = f'{operation.seconds / cost.seconds:.1%}'
+      runs = f'{operation.runs:.0f}'
+      _write_row(write_line, (share, kind, runs, source or 'unknown'))
+
+
+def _write_row(
+  write_line: Callable[[str], None], cells: tuple[str, ...]
+) -> None:
+  write_line(f'| {" | ".join(cells)} |')
 
 
 def _gib(size: float | None) -> str:
@@ -107,14 +201,15 @@ def _gib(size: float | None) -> str:
 def define_flags() -> None:
   """Of the command line alone: other commands have flags of these names."""
   config_flags.DEFINE_config_file('config')
+  flags.DEFINE_string('arm', 'sleep', 'Which arm of the config.')
   flags.DEFINE_string(
     'topology', 'v5e:4x4', 'Generation and topology of one slice.'
   )
   flags.DEFINE_string(
-    'mesh', '', 'Such as fsdp=2,tensor=8; default: tensor over the key heads.'
+    'mesh', '', "Such as fsdp=2,tensor=8; default: the launcher's choice."
   )
   flags.DEFINE_list(
-    'steps', ['wake', 'seeding', 'rollout', 'trials'], 'Which steps.'
+    'steps', ['wake', 'seeding', 'rollout', 'trials'], 'Which steps, or all.'
   )
   flags.DEFINE_bool(
     'lower_only', False, 'Do not compile: seconds, but no temporary memory.'
@@ -134,10 +229,13 @@ def main(_: list[str]) -> None:
 
   try:
     devices = programs.absent_devices(values.topology)
-    cfg = build.model_config(c, absent=True)
-    program = programs.Program(c, programs.mesh_of(cfg, values.mesh, devices))
-    measure_fn = programs.lowered if values.lower_only else programs.compiled
-    fits = table(program, values.topology, values.steps, write_line, measure_fn)
+    run = programs.build_run(c, values.arm)
+    program = programs.Program(run, run.mesh(values.mesh, devices))
+    names = values.steps
+    if names == ['all']:
+      names = list(program.steps())
+    measure_fn = compilation.lowered if values.lower_only else None
+    fits = table(program, values.topology, names, write_line, measure_fn)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
   if values.out:

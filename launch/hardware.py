@@ -27,6 +27,10 @@ class Chip:
     gke: node label `cloud.google.com/gke-tpu-accelerator`.
     machine: GKE machine type without its number of chips.
     axes: dimensions of a topology.
+    clock: cycles per second, which Google does not publish: the peak divided
+      by what the matrix units do in a cycle (two operations in each of the
+      128 x 128 places, 256 x 256 of v6e, of all units of a chip).
+    ici: bytes per second of all links of a chip, both directions together.
   """
 
   source: str
@@ -40,6 +44,8 @@ class Chip:
   gke: str
   machine: str
   axes: int
+  clock: float
+  ici: float
 
 
 CHIPS = {
@@ -55,6 +61,8 @@ CHIPS = {
     gke='tpu-v4-podslice',
     machine='ct4p-hightpu',
     axes=3,
+    clock=275e12 / (8 * 2 * 128**2),
+    ici=300e9,
   ),
   'v5e': Chip(
     source=f'{_DOCS}/v5e',
@@ -68,6 +76,8 @@ CHIPS = {
     gke='tpu-v5-lite-podslice',
     machine='ct5lp-hightpu',
     axes=2,
+    clock=197e12 / (4 * 2 * 128**2),
+    ici=400e9,
   ),
   'v5p': Chip(
     source=f'{_DOCS}/v5p',
@@ -81,6 +91,8 @@ CHIPS = {
     gke='tpu-v5p-slice',
     machine='ct5p-hightpu',
     axes=3,
+    clock=459e12 / (8 * 2 * 128**2),
+    ici=1200e9,
   ),
   'v6e': Chip(
     source=f'{_DOCS}/v6e',
@@ -94,6 +106,8 @@ CHIPS = {
     gke='tpu-v6e-slice',
     machine='ct6e-standard',
     axes=2,
+    clock=918e12 / (4 * 2 * 256**2),
+    ici=800e9,
   ),
 }
 

@@ -1,16 +1,16 @@
 """The programs of a life's steps, as shapes, compiled for absent devices.
 
-Nothing is allocated: weights, memory and data are `jax.ShapeDtypeStruct`s with
-the shardings that a life on the same mesh gives them.
+Settings, model and batches are those of the learner that `harness.build` makes
+for the runner, and the mesh is one that the runner accepts. Nothing is
+allocated: weights, memory and data are `jax.ShapeDtypeStruct`s with the
+shardings that a life on the same mesh gives them.
 """
 
-import collections
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
 import os
-import re
-import time
 from typing import Any
 
 import jax
@@ -20,17 +20,25 @@ from launch import hardware
 from launch import mesh as mesh_lib
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax import learners
+from sleep_jax.data import padding
+from sleep_jax.data import tokenizers
 from sleep_jax.harness import build
+from sleep_jax.inference import budget
 from sleep_jax.inference import sampling
+from sleep_jax.inference import scoring
+from sleep_jax.learners import base as learner_base
+from sleep_jax.learners import sleep as sleep_learner
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
-from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import imitation
 from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
+from sleep_jax.lifecycle.dreaming import importance
 from sleep_jax.lifecycle.dreaming import trials
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import flops
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
@@ -38,14 +46,10 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 
-_KINDS = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-)
-_TRIAL = dict(rows=8, steps=10)  # Of one instance's fine-tuning.
+# What a life takes from its data, and no config tells.
+DAY_BATCHES = 2  # Of a day; each is read like the others.
+_TRIAL_ROWS = 8  # Of one instance's fine-tuning.
+_ANSWER = 16  # Tokens of the longest answer of an evaluation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +60,16 @@ class Step:
   mesh: for which.
   flops: of one call, on all devices together.
   passes: how often it must read the model, one time after another.
+  tokens: that one call takes or makes.
+  cache_bytes: of keys and values that one call must read, on one device.
   """
 
   lower: functools.partial[jax.stages.Lowered]
   mesh: jax.sharding.Mesh
   flops: float
   passes: int
+  tokens: int
+  cache_bytes: float = 0.0
 
   def lowered(self) -> jax.stages.Lowered:
     """With the mesh in force, as in a life: steps place their data by it."""
@@ -72,16 +80,6 @@ class Step:
     """The arrays that it is given."""
     leaves = jax.tree.leaves((self.lower.args, self.lower.keywords))
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
-
-
-@dataclasses.dataclass(frozen=True)
-class CompileResult:
-  """What is known of a step; bytes are of one device, None if not compiled."""
-
-  outputs: int | None
-  temporary: int | None
-  collectives: str
-  seconds: float  # Of lowering and compilation.
 
 
 def absent_devices(topology: str) -> list[at.Device]:
@@ -110,45 +108,108 @@ def absent_devices(topology: str) -> list[at.Device]:
   return list(description.devices)
 
 
-def mesh_of(
-  cfg: config.ModelConfig, text: str, devices: list[at.Device]
-) -> jax.sharding.Mesh:
-  """The mesh that a flag describes.
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the runner builds for one arm, made of shapes.
 
-  The default splits layers as far as key heads go, and weights over the rest.
+  learner: with its settings, its model and the rows of its batches.
+  row_length: tokens of a row of the task.
+  converted: whether there is a base, whose numbers keep their type.
   """
-  sizes = mesh_lib.parse(text)
-  if not sizes:
-    tensor = math.gcd(cfg.num_kv_heads, len(devices))
-    sizes = {'fsdp': len(devices) // tensor, 'tensor': tensor}
-  return sharding.mesh(sizes, devices)
+
+  learner: sleep_learner.Sleep
+  row_length: int
+  converted: bool
+
+  @property
+  def demand(self) -> mesh_lib.Demand:
+    """What a mesh must divide, by the runner's own checks."""
+    model = self.learner.setup.model
+    rows = self.learner.batch_rows()
+    return mesh_lib.Demand(rows, [model], model.cfg.num_kv_heads)
+
+  def mesh(self, text: str, devices: list[at.Device]) -> jax.sharding.Mesh:
+    """The mesh that a flag describes; by default the launcher's choice.
+
+    Raises:
+      ConfigError: if the runner refuses it, or it has another size.
+    """
+    sizes = mesh_lib.parse(text)
+    if not sizes:
+      sizes = mesh_lib.choose(self.demand, 1, len(devices))
+    mesh = sharding.mesh(sizes, devices)
+    self.demand.check(sizes)
+    return mesh
+
+
+def build_run(c: build.Settings, arm: str = 'sleep') -> Run:
+  """What `harness.build` makes of an arm, without weights.
+
+  Where the base is public and not here, its tokenizer is not either: the
+  learner is then built from the same settings with ids alone.
+
+  Raises:
+    ConfigError: for the first setting that cannot work, or if the arm is not of
+      the learner `sleep`, or does not read its day by updates.
+  """
+  settings = build.arm_config(c, arm)
+  try:
+    task, learner, _ = build.build(settings, c['seeds'][0], absent=True)
+    length = task.row_length
+  except config.ConfigError:
+    if not c.get('base_model'):
+      raise
+    length = settings['task'].get('length', 0)
+    learner = _without_data(settings, length)
+  if not isinstance(learner, sleep_learner.Sleep):
+    raise config.ConfigError(
+      f'--arm={arm} is of the learner {learner.name}; steps of sleep alone are '
+      'compiled here.'
+    )
+  if learner.reads_windows:
+    raise config.ConfigError(
+      f'--arm={arm} has wake.reads=windows; only wake.reads=updates is compiled '
+      'here.'
+    )
+  window = learner.cfg.wake.window or learner.cfg.sleep.dream_length
+  return Run(learner, length or window, bool(settings['base']))
+
+
+class _Ids(tokenizers.IntegerTokenizer):
+  """In place of a tokenizer that is not here; documents end, as with one."""
+
+  separator = stop = 2
+
+
+def _without_data(
+  settings: build.Settings, length: int
+) -> learner_base.Learner:
+  cfg = build.model_config(settings, absent=True)
+  setup = learner_base.Setup(
+    model=model_lib.Model(
+      cfg,
+      jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0))),
+      jax.eval_shape(lambda: memory_lib.init_memory(cfg)),
+    ),
+    tokenizer=_Ids(cfg.vocab, bos=1),
+    costs=costs_lib.CostTracker(cfg, max(length, 1)),
+    episodes=settings['task'].get('episodes', 1),
+  )
+  return learners.build(settings['learner'], settings, setup)
 
 
 class Program:
-  """The steps of one config on one mesh, as shapes; nothing is allocated."""
+  """The steps of one run on one mesh, as shapes; nothing is allocated."""
 
-  def __init__(self, c: dict[str, Any], mesh: jax.sharding.Mesh):
-    self.cfg = build.model_config(c, absent=True)
-    self.wake = config.from_mapping(wake.WakeConfig, c['wake'], 'wake')
-    self.sleep = config.from_mapping(
-      consolidation_config.SeedingConfig, c['sleep'], 'sleep'
-    )
-    known = {f.name for f in dataclasses.fields(lora.LoraConfig)}
-    self.lora = config.from_mapping(
-      lora.LoraConfig,
-      {k: v for k, v in c.get('lora', {}).items() if k in known},
-      'lora',
-    )
-    self.mesh = mesh
-    self.batch = mesh.shape['data'] * mesh.shape['fsdp']
-    params = jax.eval_shape(
-      lambda: transformer.init(self.cfg, jax.random.key(0))
-    )
-    # Converted checkpoints keep their type.
-    params = jax.tree.map(lambda x: x.update(dtype=self.cfg.dtype), params)
-    memory = jax.eval_shape(lambda: memory_lib.init_memory(self.cfg))
+  def __init__(self, run: Run, mesh: jax.sharding.Mesh):
+    self.run, self.mesh = run, mesh
+    self.learner = run.learner
+    model = run.learner.setup.model
+    self.cfg, params = model.cfg, model.params
+    if run.converted:
+      params = jax.tree.map(lambda x: x.update(dtype=self.cfg.dtype), params)
     self.model = model_lib.Model(
-      self.cfg, self._shard_params(params), self._shard_params(memory)
+      self.cfg, self._shard_params(params), self._shard_params(model.memory)
     )
 
   def _place(self, tree: at.Tree, parts: at.Tree) -> at.Tree:
@@ -159,17 +220,24 @@ class Program:
     return self._place(tree, sharding.shardings(self.mesh, tree))
 
   def _split(self, shape, dtype=jnp.int32, axes=('batch',)) -> at.Tree:
-    """Data with these logical axes; () is whole on every device."""
+    """Data with these logical axes; () is whole on every device.
+
+    As `sharding.shard_batch` has it, an axis that the mesh does not divide is
+    whole too.
+    """
+    sizes = self.mesh.shape
+    axes = tuple(
+      axis
+      if size % math.prod(sizes[a] for a in sharding.RULES.get(axis, ())) == 0
+      else None
+      for axis, size in zip(axes, shape)
+    )
     part = sharding.sharding(self.mesh, axes, shape, str(axes))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=part)
 
   def _replicate(self, tree: at.Tree) -> at.Tree:
     part = jax.sharding.NamedSharding(self.mesh, jax.P())
     return jax.tree.map(lambda x: x.update(sharding=part), tree)
-
-  def _round_up(self, rows: int) -> int:
-    """The next number of rows that the mesh can split."""
-    return -(-rows // self.batch) * self.batch
 
   def local_bytes(self, tree: at.Tree) -> int:
     """Bytes that one device holds of a tree."""
@@ -188,176 +256,289 @@ class Program:
     """Bytes of the previous model's fast weights, held beside every step."""
     return self.local_bytes(self.model.required_memory().deltas())
 
-  def step(self, name: str) -> Step:
-    """A step by its name."""
-    steps = {
-      'wake': self.wake_step,
-      'seeding': self.seeding_step,
-      'rollout': self.rollout_step,
-      'trials': self.trials_step,
+  def steps(self) -> dict[str, Callable[[], Step]]:
+    """Makers of the steps of a life, in its order."""
+    return {
+      'wake': self._wake,
+      'rollout': self._rollout,
+      'labelling': self._labelling,
+      'continuations': self._continuations,
+      'scoring': self._scoring,
+      'seeding': self._seeding,
+      'importance': self._importance,
+      'trials': self._trials,
+      'evaluation': self._evaluation,
     }
-    return config.lookup(name, steps, '--steps')()
 
-  def wake_step(self) -> Step:
-    """Two chunks of the fastest level, of every row of a batch."""
-    rows, axes = self.wake.batch, ()
-    if rows > 1:  # A single row is on every device.
-      rows, axes = self._round_up(rows), ('batch',)
-    length = self.wake.window or self.sleep.dream_length
+  def step(self, name: str) -> Step:
+    """A step by its name.
+
+    Raises:
+      ConfigError: if there is none of that name.
+    """
+    return config.lookup(name, self.steps(), '--steps')()
+
+  def _partial(self, jitted: Any, *args: Any, **kwargs: Any) -> Any:
+    return functools.partial(jitted.lower, *args, **kwargs)
+
+  def _eval_shape(self, function: Callable[..., Any], *args: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      return jax.eval_shape(function, *args)
+
+  def _num_shards(self, axis: str) -> int:
+    return math.prod(self.mesh.shape[a] for a in sharding.RULES[axis])
+
+  def _wake(self) -> Step:
+    """A day of a few batches."""
+    cfg = self.learner.cfg
+    length = cfg.wake.window or self.run.row_length
     chunk = schedule.base_chunk(self.cfg, length)
-    shape = (rows, 2 * chunk)
-    lower = functools.partial(
-      wake.read_day.lower,
-      dataclasses.replace(self.wake, batch=rows),
+    shape = (DAY_BATCHES * cfg.wake.batch, length)
+    lower = self._partial(
+      wake.read_day,
+      cfg.wake,
       self.model,
       self._split((), axes=()),
-      self._split(shape, axes=axes),
-      self._split(shape, jnp.float32, axes),
-      defer_due_update=True,
+      self._split(shape, axes=()),
+      self._split(shape, jnp.float32, ()),
+      defer_due_update=cfg.sleep.consolidate,
     )
-    per_token = flops.wake_flops(self.cfg, chunk)
-    return Step(lower, self.mesh, per_token * math.prod(shape), 2)
+    size = math.prod(shape)
+    per_token = flops.wake_flops(self.cfg, length / 2)
+    passes = DAY_BATCHES * length // chunk
+    return Step(lower, self.mesh, per_token * size, passes, size)
+
+  @property
+  def _teachers(self) -> replay_lib.Teachers:
+    both = self.learner.cfg.sleep.teachers == 'current+previous'
+    return replay_lib.Teachers(
+      current=self.model, previous_memory=self.model.memory if both else None
+    )
+
+  def _generate(
+    self, prompts: tuple[int, int], sampler: sampling.SamplerConfig
+  ) -> Step:
+    """Rows that continue their prompts, to their full length."""
+    rows, width = prompts
+    args = (
+      self.model,
+      self._split(prompts),
+      self._split((rows,)),
+      self._replicate(jax.eval_shape(lambda: jax.random.key(0))),
+      sampler,
+    )
+    length, new = width + sampler.max_new, sampler.max_new
+    per_token = flops.forward_flops(self.cfg, length / 2)
+    itemsize = jnp.dtype(self.cfg.dtype).itemsize
+    # Keys and values are split as rows and heads are.
+    parts = math.gcd(rows, self._num_shards('batch'))
+    parts *= math.gcd(self.cfg.num_kv_heads, self._num_shards('heads'))
+    columns = (
+      self.cfg.layers * 2 * self.cfg.num_kv_heads * self.cfg.resolved_head_dim
+    )
+    cache = new * rows * (width + new / 2) * columns * itemsize / parts
+    return Step(
+      self._partial(sampling.generate, *args),
+      self.mesh,
+      per_token * rows * length,
+      new,
+      rows * new,
+      cache,
+    )
+
+  def _rollout(self) -> Step:
+    """The dreams of one teacher, from BOS to their full length."""
+    cfg, tokenizer = self.learner.cfg.sleep, self.learner.setup.tokenizer
+    rows = cfg.dreams
+    if cfg.teachers == 'current+previous':
+      rows //= 2
+    sampler = sampling.SamplerConfig(
+      max_new=cfg.dream_length - 1,
+      temperature=cfg.temperature,
+      min_p=cfg.min_p,
+      stop=tokenizer.stop,
+      pad=tokenizer.pad,
+    )
+    return self._generate((rows * cfg.oversample, 1), sampler)
+
+  def _continuation_sampler(self) -> sampling.SamplerConfig:
+    cfg, tokenizer = self.learner.cfg.sleep, self.learner.setup.tokenizer
+    return sampling.SamplerConfig(
+      max_new=cfg.continuation,
+      temperature=cfg.temperature,
+      stop=tokenizer.stop,
+      pad=tokenizer.pad,
+    )
+
+  def _continuations(self) -> Step:
+    """The student continues prefixes of dreams."""
+    cfg = self.learner.cfg.sleep
+    prompts = cfg.prefixes * cfg.group, cfg.dream_length - cfg.continuation
+    return self._generate(prompts, self._continuation_sampler())
+
+  def _rows_to_label(self, rows: int) -> tuple[at.Tree, ...]:
+    shape = (rows, self.learner.cfg.sleep.dream_length)
+    ints, reals = self._split(shape), self._split(shape, jnp.float32)
+    return ints, ints, reals, reals
 
   def _labels(self, rows: int) -> teacher_labels.LabeledBatch:
     """Labelled rows, by the shapes that labelling them gives."""
-    shape = (rows, self.sleep.dream_length)
-    ints = jax.ShapeDtypeStruct(shape, jnp.int32)
-    reals = jax.ShapeDtypeStruct(shape, jnp.float32)
-    teachers = replay_lib.Teachers(
-      current=self.model, previous_memory=self.model.memory
-    )
-    labels, _ = jax.eval_shape(
-      functools.partial(teacher_labels.label, self.sleep),
-      teachers,
-      ints,
-      ints,
-      reals,
-      reals,
-    )
+    label = functools.partial(teacher_labels.label, self.learner.cfg.sleep)
+    args = self._teachers, *self._rows_to_label(rows)
+    labels, _ = self._eval_shape(label, *args)
     return self._replicate(labels)
 
-  def seeding_step(self) -> Step:
-    """One step of a night, with the student's own rollouts in the batch."""
-    cfg = self.sleep
-    batch = self._round_up(cfg.batch)
-    rollout_batch = self._round_up(cfg.rollout_groups * cfg.group)
+  def _labelling(self) -> Step:
+    """A batch of dreams, by the teachers."""
+    cfg = self.learner.cfg.sleep
+    rows = min(cfg.dreams, teacher_labels.LABEL_BATCH)
+    lower = self._partial(
+      teacher_labels.label, cfg, self._teachers, *self._rows_to_label(rows)
+    )
+    times = 1 if self._teachers.previous is None else 2
+    return self._forward(lower, rows * cfg.dream_length, times)
+
+  def _forward(self, lower: Any, tokens: int, times: int) -> Step:
+    """A step of `times` forward passes over its tokens."""
+    length = self.learner.cfg.sleep.dream_length
+    per_token = flops.forward_flops(self.cfg, length / 2)
+    return Step(lower, self.mesh, times * per_token * tokens, times, tokens)
+
+  def _scoring(self) -> Step:
+    """Labels and rewards of a round of continuations."""
+    cfg = self.learner.cfg.sleep
+    rows, keep = cfg.prefixes * cfg.group, cfg.continuation
+    width = cfg.dream_length - keep
+    completions = sampling.Completions(
+      tokens=self._split((rows, keep)),
+      lengths=self._split((rows,)),
+      logprobs=self._split((rows, keep), jnp.float32),
+    )
+    continuations = imitation.Continuations(
+      prefixes=self._split((rows, width)),
+      lengths=self._split((rows,)),
+      completions=completions,
+      references=self._split((rows, keep)),
+      reference_lengths=self._split((rows,)),
+    )
+    similarity = None
+    if cfg.semantic == 'encoder':
+      similarity = self._split((rows,), jnp.float32)
+    lower = self._partial(
+      imitation.score_rollouts,
+      cfg,
+      self.learner.setup.tokenizer.separator,
+      self._teachers,
+      continuations,
+      similarity,
+    )
+    times = 2 if self._teachers.previous is None else 5
+    return self._forward(lower, rows * cfg.dream_length, times)
+
+  def _seeding(self) -> Step:
+    """The steps between two rounds of rollouts, which are in the batch."""
+    cfg = self.learner.cfg.sleep
     level = next(i for i, l in enumerate(self.cfg.levels) if l.slots)
     expert = jax.eval_shape(
       lambda m: m.levels[level].bank.expert(0), self.model.memory
     )
     opt_state = jax.eval_shape(seeding.optimizer(cfg).init, expert)
-    labels = self._labels(cfg.prefixes * cfg.group)
-    rows, length = labels.tokens.shape
-    real = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    rollouts = imitation.Rollouts(
-      labels=labels,
-      old_logp=self._replicate(real((rows, length))),
-      advantage=self._replicate(real((rows,))),
-    )
-    lower = functools.partial(
-      seeding.seed_steps.lower,
+    steps = min(cfg.rollout_every, cfg.steps)
+    rollout_batch, rollouts = 0, None
+    if cfg.uses_rollouts:
+      rollout_batch = cfg.rollout_groups * cfg.group
+      labels = self._labels(cfg.prefixes * cfg.group)
+      real = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+      rollouts = imitation.Rollouts(
+        labels=labels,
+        old_logp=self._replicate(real(labels.tokens.shape)),
+        advantage=self._replicate(real(labels.tokens.shape[:1])),
+      )
+    rows = functools.partial(self._split, axes=(None, 'batch'))
+    lower = self._partial(
+      seeding.seed_steps,
       cfg,
       (self._shard_params(expert), self._shard_params(opt_state)),
       self.model,
       job_lib.SlotId(level, self._split((), axes=())),
       (self._labels(cfg.dreams), rollouts),
       # Every device has all rows of D, and takes its own rows of a batch.
-      (
-        self._split((1, batch), axes=(None, 'batch')),
-        self._split((1, rollout_batch), axes=(None, 'batch')),
-      ),
+      (rows((steps, cfg.batch)), rows((steps, rollout_batch))),
     )
-    per_token = flops.partial_train_flops(self.cfg, length / 2)
-    size = (batch + rollout_batch) * length
-    return Step(lower, self.mesh, per_token * size, 1)
+    first = self.cfg.layers_of(level).start
+    per_token = flops.partial_train_flops(
+      self.cfg, cfg.dream_length / 2, first
+    )
+    size = steps * (cfg.batch + rollout_batch) * cfg.dream_length
+    return Step(lower, self.mesh, per_token * size, 2 * steps, size)
 
-  def rollout_step(self) -> Step:
-    """One round of generated rows, from BOS to their full length."""
-    rows = self._round_up(self.sleep.prefixes * self.sleep.group)
-    sampler = sampling.SamplerConfig(
-      max_new=self.sleep.dream_length - 1, min_p=self.sleep.min_p
+  def _adapters(self, targets: tuple[str, ...] | None = None) -> at.Tree:
+    cfg = self.learner.cfg.lora
+    if targets is not None:
+      cfg = dataclasses.replace(cfg, targets=targets)
+    return jax.eval_shape(
+      lambda key: lora.init_adapter(self.cfg, cfg, self.model.params, key),
+      jax.eval_shape(lambda: jax.random.key(0)),
     )
-    lower = functools.partial(
-      sampling.generate.lower,
-      self.model,
-      self._split((rows, 1)),
-      self._split((rows,)),
-      self._replicate(jax.eval_shape(lambda: jax.random.key(0))),
-      sampler,
-    )
-    per_token = flops.forward_flops(self.cfg, self.sleep.dream_length / 2)
-    size = rows * self.sleep.dream_length
-    return Step(lower, self.mesh, per_token * size, sampler.max_new)
 
-  def trials_step(self) -> Step:
-    """Eight instances or more, each fine-tuned on its own rows."""
-    instances = self._round_up(8)
-    rows, steps = _TRIAL['rows'], _TRIAL['steps']
-    length = self.sleep.dream_length
-    adapters = jax.eval_shape(
-      jax.vmap(
-        lambda key: lora.init_adapter(
-          self.cfg, self.lora, self.model.params, key
-        )
-      ),
-      jax.eval_shape(lambda: jax.random.split(jax.random.key(0), instances)),
+  def _importance(self) -> Step:
+    """Gradients of the dreams about one context."""
+    cfg = self.learner.cfg.dreaming
+    adapter = self._replicate(self._adapters(cfg.importance_targets))
+    shape = (cfg.dreams, cfg.importance_rows, self.run.row_length)
+    lower = self._partial(
+      importance.gradients,
+      self.model.replace(adapter=adapter),
+      self._split(shape, axes=()),
+      self._split(shape, jnp.float32, ()),
+    )
+    size = math.prod(shape)
+    per_token = flops.partial_train_flops(self.cfg, shape[2] / 2)
+    return Step(lower, self.mesh, per_token * size, 2, size)
+
+  def _trials(self) -> Step:
+    """The instances of one program, each fine-tuned on its own rows."""
+    cfg, trial = self.learner.cfg.dreaming, self.learner.cfg.trial
+    updates = min(trial.max_parallel, cfg.keep + cfg.keep_random)
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      instances = trials.num_instances(updates)
+    length = trial.window or self.run.row_length
+    steps = min(trial.max_steps, trial.epochs * -(-_TRIAL_ROWS // trial.batch))
+    adapters = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((instances, *x.shape), x.dtype),
+      self._adapters(),
     )
     split = functools.partial(self._split, axes=('instances',))
-    lower = functools.partial(
-      trials.train_instances.lower,
+    rows = (instances, _TRIAL_ROWS, length)
+    lower = self._partial(
+      trials.train_instances,
       self.model,
       self._place(adapters, sharding.rows(self.mesh, adapters, 'instances')),
+      (split(rows), split(rows, jnp.float32)),
       (
-        split((instances, rows, length)),
-        split((instances, rows, length), jnp.float32),
+        split((instances, steps, trial.batch)),
+        split((instances, steps), jnp.float32),
       ),
-      (split((instances, steps, 1)), split((instances, steps), jnp.float32)),
     )
     per_token = flops.partial_train_flops(self.cfg, length / 2)
-    size = instances * steps * length
-    return Step(lower, self.mesh, per_token * size, steps)
+    size = instances * steps * trial.batch * length
+    return Step(lower, self.mesh, per_token * size, 2 * steps, size)
 
-
-def lowered(step: Step) -> CompileResult:
-  """What is known without compiling: the arguments, and that it lowers."""
-  start = time.perf_counter()
-  step.lowered()
-  seconds = time.perf_counter() - start
-  return CompileResult(None, None, 'not compiled', seconds)
-
-
-def compiled(step: Step) -> CompileResult | str:
-  """The compiler's figures; its message if a device's memory is too small."""
-  start = time.perf_counter()
-  unplaced = step.lowered()
-  try:
-    program = unplaced.compile()
-  except jax.errors.JaxRuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' not in str(e):
-      raise
-    usage = re.search(r'Used [^.]*\.\w+ of [^.]*\.\w+ hbm', str(e))
-    return usage[0] if usage else str(e).splitlines()[0]
-  stats = program.memory_analysis()
-  assert stats is not None  # XLA's own compilers all give them.
-  text = program.as_text() or ''
-  kinds = re.findall(rf' ({"|".join(_KINDS)})(?:-start)?\(', text)
-  return CompileResult(
-    # What is donated is an argument and an output, but there once.
-    outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-    temporary=stats.temp_size_in_bytes,
-    collectives=', '.join(
-      f'{n} {kind}' for kind, n in sorted(collections.Counter(kinds).items())
-    ),
-    seconds=time.perf_counter() - start,
-  )
-
-
-def bound(
-  step: Step, forward_bytes: int, chip: hardware.Chip, devices: int
-) -> str:
-  """The roofline: no such TPU is faster, whatever the program."""
-  chips = devices / chip.devices
-  compute = step.flops / (chips * chip.flops)
-  memory = step.passes * forward_bytes * chip.devices / chip.bandwidth
-  limit = 'compute' if compute > memory else 'memory'
-  return f'{max(compute, memory):.3g} s, {limit}'
+  def _evaluation(self) -> Step:
+    """A batch of answers that are scored."""
+    multiple = padding.MULTIPLE
+    width = -(-self.run.row_length // multiple) * multiple
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      rows = budget.rows_per_pass(
+        self.cfg, width=width, columns=_ANSWER, most=scoring.EVAL_BATCH
+      )
+    lower = self._partial(
+      scoring.score_batch,
+      self.model,
+      self._split((rows, width)),
+      self._split((rows,)),
+      self._split((rows, width), jnp.bool_),
+      None,
+      _ANSWER,
+    )
+    return self._forward(lower, rows * width, 1)

@@ -1,50 +1,48 @@
-"""The memory report, on eight host devices in place of a TPU's."""
+"""The report of a run that is compiled, on eight host devices for a TPU's."""
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
 import pytest
 
+from experiments.configs import backbones
+from experiments.configs import quickstart
 from launch import aot
+from launch import compilation
 from launch import hardware
+from launch import mesh as mesh_lib
 from launch import programs
 from sleep_jax import config
+from sleep_jax.harness import build
 from sleep_jax.lifecycle import wake as wake_lib
-from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import imitation
+from sleep_jax.lifecycle.consolidation import seeding
+from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.models import flops
-from sleep_jax.runtime import sharding
-from tests import conftest
 
-NAMES = ['wake', 'trials']
+NAMES = ['wake', 'evaluation']
+MESH = 'fsdp=4,tensor=2'
 
 
 def settings(**sleep):
-  small = dict(
-    dreams=16,
-    dream_length=16,
-    batch=8,
-    prefixes=4,
-    group=2,
-    rollout_groups=4,
-    teacher_top_k=4,
-    tokens_in_flight=16,
-  )
-  return {
-    'name': 'tiny',
-    'model': dataclasses.asdict(conftest.tiny()),
-    'wake': dataclasses.asdict(wake_lib.WakeConfig(batch=1)),
-    'sleep': dataclasses.asdict(
-      consolidation_config.SeedingConfig(**(small | sleep))
-    ),
-    'lora': {'rank': 2, 'alpha': 4.0, 'learning_rate': 1e-3},
-  }
+  """The quickstart with small nights; the runner would take it as it is."""
+  c = json.loads(quickstart.get_config().to_json())
+  c['base'] = ''
+  c['sleep'] |= dict(dreams=32, batch=8, steps=20, teacher_top_k=4) | sleep
+  return c
+
+
+@pytest.fixture(name='run', scope='module')
+def _run():
+  return programs.build_run(settings())
 
 
 @pytest.fixture(name='program', scope='module')
-def _program():
-  return programs.Program(settings(), sharding.mesh({'fsdp': 4, 'tensor': 2}))
+def _program(run):
+  return programs.Program(run, run.mesh(MESH, jax.devices()))
 
 
 @pytest.fixture(name='measured', scope='module')
@@ -64,21 +62,100 @@ def test_steps_compile_and_have_table_rows(measured):
     assert re.search(r'\d+ all-(gather|reduce)', row), row
 
 
-@pytest.mark.parametrize('name', ['seeding', 'rollout'])
-def test_steps_that_compile_slowly_lower(program, name):
-  step = program.step(name)
-  assert programs.lowered(step).collectives == 'not compiled'
+def test_every_step_of_a_life_lowers(program):
   life = program.local_bytes(program.model)
-  arguments = program.local_bytes(step.arguments())
-  assert arguments > life  # All of the model is an argument.
+  for name in program.steps():
+    step = program.step(name)
+    assert compilation.lowered(step).collectives == 'not compiled', name
+    assert program.local_bytes(step.arguments()) > life, name
 
 
 def test_table_reports_a_step_that_does_not_fit(program, monkeypatch):
   chip = dataclasses.replace(hardware.CHIPS['v5e'], hbm=1000)
   monkeypatch.setitem(hardware.CHIPS, 'v5e', chip)
   lines = []
-  assert not aot.table(program, 'v5e:2x4', ['trials'], lines.append)
+  assert not aot.table(program, 'v5e:2x4', ['evaluation'], lines.append)
   assert 'does not fit' in lines[-1]
+
+
+def shapes(tree):
+  return [x.shape for x in jax.tree.leaves(tree)]
+
+
+class Called(Exception):
+  """With the arguments of the first call of a program."""
+
+
+def first_call(monkeypatch, module, name, learner, life, day):
+  """The arguments that the runner gives to a program."""
+
+  def stop(*args, **kwargs):
+    raise Called(args, kwargs)
+
+  monkeypatch.setattr(module, name, stop)
+  with pytest.raises(Called) as caught:
+    life, _ = learner.wake(life, day)
+    learner.sleep(life)
+  return caught.value.args
+
+
+@pytest.mark.parametrize(
+  'module, program_name, step',
+  [
+    (wake_lib, 'read_day', 'wake'),
+    (teacher_labels, 'label', 'labelling'),
+    (imitation, 'score_rollouts', 'scoring'),
+    (seeding, 'seed_steps', 'seeding'),
+  ],
+)
+def test_the_runner_calls_these_programs_with_these_shapes(
+  monkeypatch, module, program_name, step
+):
+  """One life of the runner, until it calls the program."""
+  c = settings(dream_length=16, continuation=8)
+  c['task'] |= dict(rows=programs.DAY_BATCHES * c['wake']['batch'])
+  for level in c['model']['levels']:
+    level['sleep_every'] = min(level['sleep_every'], programs.DAY_BATCHES)
+  arm = build.arm_config(c, 'sleep')
+  task, learner, _ = build.build(arm, 1)
+  life = learner.init(jax.random.key(0))
+  args, kwargs = first_call(
+    monkeypatch, module, program_name, learner, life, task.stream(0)
+  )
+  run = programs.build_run(c)
+  mine = programs.Program(run, run.mesh('', jax.devices()[:1]))
+  lower = mine.step(step).lower
+  assert shapes(lower.args) == shapes(args)
+  assert lower.keywords == kwargs
+  static = [x for x in args if dataclasses.is_dataclass(x)]
+  assert static[0] in lower.args or step != 'wake'
+
+
+def test_rollouts_have_the_rows_of_a_night():
+  c = json.loads(backbones.get_config('clinc-llama3_2_1b').to_json())
+  run = programs.build_run(c)
+  program = programs.Program(run, run.mesh('', jax.devices()[:1]))
+  prompts = program.step('rollout').lower.args[1]
+  assert prompts.shape == (c['sleep']['dreams'] // 2, 1)
+
+
+@pytest.mark.parametrize(
+  'rows, words',
+  [
+    (dict(batch=6), "sleep.batch: 'batch' has size 6"),
+    (dict(dreams=20), "half of sleep.dreams: 'batch' has size 10"),
+  ],
+)
+def test_a_mesh_that_the_runner_refuses_is_refused(rows, words):
+  run = programs.build_run(settings(**rows))
+  with pytest.raises(config.ConfigError, match=re.escape(words)):
+    run.mesh(MESH, jax.devices())
+
+
+def test_the_default_mesh_is_the_launchers(run):
+  mesh = run.mesh('', jax.devices())
+  sizes = mesh_lib.choose(mesh_lib.demand(settings()), 1, 8)
+  assert {k: v for k, v in mesh.shape.items() if v > 1} == sizes
 
 
 def test_a_device_holds_its_shards(program):
@@ -91,32 +168,19 @@ def test_a_device_holds_its_shards(program):
 
 def test_flops_equal_those_of_the_cost_tracker(program):
   step = program.step('wake')
-  # A single row is on every device; the mesh splits the weights.
-  assert step.flops == 8 * flops.wake_flops(program.cfg, 4)
-  assert step.passes == 2
+  assert step.flops == step.tokens * flops.wake_flops(program.cfg, 32)
+  assert step.passes == programs.DAY_BATCHES
 
 
 def test_bound_is_the_larger_of_compute_and_memory_time():
   chip = hardware.CHIPS['v5e']
   step = programs.Step(
-    functools.partial(int), None, flops=8 * chip.flops, passes=3
+    functools.partial(int), None, flops=8 * chip.flops, passes=3, tokens=1
   )
-  assert (
-    programs.bound(step, int(0.1 * chip.bandwidth), chip, 8) == '1 s, compute'
-  )
-  assert programs.bound(step, int(chip.bandwidth), chip, 8) == '3 s, memory'
-
-
-@pytest.mark.parametrize(
-  'text, sizes',
-  [
-    ('', {'fsdp': 4, 'tensor': 2}),  # Two key heads.
-    ('fsdp=8', {'fsdp': 8, 'tensor': 1}),
-  ],
-)
-def test_mesh_is_parsed_or_chosen(text, sizes):
-  shape = programs.mesh_of(conftest.tiny(), text, jax.devices()).shape
-  assert {k: shape[k] for k in sizes} == sizes
+  least = compilation.bound(step, int(0.1 * chip.bandwidth), chip, 8)
+  assert str(least) == '1 s, compute'
+  least = compilation.bound(step, int(chip.bandwidth), chip, 8)
+  assert str(least) == '3 s, memory'
 
 
 @pytest.mark.parametrize(
@@ -128,8 +192,12 @@ def test_mesh_is_parsed_or_chosen(text, sizes):
     ),
     (lambda: programs.absent_devices('v5e:4x4x4'), "accelerator='v5e:4x4x4'"),
     (
-      lambda: programs.mesh_of(conftest.tiny(), 'fsdp', jax.devices()),
+      lambda: programs.build_run(settings()).mesh('fsdp', jax.devices()),
       "--mesh='fsdp': write axis=size",
+    ),
+    (
+      lambda: programs.build_run(settings(), 'sft'),
+      '--arm=sft is of the learner sft',
     ),
   ],
 )

@@ -15,9 +15,9 @@ from tests import aot_test
 
 
 def test_bytes_are_those_of_the_compiled_programs_arguments():
-  c = aot_test.settings() | {'base': '', 'task': {}}
+  run = programs.build_run(aot_test.settings())
   mesh = sharding.mesh({}, jax.devices()[:1])
-  program = programs.Program(c, mesh)
+  program = programs.Program(run, mesh)
   life = night.sizes(program.cfg)
   assert life.weights + life.memory == program.local_bytes(program.model)
   assert life.previous == program.previous_memory_bytes()

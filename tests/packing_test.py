@@ -101,10 +101,10 @@ def test_scores_do_not_depend_on_the_batches(monkeypatch):
     return scoring.score(model, prompts, answers, pad=PAD, costs=costs)
 
   want, shapes = scores(), []
-  run = scoring._score
+  run = scoring.score_batch
   monkeypatch.setattr(
     scoring,
-    '_score',
+    'score_batch',
     lambda model, tokens, *rest: (
       shapes.append(tokens.shape) or run(model, tokens, *rest)
     ),

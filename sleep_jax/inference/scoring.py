@@ -20,12 +20,12 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import token_logits
 from sleep_jax.runtime import sharding
 
-_EVAL_BATCH = 64  # Most prompts of a pass.
+EVAL_BATCH = 64  # Most prompts of a pass.
 _MULTIPLE = 16  # Rows are padded to it, so that few shapes are compiled.
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def _score(
+def score_batch(
   model: model_lib.Model,
   tokens_BxT: at.Int[jax.Array, 'B T'],
   lengths_B: at.Int[jax.Array, 'B'],
@@ -100,7 +100,7 @@ def score(
   sampling.check_ids(model.cfg, rows)
   longest = -(-max(1, *map(len, answers), 1) // _MULTIPLE) * _MULTIPLE
   order = np.argsort([len(row) for row in rows], kind='stable')
-  most, before = _EVAL_BATCH, 0
+  most, before = EVAL_BATCH, 0
   if prefix is not None:
     most, before = prefix.batch_size(most), int(prefix.length)
   limits = functools.partial(
@@ -122,7 +122,7 @@ def score(
         np.pad(is_answer, ((0, fill), (0, 0))),
       )
       scores = sharding.fetch(
-        _score(model, *sharding.shard_batch(batch, 'batch'), prefix, longest)
+        score_batch(model, *sharding.shard_batch(batch, 'batch'), prefix, longest)
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]

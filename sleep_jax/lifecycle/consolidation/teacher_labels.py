@@ -17,7 +17,7 @@ from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 
 _MAX_TEACHER_KL = 4.0  # Nats; a single token must not carry a batch.
-_LABEL_BATCH = 64  # Rows labelled at a time; bounds the memory of a pass.
+LABEL_BATCH = 64  # Rows labelled at a time; bounds the memory of a pass.
 
 
 class LabeledBatch(at.Pytree):
@@ -170,8 +170,8 @@ def label_all(
   positions = np.broadcast_to(columns, replay.tokens.shape)
   rows = replay.tokens, positions, replay.weight, replay.source
   batches = []
-  for i in range(0, len(replay.tokens), _LABEL_BATCH):
-    batch = tuple(x[i : i + _LABEL_BATCH] for x in rows)
+  for i in range(0, len(replay.tokens), LABEL_BATCH):
+    batch = tuple(x[i : i + LABEL_BATCH] for x in rows)
     labels, _ = label(cfg, teachers, *sharding.shard_batch(batch, 'batch'))
     batches.append(labels)
   return concatenate(*batches)
@@ -194,8 +194,8 @@ def spliced(
   if labels.prefix is None:
     return labels
   parts = []
-  for i in range(0, len(tokens), _LABEL_BATCH):
-    rows = slice(i, i + _LABEL_BATCH)
+  for i in range(0, len(tokens), LABEL_BATCH):
+    rows = slice(i, i + LABEL_BATCH)
     batch = sharding.shard_batch((tokens[rows], own.positions[rows]), 'batch')
     parts.append(_prefix(teachers.current, *batch))
   return labels.replace(prefix=jnp.concatenate(parts))
@@ -249,8 +249,8 @@ def from_archive(
   columns = jnp.arange(archive.tokens.shape[1])
   positions = jnp.broadcast_to(columns, archive.tokens.shape)
   likeliest, parts = archive.likeliest(), []
-  for i in range(0, len(archive), _LABEL_BATCH):
-    rows = slice(i, i + _LABEL_BATCH)
+  for i in range(0, len(archive), LABEL_BATCH):
+    rows = slice(i, i + LABEL_BATCH)
     args = archive.tokens[rows], positions[rows], likeliest[rows]
     parts.append(_read_archived(cfg, teachers, *args))
   prefix, contradicted = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

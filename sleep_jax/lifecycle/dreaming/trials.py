@@ -75,8 +75,7 @@ def _run_batch(
   rng: at.Key,
 ) -> tuple[list[list[contexts.TokenIds]], np.ndarray]:
   """`run` for the instances of one program."""
-  num_shards = sharding.num_shards('instances')
-  instances = -(-_bucket(len(updates)) // num_shards) * num_shards
+  instances = num_instances(len(updates))
   first = next((u for u in updates if u is not None), None)
   adapters = init_adapters(dreamer, model, instances, rng)
   finite = np.ones(instances, bool)
@@ -287,6 +286,12 @@ def init_adapters(
   return jax.vmap(
     lambda key: lora.init_adapter(model.cfg, dreamer.lora, model.params, key)
   )(keys)
+
+
+def num_instances(updates: int) -> int:
+  """Instances of the program that trains so many: the mesh divides them."""
+  num_shards = sharding.num_shards('instances')
+  return -(-_bucket(updates) // num_shards) * num_shards
 
 
 def _bucket(n: int) -> int:
