@@ -66,8 +66,9 @@ class Instruction:
     """Names of the computations in these attributes."""
     out = []
     for key in keys:
-      match = re.search(rf'\b{key}=(\{{[^}}]*\}}|%\S+?)(?:,|$| )',
-                        self.attributes)
+      match = re.search(
+        rf'\b{key}=(\{{[^}}]*\}}|%\S+?)(?:,|$| )', self.attributes
+      )
       if match:
         out += _NAME.findall(match[1])
     return out
@@ -110,11 +111,13 @@ class Module:
   computations: by name.
   entry: name of the first one.
   lines: source line of each stack frame, `file:line`.
+  devices: for which it is partitioned.
   """
 
   computations: dict[str, Computation]
   entry: str
   lines: dict[int, str]
+  devices: int
 
   def source(self, instruction: Instruction) -> str:
     """The source line of an instruction; '' if it has none."""
@@ -143,7 +146,13 @@ def parse(text: str, package: str = 'sleep_jax/') -> Module:
     elif name and (match := _INSTRUCTION.match(line)):
       body = _COMMENT.sub('', match[3])
       instructions.append(_instruction(match[2], body, bool(match[1])))
-  return Module(computations, entry, _source_lines(lines, package))
+  devices = re.search(r'num_partitions=(\d+)', lines[0] if lines else '')
+  return Module(
+    computations,
+    entry,
+    _source_lines(lines, package),
+    int(devices[1]) if devices else 1,
+  )
 
 
 def _instruction(name: str, body: str, is_root: bool) -> Instruction:

@@ -168,8 +168,8 @@ def build_run(c: build.Settings, arm: str = 'sleep') -> Run:
     )
   if learner.reads_windows:
     raise config.ConfigError(
-      f'--arm={arm} has wake.reads=windows; only wake.reads=updates is compiled '
-      'here.'
+      f'--arm={arm} has wake.reads=windows; wake.reads=updates alone is '
+      'compiled here.'
     )
   window = learner.cfg.wake.window or learner.cfg.sleep.dream_length
   return Run(learner, length or window, bool(settings['base']))
@@ -466,9 +466,7 @@ class Program:
       (rows((steps, cfg.batch)), rows((steps, rollout_batch))),
     )
     first = self.cfg.layers_of(level).start
-    per_token = flops.partial_train_flops(
-      self.cfg, cfg.dream_length / 2, first
-    )
+    per_token = flops.partial_train_flops(self.cfg, cfg.dream_length / 2, first)
     size = steps * (cfg.batch + rollout_batch) * cfg.dream_length
     return Step(lower, self.mesh, per_token * size, 2 * steps, size)
 

@@ -13,7 +13,6 @@ Nothing here was measured; `docs/tpu_estimates.md` names the blind spots.
 import collections
 from collections.abc import Mapping
 import dataclasses
-import math
 import re
 
 from launch import hardware
@@ -43,8 +42,9 @@ _CONTROL = ('while', 'conditional', 'call')
 class Operation:
   """Operations of one kind at one source line, all their runs together.
 
-  own: seconds that the schedule spends in them or waits for them.
+  seconds: that the schedule spends in them or waits for them.
   hbm: bytes between HBM and the chip.
+  runs: how often one of them runs.
   """
 
   seconds: float = 0.0
@@ -205,16 +205,16 @@ class _Estimator:
     """Seconds, bytes of HBM, bytes sent, and whether nothing was estimated."""
     opcode = instruction.opcode.removesuffix('-start')
     if opcode == 'async':
-      return self._of_async(computation, instruction)
+      return self._of_async(instruction)
     if opcode in _COLLECTIVES:
       size = _moved(computation, instruction)
-      sent = _sent(opcode, size, _group(instruction))
+      sent = _sent(opcode, size, self._group(instruction))
       hbm = _traffic(self.module, computation, instruction)
       rate = self.chip.ici / 2 / self.chip.axes / self.chip.devices
       if opcode == 'collective-permute':  # One neighbour: one link of two.
         rate /= 2
       return sent / rate, hbm, sent, False
-    if opcode == 'copy' and instruction.opcode == 'copy-start':
+    if instruction.opcode == 'copy-start':
       hbm = _copied(instruction)
       return hbm / self.bandwidth, hbm, 0.0, False
     hbm = _traffic(self.module, computation, instruction)
@@ -225,31 +225,24 @@ class _Estimator:
     claimed = instruction.number('bytes_accessed') or hbm
     return max(flops, claimed / self.bandwidth), hbm, 0.0, True
 
+  def _group(self, instruction: hlo.Instruction) -> int:
+    """Devices of one group of a collective; no groups are one of all."""
+    text = instruction.attributes
+    if iota := re.search(r'replica_groups=\[\d+,(\d+)\]', text):
+      return int(iota[1])
+    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
+      return len(listed[1].split(','))
+    return self.module.devices
+
   def _of_async(
-    self, computation: hlo.Computation, instruction: hlo.Instruction
+    self, instruction: hlo.Instruction
   ) -> tuple[float, float, float, bool]:
     """Of what an `async-start` wraps."""
-    del computation
-    total = (0.0, 0.0, 0.0)
-    for name in instruction.called('calls'):
-      wrapped = self.of_computation(name)
-      total = wrapped.seconds, wrapped.hbm, wrapped.links
-    return *total, False
+    wrapped = self.of_computation(instruction.called('calls')[0])
+    return wrapped.seconds, wrapped.hbm, wrapped.links, False
 
 
-def _group(instruction: hlo.Instruction) -> int:
-  """Devices of one group of a collective."""
-  text = instruction.attributes
-  if iota := re.search(r'replica_groups=\[\d+,(\d+)\]', text):
-    return int(iota[1])
-  if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', text):
-    return len(listed[1].split(','))
-  return 2
-
-
-def _moved(
-  computation: hlo.Computation, instruction: hlo.Instruction
-) -> int:
+def _moved(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
   """Bytes of a collective's operands, on one device."""
   names = [n for n in instruction.operands if n in computation.by_name]
   return sum(
@@ -428,8 +421,3 @@ class _Loop:
 
 def _is_int(text: str) -> bool:
   return bool(re.fullmatch(r'-?\d+', text))
-
-
-def utilization(cost: Cost, flops: float, peak: float) -> float:
-  """Model-FLOP utilisation: the share of a device's peak."""
-  return flops / (cost.seconds * peak) if cost.seconds else math.nan
