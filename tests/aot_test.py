@@ -130,8 +130,11 @@ def test_the_runner_calls_these_programs_with_these_shapes(monkeypatch):
     monkeypatch.setattr(module, attribute, recorded(name, program))
   task, learner, _ = build.build(build.arm_config(c, 'sleep'), 1)
   life = learner.init(jax.random.key(0))
+  life, _ = learner.wake(life, task.experience(0))
+  read = jnp.int32(programs.DAY_BATCHES * c['task']['length'])
+  life = life.replace(clock=life.clock.replace(tokens=read))
   with pytest.raises(SeedingReached):
-    learner.sleep(learner.wake(life, task.experience(0))[0])
+    learner.sleep(life)
   monkeypatch.undo()
   run = programs.build_run(c)
   program = programs.Program(run, run.mesh('', jax.devices()[:1]))
