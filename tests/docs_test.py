@@ -8,8 +8,8 @@ import importlib.util
 import json
 import pathlib
 import re
-import shutil
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys

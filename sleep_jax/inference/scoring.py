@@ -122,7 +122,9 @@ def score(
         np.pad(is_answer, ((0, fill), (0, 0))),
       )
       scores = sharding.fetch(
-        score_batch(model, *sharding.shard_batch(batch, 'batch'), prefix, longest)
+        score_batch(
+          model, *sharding.shard_batch(batch, 'batch'), prefix, longest
+        )
       )
       for out, values in zip((exact, logprob, accuracy), scores, strict=True):
         out[index] = values[: len(index)]
