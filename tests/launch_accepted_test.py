@@ -57,9 +57,10 @@ def _mesh(nodes: int, devices: int) -> str:
 def jobs(platform: str) -> list[job_lib.Job]:
   """Jobs of a platform on every accelerator that it has, and a sweep."""
   out = []
-  for accelerator, nodes in itertools.product(
+  machines: itertools.product[tuple[str, int]] = itertools.product(
     _ACCELERATORS[platform], _NODES.get(platform, (1, 2))
-  ):
+  )
+  for accelerator, nodes in machines:
     changes: dict[str, Any] = dict(accelerator=accelerator, nodes=nodes)
     changes |= dict(config=_CONFIG, mesh='', spot=nodes == 2)
     if accelerator.startswith('gpu'):
