@@ -19,7 +19,9 @@ _KINDS = (
   'collective-permute',
 )
 # Some modules with fused asynchronous collectives cannot be printed.
-_PLAIN = {'xla_tpu_enable_async_collective_fusion': 'false'}
+_PLAIN: dict[str, str | bool] = {
+  'xla_tpu_enable_async_collective_fusion': 'false'
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,6 +215,7 @@ def _source_lines(lines: list[str], package: str) -> dict[int, str]:
       if parent == at:
         break
       at = parent
-    return places.get(frames[innermost]['file_location_id'], '')
+    place = places.get(frames[innermost]['file_location_id'], '')
+    return place.split('site-packages/')[-1]
 
   return {i: line_of(i) for i in frames}

@@ -13,6 +13,7 @@ Nothing here was measured; `docs/tpu_estimates.md` names the blind spots.
 import collections
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 
 from launch import hardware
@@ -228,6 +229,11 @@ class _Estimator:
   def _group(self, instruction: hlo.Instruction) -> int:
     """Devices of one group of a collective; no groups are one of all."""
     text = instruction.attributes
+    if axes := re.search(r'replica_groups=mesh\[(.*?)\] \{(.*?)\}', text):
+      sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+      # A part of an axis has its own size: 'axis_0':(2)4.
+      parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
+      return math.prod(int(part or sizes[axis]) for axis, part in parts)
     if iota := re.search(r'replica_groups=\[\d+,(\d+)\]', text):
       return int(iota[1])
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):

@@ -121,7 +121,9 @@ def test_the_runner_calls_these_programs_with_these_shapes(monkeypatch):
       if name == 'seeding':
         raise SeedingReached
       outputs = program.eval_shape(*args, **kwargs)
-      return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), outputs)
+      # A memory without experts, and rows of one token.
+      fill = 0 if name == 'wake' else 1
+      return jax.tree.map(lambda x: jnp.full(x.shape, fill, x.dtype), outputs)
 
     return call
 

@@ -155,6 +155,8 @@ def test_what_runs_beside_a_collective_hides_it():
   [
     ('all-reduce', '{{0,1,2,3},{4,5,6,7}}', 2 * 3 / 4),
     ('reduce-scatter', '[2,4]<=[8]', 3 / 4),
+    ('reduce-scatter', "mesh['a'=2,'b'=4] {'b'}", 3 / 4),
+    ('all-gather', "mesh['a'=8,'b'=4] {'a':(4)2,'b'}", 7),
     ('all-to-all', '[1,8]<=[8]', 2),
     ('collective-permute', '', 1),
   ],
