@@ -153,7 +153,7 @@ def _write_estimates(
 ) -> None:
   version = importlib.metadata.version('libtpu')
   write_line(
-    f'\nEstimated by the compiler (libtpu {version}), and measured by nobody; '
+    f'\nEstimated by the compiler (libtpu {version}), not measured; '
     'docs/tpu_estimates.md says what the columns mean, and what such an '
     'estimate does not see.\n'
   )

@@ -211,10 +211,8 @@ def _source_lines(lines: list[str], package: str) -> dict[int, str]:
       place = places.get(frames[at]['file_location_id'], '')
       if package in place:
         return package + place.split(package)[-1]
-      parent = frames[at].get('parent_frame_id', at)
-      if parent == at:
-        break
-      at = parent
+      # Printed as one more than it is; frame 0 is nobody's.
+      at = frames[at].get('parent_frame_id', 1) - 1
     place = places.get(frames[innermost]['file_location_id'], '')
     return place.split('site-packages/')[-1]
 

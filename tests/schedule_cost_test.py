@@ -28,7 +28,7 @@ FileLocations
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=1}
-2 {file_location_id=2 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
 
 """
 
@@ -208,7 +208,15 @@ def _skipped() -> str:
 
 
 @pytest.mark.skipif(bool(_skipped()), reason=_skipped() or 'installed')
-@pytest.mark.parametrize('case', estimate_check.CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+  'case',
+  [
+    # A large product compiles for many seconds.
+    pytest.param(c, marks=pytest.mark.slow if c.flops > 1e12 / 4 else ())
+    for c in estimate_check.CASES
+  ],
+  ids=lambda c: f'{c.name} {c.generation}',
+)
 def test_libtpu_estimates_what_it_did(case):
   cost = case.estimate()
   cycles = cost.seconds * case.chip.clock
