@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import re
 import shlex
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -215,7 +215,7 @@ class Job:
       *(f'--{name}={value}' for name, value in flag_values.items() if value),
     )
 
-  def shares(self) -> list['Job']:
+  def shares(self) -> list[Self]:
     """The jobs to submit: each has a share of the lives, and a name."""
     if self.jobs == 1:
       return [self]
