@@ -162,12 +162,13 @@ def _folder() -> Any:
 def _add_default(path: str, c: ml_collections.ConfigDict) -> None:
   """Adds a setting of the model or the task that the config leaves out."""
   section, _, name = path.rpartition('.')
+  task: Any = c.get('task', {})
   if section == 'model':
     cls = config.ModelConfig
   elif re.fullmatch(r'model\.levels\[\d+\]', section):
     cls = config.LevelConfig
-  elif section == 'task' and 'name' in c.get('task', {}):
-    _, cls = registry.find(c.task.name, 'sleep_jax.tasks', 'task.name')
+  elif section == 'task' and 'name' in task:
+    _, cls = registry.find(task.name, 'sleep_jax.tasks', 'task.name')
   else:
     return
   defaults = {f.name: f.default for f in dataclasses.fields(cls)}
