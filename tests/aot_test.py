@@ -71,9 +71,9 @@ def test_steps_compile_and_have_table_rows(measured):
     assert re.search(r'\d+ all-(gather|reduce)', row), row
 
 
-def test_every_step_of_a_life_lowers(program):
+def test_every_other_step_of_a_life_lowers(program):
   life = program.local_bytes(program.model)
-  for name in program.steps():
+  for name in set(program.steps()) - set(NAMES):
     step = program.step(name)
     assert compilation.lowered(step).collectives == 'not compiled', name
     assert program.local_bytes(step.arguments()) > life, name
