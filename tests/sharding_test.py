@@ -55,6 +55,24 @@ def assert_close(got, want):
     )
 
 
+def test_a_hybrid_is_sharded_layer_by_layer():
+  """Its layers are not stacked, and recurrent mixers are on every device."""
+  recurrent = config.RecurrentConfig(heads=2, key=8, value=8, chunk=4)
+  cfg = conftest.tiny(mixers=('attention', 'gdn'), recurrent=recurrent)
+  params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+  shardings = sharding.shardings(sharding.mesh(MESH), params)
+  specs = {k: x.spec for k, x in tree_paths.leaf_paths(shardings).items()}
+  for name, want in {
+    'block_0.attention.q.kernel': (('fsdp',), ('tensor',), None),
+    'block_0.attention.o.kernel': (('tensor',), None, ('fsdp',)),
+    'block_0.level_1.gate': (('fsdp',), ('tensor',)),
+    'block_1.level_3.down': (('tensor',), ('fsdp',)),
+    'block_1.recurrence.q.kernel': (),
+    'block_1.recurrence.o.kernel': (),
+  }.items():
+    assert specs[f'blocks.{name}'] == jax.P(*want), name
+
+
 @pytest.mark.parametrize('sizes', [{'fsdp': 8}, MESH], ids=['fsdp', 'mixed'])
 def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
   # A small rate: large steps would amplify the rounding errors.

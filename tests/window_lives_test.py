@@ -43,6 +43,7 @@ _ARMS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_training_of_eight_devices_ends_on_one(tmp_path, monkeypatch):
   """As one that was on one throughout, up to rounding."""
   c, arm = small_rule110(), 'passes_2_t4'
