@@ -13,6 +13,7 @@ import pytest
 from benchmarks import accelerator
 from benchmarks import jsd
 from benchmarks import run
+from benchmarks import soak
 from benchmarks import timing
 from sleep_jax.inference import sampling
 from sleep_jax.models import model as model_lib
@@ -140,3 +141,37 @@ def test_decoding_casts_weights_to_the_compute_dtype():
     sampling.generate(model_lib.Model(cfg, params), *args).tokens,
     sampling.generate(model_lib.Model(cfg, half), *args).tokens,
   )
+
+
+@pytest.mark.parametrize(
+  'name, value, told',
+  [
+    ('seconds_a_night', [1.0, 1.4], []),
+    ('seconds_a_night', [1.0, 1.6], ['seconds_a_night']),
+    ('bytes_written_a_night', [900.0, 1000.0], ['bytes_written_a_night']),
+    ('bytes_of_checkpoints', [9e6, 1e7], ['bytes_of_checkpoints']),
+    ('compilations_after', 1, ['programs']),
+    ('file_descriptors', [6, 7], ['file descriptors']),
+    ('rss_mb_per_1000_steps', 1.0, ['memory']),
+  ],
+)
+def test_a_soak_tells_what_grows(name, value, told):
+  flat = {
+    'rss_mb_per_1000_steps': 0.9,
+    'file_descriptors': [6, 6],
+    'compilations_after': 0,
+    'bytes_of_checkpoints': [1e7, 1e7],
+    'bytes_written_a_night': [900.0, 950.0],
+    'seconds_a_night': [1.0, 1.0],
+  }
+  assert not soak.grows(flat)
+  assert soak.grows(flat | {name: value}) == told
+
+
+@pytest.mark.slow
+def test_thirty_nights_leave_nothing_behind(tmp_path):
+  results = soak.soak(300, tmp_path)
+  assert results['nights'] == 30 and results['compilations_after'] == 0
+  assert len(set(results['file_descriptors'])) == 1
+  first, last = results['bytes_written_a_night']
+  assert 0 < last < 1.2 * first
