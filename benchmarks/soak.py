@@ -116,10 +116,14 @@ def settings(nights: int) -> build_lib.Settings:
 def soak(steps: int, folder: pathlib.Path) -> dict[str, Any]:
   """Lives until `steps` optimizer steps were made."""
   compiled, measured = MeasuredFacts.programs, MeasuredFacts.measurements
-  compiled.clear(), measured.clear()
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *_, **__: compiled.append(name) if name == _COMPILED else None
-  )
+  compiled.clear()
+  measured.clear()
+
+  def listen(event: str, duration_secs: float, **_: Any) -> None:
+    if event == _COMPILED:
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
   MeasuredFacts.folder = folder
   start = time.perf_counter()
   summary = live_lib.live(settings(steps // _STEPS), 'sleep', 1, folder, 0)

@@ -159,7 +159,7 @@ def _folder() -> Any:
   return importlib.resources.files(configs)
 
 
-def _add_default(path: str, c: ml_collections.ConfigDict) -> None:
+def _add_default(path: str, c: Any) -> None:
   """Adds a setting of the model or the task that the config leaves out."""
   section, _, name = path.rpartition('.')
   task: Any = c.get('task', {})
