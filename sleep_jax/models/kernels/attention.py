@@ -54,7 +54,8 @@ def attend(
   if not isinstance(mask, positions_lib.PositionMask):
     return _materialized(q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask)
   args = q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask
-  platform, first = _platform(), cache_index or 0
+  platform, first = _platform(), 0 if cache_index is None else cache_index
+  # The kernel's mask is known when it is compiled.
   if platform == 'tpu' and isinstance(first, int) and not mask.sinks:
     return flash.splash(*args, first)
   if platform in ('gpu', 'cuda') and flash.cudnn_takes(*args):
