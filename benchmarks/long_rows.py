@@ -4,6 +4,7 @@ The loss of one row of Llama 3.2 1B in float32, and its gradient by all weights,
 are compiled and not run.
 """
 
+from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
@@ -18,15 +19,13 @@ from sleep_jax.models import transformer
 from sleep_jax.training import loss as loss_lib
 
 
-def run(plan: timing.Plan) -> list[dict[str, Any]]:
+def run(plan: timing.Plan) -> Iterator[dict[str, Any]]:
   """Bytes, length by length."""
   # XLA's CPU compiler keeps a float32 copy of what is bfloat16.
   cfg = dataclasses.replace(accelerator.model_config(plan), dtype='float32')
-  return [
-    memory(cfg, length, gradient)
-    for gradient in (False, True)
-    for length in plan.choose((2048, 8192, 32_768, 131_072), (32,))
-  ]
+  for gradient in (False, True):
+    for length in plan.choose((2048, 8192, 32_768, 131_072), (32,)):
+      yield memory(cfg, length, gradient)
 
 
 def memory(
