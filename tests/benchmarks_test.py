@@ -170,8 +170,9 @@ def test_a_soak_tells_what_grows(name, value, told):
 
 @pytest.mark.slow
 def test_thirty_nights_leave_nothing_behind(tmp_path):
-  results = soak.soak(300, tmp_path)
+  results = soak.soak(30 * 48, tmp_path)
   assert results['nights'] == 30 and results['compilations_after'] == 0
-  assert len(set(results['file_descriptors'])) == 1
+  before, after = results['file_descriptors']
+  assert after <= before
   first, last = results['bytes_written_a_night']
   assert 0 < last < 1.2 * first
