@@ -4,10 +4,10 @@
 
 The life is one of `facts`, tiny, as the harness lives it: checkpoints after
 every phase, records, TensorBoard. It has one slot, which is recycled, and its
-nights have 48 optimizer steps, awake and asleep: --steps=48000 is a thousand. Memory, file descriptors,
-programs that were compiled, bytes of the folder and seconds are measured where
-a night is evaluated; what is reported begins after the nights in which
-everything is compiled.
+nights have 48 optimizer steps, awake and asleep; --steps=48000 is a thousand of
+them. Memory, file descriptors, programs that were compiled, bytes of the folder
+and seconds are measured where a night is evaluated; what is reported begins
+after the nights in which everything is compiled.
 """
 
 import argparse
