@@ -44,6 +44,7 @@ def memory(
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
   step = jax.jit(jax.grad(loss) if gradient else loss)
   stats = step.lower(params, tokens).compile().memory_analysis()
+  assert stats is not None  # XLA's own compilers all give them.
   return {
     'bench': 'long_rows',
     'model': f'dim {cfg.dim}, layers {cfg.layers}, {cfg.dtype}',

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -243,6 +244,37 @@ def test_a_model_reads_long_rows_as_it_reads_short_ones(monkeypatch):
   real = np.asarray(positions) >= 0
   for got in (jax.jit(lambda: logits())(), jax.jit(in_two_parts)()):
     np.testing.assert_allclose(got[real], want[real], atol=1e-4)
+
+
+def arrays_of(jaxpr):
+  """Shapes of what a program computes, inner programs included."""
+  for eqn in jaxpr.eqns:
+    yield from (v.aval for v in eqn.outvars)
+    for inner in core.jaxprs_in_params(eqn.params):
+      yield from arrays_of(inner)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_scan_over_layers_keeps_nothing_of_all_pairs(remat):
+  """Masks depend on no layer: a scan would compute them once, and keep them."""
+  length = 512
+  positions = jnp.arange(length)[None]
+  mask = positions_lib.PositionMask(positions, positions)
+
+  def layer(x, _):
+    heads = x.reshape(1, length, HEADS, SIZE)
+    k = heads.transpose(0, 2, 3, 1)
+    y = blockwise.attend(heads, k, k.swapaxes(2, 3), mask)
+    return x + y.reshape(x.shape), None
+
+  def total(x):
+    body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+    return jax.lax.scan(body, x, None, length=2)[0].sum()
+
+  x = jnp.zeros((1, length, HEADS * SIZE))
+  program = jax.make_jaxpr(jax.grad(total))(x)
+  sizes = [aval.size for aval in arrays_of(program.jaxpr)]
+  assert max(sizes) < length**2
 
 
 def layer_bytes(length, gradient):

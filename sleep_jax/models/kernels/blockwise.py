@@ -73,6 +73,7 @@ def _forward(
   q: jax.Array, k: jax.Array, v: jax.Array, mask: positions_lib.PositionMask
 ) -> tuple[jax.Array, jax.Array]:
   """What blocks of queries read, and the log of their softmax's sum."""
+  q, mask = _tied(q, mask)
 
   def one_query_block(inputs):
     q, queries = inputs
@@ -112,6 +113,17 @@ def _forward(
   return jax.lax.map(one_query_block, (q, mask.queries))
 
 
+def _tied(
+  x: jax.Array, mask: positions_lib.PositionMask
+) -> tuple[jax.Array, positions_lib.PositionMask]:
+  """The same, with a mask that is not known before `x`.
+
+  A scan over layers computes once, and keeps, what does not depend on the
+  layer: the masks of all pairs of blocks.
+  """
+  return jax.lax.optimization_barrier((x, mask))
+
+
 def _scores(q: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
   """Scaled scores of a block of queries against one of keys, float32."""
   s = jnp.einsum('bkgqe,bkec->bkgqc', q, k, preferred_element_type=jnp.float32)
@@ -137,6 +149,7 @@ def _attend_fwd(q, k, v, mask):
 def _attend_bwd(residuals, dy):
   """Gradients: the scores are computed again, one pair of blocks at a time."""
   q, k, v, mask, y, log_total = residuals
+  dy, mask = _tied(dy, mask)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   dot = (dy.astype(jnp.float32) * y).sum(-1)
 

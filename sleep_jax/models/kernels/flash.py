@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,9 @@ def _splash(first, window, interpret, q, k, v, q_real, k_real) -> jax.Array:
   )
   # Padding is a segment of its own.
   segments = splash_lib.SegmentIds(q_real, k_real)
-  return jax.vmap(kernel)(q, k, v, segments)
+  y = jax.vmap(kernel)(q, k, v, segments)
+  assert isinstance(y, jax.Array)  # It returns a pair if asked for residuals.
+  return y
 
 
 def _fill(x: jax.Array, axis: int) -> jax.Array:
@@ -115,7 +118,7 @@ def cudnn(
   v_BxKxCxE: jax.Array,
   mask: positions_lib.PositionMask,
   *,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> jax.Array:
   """Flash attention of cuDNN (GPU), `[B, T, H, E]`.
 
@@ -144,11 +147,13 @@ def cudnn(
     )
   )
   y = jax.nn.dot_product_attention(
-    *(q, k, v),
+    q,
+    k,
+    v,
     is_causal=True,
     query_seq_lengths=lengths,
     key_value_seq_lengths=lengths,
     local_window_size=None if mask.window is None else (mask.window - 1, 0),
-    implementation=implementation,  # pyright: ignore[reportArgumentType]
+    implementation=implementation,
   )
   return take(y, jnp.argsort(order, axis=1))
