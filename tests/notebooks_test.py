@@ -1,7 +1,6 @@
 """Notebooks: as they are committed, their first cell, and at a reduced size."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import install_test
 from tests import tiny_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -121,7 +121,6 @@ def test_the_first_cell_finds_its_checkout(folder):
   [
     ('', {'hf'}),
     ('/dev/nvidia0', {'hf', 'gpu'}),
-    ('/dev/accel0', {'hf', 'tpu'}),
     ('/dev/vfio/0', {'hf', 'tpu'}),
   ],
 )
@@ -149,7 +148,7 @@ def test_the_first_cell_installs_what_the_runtime_needs(
     done = subprocess.run(
       [sys.executable, '-c', devices + first_cell() + where],
       cwd=tmp_path,
-      env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | env,
+      env=install_test.ENVIRONMENT | env,
       capture_output=True,
       text=True,
       timeout=100,
