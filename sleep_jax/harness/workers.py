@@ -112,9 +112,12 @@ def _check_export(c: build_lib.Settings) -> None:
     raise config.ConfigError(
       f'export={c["export"]!r} must be the path of an .npz file.'
     )
-  if not pathlib.Path(c['export']).parent.is_dir():
+  above = pathlib.Path(c['export']).absolute().parents
+  folder = next(x for x in above if x.exists())  # The others are made.
+  if not folder.is_dir() or not os.access(folder, os.W_OK):
     raise config.ConfigError(
-      f'export={c["export"]!r} is in a folder that does not exist; make it.'
+      f'export={c["export"]!r}: {folder} is no folder that can be written; '
+      'choose another.'
     )
 
 
