@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from sleep_jax import config
 from sleep_jax.inference import scoring
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.models import cache as cache_lib
@@ -18,6 +19,8 @@ from sleep_jax.training import loss as loss_lib
 from tests import conftest
 
 ROWS, LENGTH = 3, 11
+# One layer and one level with a clock: quick to compile.
+SMALL = dict(layers=1, levels=(config.LevelConfig(16, chunk=4),))
 
 
 def rows(model):
@@ -33,7 +36,7 @@ def few(monkeypatch, model, columns=4):
 
 
 def test_the_loss_and_its_gradients_do_not_depend_on_the_chunks(monkeypatch):
-  model = conftest.build_model(conftest.tiny())
+  model = conftest.build_model(conftest.tiny(**SMALL))
   tokens, mask = rows(model)
 
   def loss(params):
@@ -41,8 +44,9 @@ def test_the_loss_and_its_gradients_do_not_depend_on_the_chunks(monkeypatch):
     return loss_lib.next_token_loss(model_of, tokens, mask)
 
   want, want_grads = jax.jit(jax.value_and_grad(loss))(model.params)
-  logits = model_lib.Model(model.cfg, model.params).forward(tokens).logits
-  at_once = losses.next_token_loss(logits, tokens, mask)
+  at_once = jax.jit(
+    lambda: losses.next_token_loss(model.forward(tokens).logits, tokens, mask)
+  )()
   np.testing.assert_allclose(want, at_once, rtol=1e-6)
   few(monkeypatch, model)
   got, grads = jax.jit(jax.value_and_grad(lambda p: loss(p)))(model.params)
@@ -52,12 +56,12 @@ def test_the_loss_and_its_gradients_do_not_depend_on_the_chunks(monkeypatch):
 
 
 def test_log_probabilities_do_not_depend_on_the_chunks(monkeypatch):
-  model = conftest.build_model(conftest.tiny())
+  model = conftest.build_model(conftest.tiny(**SMALL))
   tokens, _ = rows(model)
-  want = loss_lib.token_logprobs(model, tokens)
+  want = jax.jit(loss_lib.token_logprobs)(model, tokens)
   assert want.shape == (ROWS, LENGTH - 1)
   few(monkeypatch, model)
-  got = loss_lib.token_logprobs(model, tokens)
+  got = jax.jit(lambda: loss_lib.token_logprobs(model, tokens))()
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -93,7 +97,7 @@ def token_logprobs(model, tokens, _):
 @pytest.mark.parametrize('step', [train, wake, score, token_logprobs])
 def test_a_program_holds_few_logits(monkeypatch, step):
   """By the compiler's account, against one that holds them all."""
-  cfg = conftest.tiny(vocab=VOCAB)
+  cfg = conftest.tiny(vocab=VOCAB, **SMALL)
   model = conftest.build_model(cfg, memory_lib.init_memory(cfg))
 
   def temporary(length):
