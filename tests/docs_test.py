@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from launch import cli as launcher
+from launch import doctor
 import sleep_jax
 from sleep_jax import cli
 from sleep_jax import config
@@ -420,6 +421,9 @@ def check_settings(args: list[str]) -> None:
         node = node[key][int(index)] if index else node[key]
 
 
+_PARSERS = {'launch.cli': launcher.parser, 'launch.doctor': doctor.parser}
+
+
 def test_the_commands_of_the_pages_are_understood():
   checked = 0
   for page, program, args in commands():
@@ -431,8 +435,8 @@ def test_the_commands_of_the_pages_are_understood():
       program, args = module, rest
     check_settings(args)
     checked += 1
-    if program == 'launch.cli':
-      launcher.parser().parse_args(
+    if program in _PARSERS:
+      _PARSERS[program]().parse_args(
         [arg for arg in args if not arg.startswith('--config.')]
       )
       continue
