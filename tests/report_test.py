@@ -121,11 +121,14 @@ _WITH_SLEEP = (
 )
 
 
-@pytest.mark.parametrize('name', _WITH_SLEEP)
-def test_the_tables_of_the_results_are_those_of_their_lives(name):
+@pytest.mark.parametrize(
+  'name, reference',
+  [*((name, 'sleep') for name in _WITH_SLEEP), ('facts_hundred', 'fold')],
+)
+def test_the_tables_of_the_results_are_those_of_their_lives(name, reference):
   folder = ROOT / 'results' / name
   found = json.loads((folder / 'lives.json').read_text())
-  text = report_lib.table(found, 'sleep')
+  text = report_lib.table(found, reference)
   assert text == (folder / 'table.md').read_text()
   pictures = [path.name for path in report_lib.pictures(folder)]
   assert pictures == ['retention.png', 'cost.png', 'recall.png']

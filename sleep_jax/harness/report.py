@@ -142,6 +142,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
   """Reports all lives of a work directory that have ended so far.
 
+  While the config's reference has none, others are subtracted from the first
+  arm that has.
+
   Raises:
     ConfigError: if there are none, or one is damaged, or of another config or
       version.
@@ -153,10 +156,10 @@ def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
   lives = [_summary(c, path) for path in ended]
   order = {arm: i for i, arm in enumerate(c['arms'])}
   lives.sort(key=lambda life: (order[life['learner']], life['seed']))
+  arms = dict.fromkeys(life['learner'] for life in lives)
+  reference = c['reference'] if c['reference'] in arms else next(iter(arms))
   out.mkdir(parents=True, exist_ok=True)
-  return write_report(
-    lives, c['reference'], out, c, read_dreams(workdir, lives)
-  )
+  return write_report(lives, reference, out, c, read_dreams(workdir, lives))
 
 
 def _summary(c: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
