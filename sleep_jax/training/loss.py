@@ -18,9 +18,10 @@ def next_token_loss(
     tokens: `[B, T]`.
     mask: `[B, T]`, of every token as a target; column 0 is never one.
   """
+  out = model.forward(tokens)
   # The tokens are shifted, not the logits: slicing those would copy them.
   targets = jnp.roll(tokens, -1, axis=1)
-  logp = model.map_logits(losses.logprobs, model.forward(tokens), targets)
+  logp = model.map_logits(losses.logprobs, out, targets)
   return losses.mean_nll(logp, mask)
 
 
