@@ -141,6 +141,9 @@ class _Parser(config_flags.ConfigFileFlagParser):
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
     file = find(path)
+    # The library would run the file in the module of an earlier one, with what
+    # that has defined.
+    sys.modules.pop(f'{self.name}_config', None)
     try:
       c = super().parse(file)
     except Exception as e:  # A config file is code, and may raise anything.

@@ -320,7 +320,7 @@ def test_the_weights_of_a_life_are_exported(tmp_path):
     ({'learner': 'parrot'}, "learner='parrot' is unknown"),
     ({'task': {'name': f'{__name__}:Ecco'}}, 'cannot be imported'),
     ({'task': {'rows': 4}}, 'task.name is missing'),
-    ({'arms': {'a': {'learner_config': {'x': 1}}}}, "'x'"),
+    ({'arms': {'parrot': {'learner_config': {'x': 1}}}}, "'x'"),
     ({'base': 'none.npz'}, "'none.npz' do not exist"),
   ],
 )

@@ -188,6 +188,12 @@ def parsed(monkeypatch, *argv: str) -> ml_collections.ConfigDict:
     return flags.FLAGS.config
 
 
+def test_a_file_has_not_the_function_of_an_earlier_one(monkeypatch):
+  parsed(monkeypatch, _QUICKSTART)
+  with pytest.raises(SystemExit, match='no function get_config'):
+    parsed(monkeypatch, '--config=experiments/configs/common.py')
+
+
 @pytest.mark.parametrize('variant', ['', ':hard'])
 def test_a_config_may_be_given_by_its_name(monkeypatch, tmp_path, variant):
   monkeypatch.chdir(tmp_path)
