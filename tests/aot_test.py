@@ -71,6 +71,7 @@ def test_steps_compile_and_have_table_rows(measured):
     assert re.search(r'\d+ all-(gather|reduce)', row), row
 
 
+@pytest.mark.slow
 def test_every_other_step_of_a_life_lowers(program):
   life = program.local_bytes(program.model)
   for name in set(program.steps()) - set(NAMES):

@@ -122,6 +122,7 @@ def test_gradients_by_what_a_query_does_not_see_are_exactly_zero(name):
     assert slope.any()
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_the_whole_matrix():
   mask = MASKS['padded']
   args = arrays(mask)
@@ -295,6 +296,7 @@ def layer_bytes(length, gradient):
 
 
 @pytest.mark.parametrize('gradient', [False, True])
+@pytest.mark.slow
 def test_memory_of_a_layer_grows_with_the_length(monkeypatch, gradient):
   monkeypatch.setattr(blockwise, '_BLOCK', 512)
   short, long = (layer_bytes(length, gradient) for length in (8192, 131_072))

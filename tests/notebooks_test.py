@@ -123,8 +123,8 @@ def test_the_first_cell_finds_its_checkout(folder):
   'device, extras',
   [
     ('', {'hf'}),
-    ('/dev/nvidia0', {'hf', 'gpu'}),
-    ('/dev/vfio/0', {'hf', 'tpu'}),
+    pytest.param('/dev/nvidia0', {'hf', 'gpu'}, marks=pytest.mark.slow),
+    pytest.param('/dev/vfio/0', {'hf', 'tpu'}, marks=pytest.mark.slow),
   ],
 )
 def test_the_first_cell_installs_what_the_runtime_needs(

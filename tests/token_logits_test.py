@@ -87,14 +87,24 @@ def score(model, tokens, weight):
   lengths = jnp.full(len(tokens), tokens.shape[1])
   is_answer = weight > 0
   longest = tokens.shape[1]
-  return scoring._score.lower(model, tokens, lengths, is_answer, None, longest)
+  return scoring.score_batch.lower(
+    model, tokens, lengths, is_answer, None, longest
+  )
 
 
 def token_logprobs(model, tokens, _):
   return jax.jit(loss_lib.token_logprobs).lower(model, tokens)
 
 
-@pytest.mark.parametrize('step', [train, wake, score, token_logprobs])
+@pytest.mark.parametrize(
+  'step',
+  [
+    pytest.param(train, marks=pytest.mark.slow),
+    pytest.param(wake, marks=pytest.mark.slow),
+    score,
+    token_logprobs,
+  ],
+)
 def test_a_program_holds_few_logits(monkeypatch, step):
   """By the compiler's account, against one that holds them all."""
   cfg = conftest.tiny(vocab=VOCAB, **SMALL)
