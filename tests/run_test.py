@@ -232,7 +232,6 @@ def test_a_refused_setting_is_named_as_a_flag(message, flag):
     ('name', '../x', "'../x' names a folder"),
     ('name', '', "'' names a folder"),
     ('arms', {'a/b': dict(learner='sleep')}, "'a/b' names a folder"),
-    ('reference', 'seal', "reference='seal' is no arm; choose one of sleep"),
     ('profile', dict(steps='9:3'), "profile.steps='9:3' must be two step"),
     ('export', f'{__file__}/x.npz', 'is no folder that can be written'),
     ('sleep', dict(divergence='kl'), "sleep.divergence='kl' is unknown"),

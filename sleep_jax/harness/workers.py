@@ -84,20 +84,13 @@ def check(c: build_lib.Settings, *, absent: bool = False) -> None:
 
 
 def _check_names(c: build_lib.Settings) -> None:
-  """Refuses names that are no folder's, and a reference that nobody lives."""
+  """Refuses names that are no folder's."""
   for name in (c['name'], *c['arms']):
     if not isinstance(name, str) or not re.fullmatch(r'\w[^/\x00-\x1f]*', name):
       raise config.ConfigError(
         f'{name!r} names a folder of a run; the name of a config or an arm '
         'begins with a letter or a digit, and has no /.'
       )
-  reference = c['reference']
-  # Arms at several depths are named after it.
-  if not any(arm.startswith(str(reference)) for arm in c['arms']):
-    raise config.ConfigError(
-      f'reference={reference!r} is no arm; choose one of '
-      f'{", ".join(c["arms"])}.'
-    )
 
 
 def _check_export(c: build_lib.Settings) -> None:
