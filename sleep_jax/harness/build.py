@@ -28,9 +28,8 @@ Settings = dict[str, Any]
 
 # Settings of how lives are run; the result of a life does not depend on them.
 _RUN_SETTINGS = ('workers', 'writers', 'profile', 'mesh', 'export')
-_Seed = Annotated[
-  int, config.Bounds(most=2**32 - 1)
-]  # JAX's keys have 32 bits.
+# JAX's keys have 32 bits.
+_Seed = Annotated[int, config.Bounds(most=2**32 - 1)]
 _REQUIRED = (
   'name',
   'seeds',

@@ -4,6 +4,15 @@ import dataclasses
 
 from sleep_jax.config import base
 
+_CHOICES = dict(
+  teachers=('current', 'current+previous'),
+  sender_reset=('restart', 'carry'),
+  slot_policy=('error', 'merge', 'fold', 'recycle'),
+  semantic=('teacher_embedding', 'encoder', 'exact'),
+  optimizer=('adam', 'muon'),
+  divergence=('forward_kl', 'reverse_kl', 'jsd'),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedingConfig:
@@ -106,14 +115,7 @@ class SeedingConfig:
   max_kl_share: base.Positive = 0.8
 
   def __post_init__(self):
-    for name, known in dict(
-      teachers=('current', 'current+previous'),
-      sender_reset=('restart', 'carry'),
-      slot_policy=('error', 'merge', 'fold', 'recycle'),
-      semantic=('teacher_embedding', 'encoder', 'exact'),
-      optimizer=('adam', 'muon'),
-      divergence=('forward_kl', 'reverse_kl', 'jsd'),
-    ).items():
+    for name, known in _CHOICES.items():
       base.lookup(getattr(self, name), dict.fromkeys(known), f'sleep.{name}')
     for name in ('previous_fraction', 'disagreement_weight'):
       object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -36,6 +36,9 @@ def splash(
     first: the column of the first query's own key.
     interpret: run without a TPU, for tests.
   """
+  # Slow to import, and of no use elsewhere.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash_lib
+
   b, t, _, e = q_BxTxHxE.shape
   pad = positions_lib.PAD_POSITION
   q = _fill((q_BxTxHxE * e**-0.5).swapaxes(1, 2), 2)
@@ -44,7 +47,11 @@ def splash(
     _fill(positions != pad, 1).astype(jnp.int32)
     for positions in (mask.queries, mask.keys)
   )
-  local = functools.partial(_splash, first, mask.window, interpret)
+  scores = q.shape[2], k.shape[2]
+  visible = splash_lib.CausalMask(scores, first)
+  if mask.window is not None:
+    visible = splash_lib.LocalMask(scores, (mask.window - 1, 0), first)
+  local = functools.partial(_splash, visible, interpret)
   if not jax.sharding.get_abstract_mesh().empty:
     rows = mesh_axes.that_split(b, mesh_axes.ROWS)
     split = mesh_axes.that_split(k.shape[1], mesh_axes.INNER)
@@ -58,17 +65,11 @@ def splash(
   return local(q, k, v, q_real, k_real)[:, :, :t].swapaxes(1, 2)
 
 
-def _splash(first, window, interpret, q, k, v, q_real, k_real) -> jax.Array:
+def _splash(visible, interpret, q, k, v, q_real, k_real) -> jax.Array:
   """The kernel on one device's rows and heads, `[B, H, T, E]`."""
-  # Slow to import, and of no use elsewhere.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash_lib
 
-  shape = q.shape[2], k.shape[2]
-  if window is None:
-    mask = splash_lib.CausalMask(shape, first)
-  else:
-    mask = splash_lib.LocalMask(shape, (window - 1, 0), first)
-  size = math.gcd(_BLOCK, *shape)
+  size = math.gcd(_BLOCK, *visible.shape)
   blocks = dict.fromkeys(
     (
       *('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv'),
@@ -77,7 +78,7 @@ def _splash(first, window, interpret, q, k, v, q_real, k_real) -> jax.Array:
     size,
   )
   kernel = splash_lib.make_splash_mha(
-    splash_lib.MultiHeadMask([mask] * q.shape[1]),
+    splash_lib.MultiHeadMask([visible] * q.shape[1]),
     block_sizes=splash_lib.BlockSizes(**blocks),
     head_shards=1,
     q_seq_shards=1,
