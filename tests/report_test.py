@@ -134,12 +134,14 @@ def test_the_tables_of_the_results_are_those_of_their_lives(name, reference):
   assert pictures == ['retention.png', 'cost.png', 'recall.png']
 
 
-def test_the_command_writes_a_page_with_dreams(tmp_path):
+# Of `joint` no life has ended; the first arm that has some takes its place.
+@pytest.mark.parametrize('reference', ['sleep', 'joint'])
+def test_the_command_writes_a_page_with_dreams(tmp_path, reference):
   workdir, out = tmp_path / 'w', tmp_path / 'out'
   c = {
     'name': 'made up',
-    'arms': {'sleep': {}, 'sft': {}},
-    'reference': 'sleep',
+    'arms': {'sleep': {}, 'sft': {}, 'joint': {}},
+    'reference': reference,
     'seeds': [1, 2],
     'task': {},
     'base': '',
@@ -167,6 +169,7 @@ def test_the_command_writes_a_page_with_dreams(tmp_path):
   assert str(out / 'report.html') in done.stdout
   text = (out / 'report.html').read_text()
   assert 'of sleep_1' in text and 'of sleep_2' not in text
+  assert '| sleep minus |' in (out / 'table.md').read_text()
   (workdir / 'lives/sft_1/summary.json').write_text('{"headline')
   with pytest.raises(config.ConfigError, match='summary.json cannot be read'):
     report_lib.report_workdir(workdir, out)
