@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -52,6 +53,7 @@ def test_all_that_is_copied_is_there():
 @pytest.mark.slow
 def test_every_step_runs_in_a_fresh_environment(tmp_path):
   """COPY and RUN, in an empty environment, and then the image's command."""
+  entry: list[str] = []
   folder, python = tmp_path / 'image', tmp_path / 'venv'
   folder.mkdir()
   subprocess.run([sys.executable, '-m', 'venv', python], check=True)
@@ -74,8 +76,12 @@ def test_every_step_runs_in_a_fresh_environment(tmp_path):
           )
         else:
           shutil.copy(path, to)
+    elif name == 'ENTRYPOINT':
+      entry = json.loads(text)
     elif name in ('RUN', 'CMD'):
-      argv = json.loads(text) if name == 'CMD' else ['/bin/sh', '-c', text]
+      argv = ['/bin/sh', '-c', text]
+      if name == 'CMD':
+        argv = [*entry, *json.loads(text)]
       done = subprocess.run(
         argv,
         cwd=folder,
@@ -85,6 +91,24 @@ def test_every_step_runs_in_a_fresh_environment(tmp_path):
         check=False,
       )
       assert done.returncode == 0, (argv, done.stdout, done.stderr[-3000:])
+  _check_signals(entry, environment)
+
+
+def _check_signals(entry: list[str], environment: dict[str, str]) -> None:
+  """A SIGTERM ends a process that handles none, behind the entry point."""
+  code = 'import time; print("importing", flush=True); time.sleep(60)'
+  outer = subprocess.Popen(
+    ['unshare', '--pid', '--fork', '--kill-child']
+    + [*entry, 'python', '-c', code],
+    env=environment,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert outer.stdout is not None
+  assert outer.stdout.readline() == 'importing\n'
+  children = pathlib.Path(f'/proc/{outer.pid}/task/{outer.pid}/children')
+  os.kill(int(children.read_text()), signal.SIGTERM)
+  assert outer.wait(30) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize('name', ['gpuz', ''])

@@ -49,7 +49,7 @@ def resource(api: str, kind: str, spec: Schema) -> Schema:
 
 _MOUNT = record({'name': NAME, 'mountPath': TEXT})
 _CONTAINER = record(
-  {'name': NAME, 'image': TEXT, 'command': rows(TEXT)},
+  {'name': NAME, 'image': TEXT, 'args': rows(TEXT)},
   env=rows(record({'name': TEXT, 'value': {'type': 'string'}})),
   ports=rows(record({'containerPort': {**SOME, 'maximum': 65535}})),
   resources=record(

@@ -115,8 +115,8 @@ def container_runs(documents: Iterable[dict]) -> list[tuple[str, ...]]:
     for replicated in document['spec'].get('replicatedJobs', ()):
       pod = replicated['template']['spec']['template']['spec']
       for container in pod['containers']:
-        assert container['command'][1] == '-m'
-        out.append(tuple(container['command'][2:]))
+        assert container['args'][1] == '-m'
+        out.append(tuple(container['args'][2:]))
   return out
 
 

@@ -251,6 +251,21 @@ def test_lives_that_nobody_can_run_are_refused(key, value, words):
     workers.check(small_config() | {key: value})
 
 
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(rows=10**12), 'task.rows=1000000000000 must be at most 2147483647'),
+    (dict(rows=2**31 - 1, length=2**20), 'GiB of memory; lower one of them'),
+    (dict(length=33), 'rows of 33 tokens do not hold a whole number of chunks'),
+  ],
+)
+def test_a_day_that_nobody_can_read_is_refused(changes, words):
+  c = small_config()
+  c['task'] = c['task'] | changes
+  with pytest.raises(config.ConfigError, match=words):
+    workers.check(c)
+
+
 def test_what_a_config_leaves_out_may_be_set(monkeypatch):
   """Of the model and the task, whose fields are known."""
   c = parsed(

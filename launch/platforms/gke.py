@@ -179,7 +179,7 @@ def _pod(job: Job) -> dict[str, Any]:
   container = {
     'name': _CONTAINER,
     'image': job.image,
-    'command': list(job.argv()),
+    'args': list(job.argv()),  # Of the image's entry point.
     'env': [{'name': k, 'value': v} for k, v in job.environment.items()],
     # Ports of the slice builder and of the metrics of libtpu.
     'ports': [{'containerPort': 8471}, {'containerPort': 8431}],

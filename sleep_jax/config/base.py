@@ -27,8 +27,12 @@ class Bounds:
   most: float = sys.float_info.max
 
 
+# Sizes and counts of arrays have 32 bits, as JAX's indices.
+_LARGEST = 2**31 - 1
+
+
 # Numbers that may not be 0, or not above 1. All others must be at least 0.
-Count = Annotated[int, Bounds(least=1)]
+Count = Annotated[int, Bounds(least=1, most=_LARGEST)]
 Positive = Annotated[float, Bounds(least=5e-324)]
 Fraction = Annotated[float, Bounds(most=1.0)]
 Margin = Annotated[float, Bounds(most=math.inf)]  # inf = whatever it is.
@@ -64,7 +68,8 @@ def check_value(hint: Any, value: Any, where: str) -> None:
     if not isinstance(value, _NUMBERS[hint]) or isinstance(value, bool):
       kind = 'a whole number' if hint is int else 'a number'
       raise ConfigError(f'{where}={value!r} must be {kind}.')
-    _check_bounds(value, bounds or Bounds(), where)
+    default = Bounds(most=_LARGEST) if hint is int else Bounds()
+    _check_bounds(value, bounds or default, where)
   elif hint in (str, bool) and not isinstance(value, hint):
     kind = 'a string' if hint is str else 'True or False'
     raise ConfigError(f'{where}={value!r} must be {kind}.')

@@ -140,6 +140,7 @@ def build(
     tokenizer=task.tokenizer,
     costs=costs,
     episodes=task.episodes,
+    row_length=task.row_length,
     seed=seed,
     format=task.format,
   )

@@ -37,6 +37,8 @@ class Setup:
   tokenizer: of the task.
   costs: where tokens, FLOPs and seconds are written down.
   episodes: nights of a life.
+  row_length: tokens of a row of the task; 0 where a learner's own windows are
+    all that it reads.
   seed: of the life.
   format: of a task with contexts to dream about.
   base_digest: of the base, where it is known without reading its weights.
@@ -46,6 +48,7 @@ class Setup:
   tokenizer: tokenizers.Tokenizer
   costs: costs_lib.CostTracker
   episodes: int = 1
+  row_length: int = 0
   seed: int = 0
   format: contexts.SelfEditFormat | None = None
   base_digest: str = ''

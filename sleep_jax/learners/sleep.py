@@ -98,6 +98,7 @@ class Sleep(base.Learner):
         'wake.rehearsed=0.'
       )
     if not self.reads_windows:
+      schedule.base_chunk(model, cfg.wake.window or self.setup.row_length)
       return
     recurrent_training.check(model, cfg.recurrence)
     if cfg.recurrence.eviction != 'hard':
