@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 
+from experiments import command_line
 from experiments import grid
 from launch import job as job_lib
 from launch import mesh
@@ -29,7 +30,7 @@ from sleep_jax.harness import build as build_lib
 
 _HELP = {
   'name': 'of the job and its machines; default: the config file',
-  'config': 'the experiment, experiments/configs/FILE.py[:VARIANT]',
+  'config': 'the experiment, NAME[:VARIANT] or FILE.py[:VARIANT]',
   'grid': 'tries settings, SECTION.NAME=VALUE,VALUE; may be repeated',
   'arms': 'of the config, with commas; default all',
   'seeds': "with commas; default the config's",
@@ -120,10 +121,12 @@ def job_of(args: argparse.Namespace, overrides: list[str]) -> job_lib.Job:
   fields |= {name: tuple(fields[name]) for name in ('grid', 'sbatch')}
   fields['config'] = args.config or ''
   file = fields['config'].partition(':')[0]
-  if file and not pathlib.Path(file).is_file():
+  shipped = file in command_line.names()
+  if file and not shipped and not pathlib.Path(file).is_file():
     raise config.ConfigError(
       f'--config={args.config!r}: there is no file {file!r}; launch from the '
-      'root of the repository.'
+      'root of the repository, or give one of '
+      f'{", ".join(command_line.names())}.'
     )
   if not args.name:
     stem = re.sub(r'\.py\b', '', fields['config'].rpartition('/')[2])

@@ -66,7 +66,7 @@ class Job:
   """
 
   name: str  # Of the job, its machines and its files.
-  config: str  # experiments/configs/FILE.py[:VARIANT].
+  config: str  # NAME[:VARIANT] of a shipped one, or FILE.py[:VARIANT].
   overrides: tuple[str, ...] = ()  # --config.section.name=value.
   grid: tuple[str, ...] = ()  # SECTION.NAME=VALUE,VALUE; see experiments.sweep.
   arms: str = ''  # Of the config, with commas; default all.

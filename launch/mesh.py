@@ -14,6 +14,7 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
+from experiments import command_line
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data.datasets import download
@@ -28,13 +29,13 @@ def load_config(file: str, overrides: Sequence[str]) -> build_lib.Settings:
   """The settings that `experiments.run` would read from these flags.
 
   Args:
-    file: of `--config`, with its variant.
+    file: of `--config`, or the name of a shipped one, with its variant.
     overrides: flags `--config.section.name=value`.
 
   Raises:
     ConfigError: if the file cannot be read, or has no such setting.
   """
-  argv = ['launch', f'--config={file}', *overrides]
+  argv = ['launch', f'--config={command_line.find(file)}', *overrides]
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv

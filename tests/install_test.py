@@ -130,6 +130,6 @@ def test_the_other_commands_are_found(bin, tmp_path):
   command = ('report', '--workdir=nowhere', '--out=report')
   error = run(bin / 'sleep-jax', *command, cwd=tmp_path, status=1)
   assert error.startswith('error: nowhere/config.json does not exist')
-  assert '--platform' in run(
-    bin / 'sleep-jax', 'launch', '--help', cwd=tmp_path
-  )
+  command = (bin / 'sleep-jax', 'launch', '--platform=local', 'run')
+  script = run(*command, '--config=quickstart', '--dry-run', cwd=tmp_path)
+  assert '--config=quickstart' in script

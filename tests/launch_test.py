@@ -340,6 +340,15 @@ def test_a_file_that_holds_the_delimiter_is_written_whole(tmp_path):
   assert not (tmp_path / 'harmed').exists()
 
 
+def test_a_shipped_config_has_a_name(tmp_path, monkeypatch, capsys):
+  """In any folder; the machine that runs it finds it by its name too."""
+  monkeypatch.chdir(tmp_path)
+  argv = ['--platform=local', 'run', '--config=facts:hard', '--dry-run']
+  assert cli.main(argv) == 0
+  out = capsys.readouterr().out
+  assert '--config=facts:hard ' in out and '/facts-hard' in out
+
+
 def test_a_missing_config_is_refused(capsys):
   argv = ['--platform=local', 'run', '--config=no/such.py', '--dry-run']
   assert cli.main(argv) == 2
