@@ -245,12 +245,15 @@ def _run_module(args: argparse.Namespace, rest: list[str]) -> None:
 def _extend_path() -> None:
   """Makes `experiments`, `launch` and the user's own modules importable.
 
-  A wheel has the first two in the folder `commands`; else this is a checkout.
+  Here, and in the processes that a launch starts on this machine. A wheel has
+  the first two in the folder `commands`; else this is a checkout.
   """
   package = pathlib.Path(str(importlib.resources.files('sleep_jax')))
   wheel = package / 'commands'
   root = wheel if wheel.is_dir() else package.parent
   sys.path[:0] = [str(root), os.getcwd()]
+  others = os.environ.get('PYTHONPATH')
+  os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (str(root), others)))
 
 
 def _doctor(args: argparse.Namespace, rest: list[str]) -> None:
