@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests import launch_tools
@@ -76,6 +77,17 @@ def _cluster(tmp_path_factory):
   for daemon in reversed(started):
     daemon.send_signal(signal.SIGTERM)
     daemon.wait(60)
+  # What keeps a step alive outlives its daemon.
+  for process in psutil.process_iter():
+    if process.name() == 'slurmstepd' and str(conf) in _environment(process):
+      process.kill()
+
+
+def _environment(process: psutil.Process) -> set[str]:
+  try:
+    return set(process.environ().values())
+  except psutil.Error:
+    return set()  # It has ended.
 
 
 @pytest.fixture(name='home')
@@ -125,7 +137,7 @@ def test_two_nodes_live_one_life(cluster, home):
   submit(cluster, 'run', '--nodes=2', f'--workdir={folder}')
   wait_for(lambda: 'JobState=COMPLETED' in job(cluster), 'not completed')
   assert '| wake_only |' in (folder / 'log').read_text()
-  assert (folder / 'summary.json').exists()
+  assert (folder / 'lives.json').exists()
 
 
 def test_two_jobs_share_a_sweep(cluster, home):
