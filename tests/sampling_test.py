@@ -246,6 +246,38 @@ def test_a_random_expert_changes_samples_only_and_by_the_seed(cfg, base):
   )
 
 
+def test_rows_that_ended_are_left_out_of_the_steps(cfg, base, monkeypatch):
+  """And change no token of the others."""
+  model = base.with_memory(conftest.random_memory(cfg))
+  prompts, lengths = padding.left_pad([[1, i % 32] for i in range(128)], 0)
+  sampler = sampling.SamplerConfig(
+    max_new=24, temperature=0.5, stop=3, pad=31, random_expert=0.5
+  )
+  decode, sizes = decoding.decode, []
+
+  def samples() -> sampling.Completions:
+    sampling.generate.clear_cache()
+    sizes.clear()
+    key = jax.random.key(0)
+    return sampling.generate(model, prompts, lengths, key, sampler)
+
+  def traced(cfg, model, tokens, *args):
+    sizes.append(len(tokens))
+    return decode(cfg, model, tokens, *args)
+
+  monkeypatch.setattr(decoding, 'decode', traced)
+  out = samples()
+  assert set(sizes) == {128, 64, 32}
+  monkeypatch.setattr(sampling, '_SIZES', 1)
+  whole = samples()
+  assert set(sizes) == {128}
+  alive_in_the_end = (np.asarray(out.lengths) == 24).mean()
+  assert 0.1 < alive_in_the_end < 0.5  # The others were left out.
+  np.testing.assert_array_equal(out.tokens, whole.tokens)
+  np.testing.assert_array_equal(out.lengths, whole.lengths)
+  np.testing.assert_allclose(out.logprobs, whole.logprobs, atol=1e-5)
+
+
 def test_complete_pads_and_cuts(base):
   prompts = [[1, 5, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [1]]
   sampler = sampling.SamplerConfig(max_new=6, temperature=0.0)

@@ -29,6 +29,16 @@ class PerLayerModel(at.Pytree):
   # None. A hybrid's has the fast changes; elsewhere the weights have them.
   memory: at.Tree
 
+  def select_rows(self, ids: jax.Array) -> 'PerLayerModel':
+    """The model of the rows `ids` of a batch: some gates may be of a row."""
+    if self.memory is None:
+      return self
+    memory = tuple(
+      tuple(cms.select_rows(level, ids) for level in layer)
+      for layer in self.memory
+    )
+    return self.replace(memory=memory)
+
 
 def unstack_layers(
   cfg: config.ModelConfig,

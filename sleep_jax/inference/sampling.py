@@ -22,6 +22,9 @@ from sleep_jax.models import positions as positions_lib
 from sleep_jax.runtime import sharding
 
 _BLOCK = 128  # Tokens; near the square root of usual vocabularies.
+# Sizes to which a batch is cut as its rows end: each is compiled, and below 32
+# rows a step hardly gets cheaper.
+_SIZES, _FEWEST_ROWS = 4, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _argmax(x_BxV: jax.Array) -> jax.Array:
   return jnp.minimum(first, size - 1)  # Should there be no largest, but NaN.
 
 
-def _categorical(rng: at.Key, logits_BxV: jax.Array) -> jax.Array:
+def _categorical(u_2xB: jax.Array, logits_BxV: jax.Array) -> jax.Array:
   """Draws by the softmax: a block of the vocabulary, then a token in it.
 
   Two random numbers a row. The usual way, noise on every logit, takes V of them
@@ -100,7 +103,7 @@ def _categorical(rng: at.Key, logits_BxV: jax.Array) -> jax.Array:
   rows, size = logits_BxV.shape
   p = jnp.exp(logits_BxV - logits_BxV.max(axis=-1, keepdims=True))
   p = jnp.pad(p, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
-  u = jax.random.uniform(rng, (2, rows, 1))
+  u = u_2xB[..., None]
 
   def pick(weights: jax.Array, u: jax.Array) -> jax.Array:
     below = jnp.cumsum(weights, axis=-1)
@@ -112,14 +115,17 @@ def _categorical(rng: at.Key, logits_BxV: jax.Array) -> jax.Array:
 
 
 def _sample(
-  logits: jax.Array, rng: at.Key, sampler: SamplerConfig
+  logits: jax.Array, u_2xB: jax.Array, sampler: SamplerConfig
 ) -> tuple[jax.Array, jax.Array]:
-  """One token per row, and its log-probability under the sampler."""
+  """One token per row, and its log-probability under the sampler.
+
+  `u_2xB` are two random numbers of each row, uniform in [0, 1).
+  """
   if sampler.temperature == 0.0:
     token = _argmax(logits)
   else:
     logits = filter_logits(logits, sampler)
-    token = _categorical(rng, logits)
+    token = _categorical(u_2xB, logits)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -209,6 +215,10 @@ def generate(
 ) -> Completions:
   """Continues every prompt; leaves the loop once all rows have ended.
 
+  Whenever half of the rows have ended the others go on alone, so that a step
+  costs what is left. A row's random numbers do not depend on that. On a mesh
+  all rows stay where they are.
+
   Args:
     model: its memory is shared by the rows; see `generate_per_row`.
     prompts: right-aligned prompts, see `left_pad`.
@@ -228,10 +238,13 @@ def generate(
       model.memory, prompts.shape[0], rng, sampler
     )
   unstacked = decoding.unstack_layers(cfg, model.params, per_layer_memory)
-  decode_fn = functools.partial(decoding.decode, cfg, unstacked)
 
-  def sample_fn(logits, step):
-    return _sample(logits, jax.random.fold_in(rng, step), sampler)
+  def decode_fn(ids, *args):
+    return decoding.decode(cfg, unstacked.select_rows(ids), *args)
+
+  def sample_fn(logits, step, ids):
+    u = jax.random.uniform(jax.random.fold_in(rng, step), (2, len(prompts)))
+    return _sample(logits, u[:, ids], sampler)
 
   size, first = _cache_size(cfg, prompts, sampler), 0
   if prefix is None:
@@ -239,7 +252,7 @@ def generate(
   else:
     cache, first = prefix.broadcast(len(prompts), size), prefix.length
   return _decode_loop(
-    decode_fn, sample_fn, cache, prompts, lengths, sampler, first
+    decode_fn, sample_fn, cache, (prompts, lengths), sampler, first
   )
 
 
@@ -279,19 +292,26 @@ def generate_per_row(
   unstacked, axes = decoding.unstack_per_row(
     cfg, model.params, per_layer_memory
   )
-  decode_fn = functools.partial(decoding.decode_per_row, cfg, unstacked, axes)
 
-  def sample_fn(logits, step):
+  def decode_fn(ids, *args):
+    del ids  # All: what is cut would be a copy of the rows' own weights.
+    return decoding.decode_per_row(cfg, unstacked, axes, *args)
+
+  def sample_fn(logits, step, ids):
+    del ids
+
     def sample_row(logits, rng):
-      key = jax.random.fold_in(rng, step)
-      return jax.tree.map(lambda x: x[0], _sample(logits[None], key, sampler))
+      u = jax.random.uniform(jax.random.fold_in(rng, step), (2, 1))
+      return jax.tree.map(lambda x: x[0], _sample(logits[None], u, sampler))
 
     return jax.vmap(sample_row)(logits, rngs)
 
   cache = decoding.init_decode_cache(
     cfg, len(prompts), _cache_size(cfg, prompts, sampler)
   )
-  return _decode_loop(decode_fn, sample_fn, cache, prompts, lengths, sampler)
+  return _decode_loop(
+    decode_fn, sample_fn, cache, (prompts, lengths), sampler, cut=False
+  )
 
 
 def _check_merged(model: model_lib.Model) -> None:
@@ -326,45 +346,83 @@ def _decode_loop(
   decode_fn: Callable[..., tuple[jax.Array, cache_lib.Cache]],
   sample_fn: Callable[..., tuple[jax.Array, jax.Array]],
   cache: cache_lib.Cache,
-  prompts: jax.Array,
-  lengths: jax.Array,
+  batch: tuple[jax.Array, jax.Array],
   sampler: SamplerConfig,
   first: jax.Array | int = 0,
+  *,
+  cut: bool = True,
 ) -> Completions:
   """Prefill and decode.
 
-  `decode_fn` advances the model and yields the last column's logits,
-  `sample_fn` draws a token of each row, and its log-probability. `first` is
-  the position of every prompt's first token.
+  Args:
+    decode_fn: advances the model by columns of the rows with these ids, and
+      yields the last column's logits.
+    sample_fn: draws a token of each row, and its log-probability.
+    cache: empty, or a prefix.
+    batch: prompts and their lengths.
+    sampler: how tokens are drawn.
+    first: the position of every prompt's first token.
+    cut: whether rows that have ended are left out.
   """
+  prompts, lengths = batch
   rows, width = prompts.shape
+  ids = jnp.arange(rows)
   positions = positions_lib.left_padded_positions(lengths, width, first)
-  logits, cache = decode_fn(prompts, positions, cache)
+  logits, cache = decode_fn(ids, prompts, positions, cache)
 
-  def emit(step, logits, done, tokens, logprobs, counts):
-    token, logp = sample_fn(logits, step)
-    tokens = tokens.at[:, step].set(jnp.where(done, sampler.pad, token))
-    logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, logp))
-    counts = counts + ~done
-    return token, done | (token == sampler.stop), tokens, logprobs, counts
+  def emit(step, logits, ids, done, out):
+    token, logp = sample_fn(logits, step, ids)
+    out = Completions(
+      out.tokens.at[ids, step].set(jnp.where(done, sampler.pad, token)),
+      out.logprobs.at[ids, step].set(jnp.where(done, 0.0, logp)),
+      out.lengths.at[ids].add(~done),
+    )
+    return ids, token, done | (token == sampler.stop), out
 
-  def unfinished(state):
-    step, _, _, done, *_ = state
-    return (step < sampler.max_new) & ~done.all()
+  def unfinished(fewest, state):
+    step, _, _, _, done, _ = state
+    return (step < sampler.max_new) & ((~done).sum() > fewest)
 
   def decode(state):
-    step, cache, token, *emitted = state
-    positions = (first + lengths + step - 1)[:, None]
-    logits, cache = decode_fn(token[:, None], positions, cache)
-    return step + 1, cache, *emit(step, logits, *emitted)
+    step, cache, ids, token, done, out = state
+    positions = (first + lengths[ids] + step - 1)[:, None]
+    logits, cache = decode_fn(ids, token[:, None], positions, cache)
+    return step + 1, cache, *emit(step, logits, ids, done, out)
 
   shape = (rows, sampler.max_new)
-  empty = (
-    lengths == 0,
+  empty = Completions(
     jnp.full(shape, sampler.pad, jnp.int32),
     jnp.zeros(shape),
     jnp.zeros((rows,), jnp.int32),
   )
-  state = (jnp.ones((), jnp.int32), cache, *emit(0, logits, *empty))
-  *_, tokens, logprobs, counts = jax.lax.while_loop(unfinished, decode, state)
-  return Completions(tokens, logprobs, counts)
+  state = (
+    jnp.ones((), jnp.int32),
+    cache,
+    *emit(0, logits, ids, lengths == 0, empty),
+  )
+  sizes = _sizes(rows) if cut and sharding.current() is None else [rows]
+  for size, fewest in zip(sizes, [*sizes[1:], 0], strict=True):
+    state = jax.lax.while_loop(
+      functools.partial(unfinished, fewest),
+      decode,
+      _unfinished_rows(state, size),
+    )
+  return state[-1]
+
+
+def _sizes(rows: int) -> list[int]:
+  """`rows`, and its halves as long as they are worth a program."""
+  sizes = [rows]
+  while len(sizes) < _SIZES and sizes[-1] // 2 >= _FEWEST_ROWS:
+    sizes.append(sizes[-1] // 2)
+  return sizes
+
+
+def _unfinished_rows(state: tuple, size: int) -> tuple:
+  """The state of a decode loop with `size` of its rows, ended ones last."""
+  step, cache, ids, token, done, out = state
+  if size == len(ids):
+    return state
+  chosen = jnp.argsort(done, stable=True)[:size]
+  cache = jax.tree.map(lambda x: x[chosen] if x.ndim else x, cache)
+  return step, cache, ids[chosen], token[chosen], done[chosen], out

@@ -55,6 +55,13 @@ def select_layer(
   return jax.tree.map(lambda leaf: leaf[layer], per_layer)
 
 
+def select_rows(layer_memory: LayerMemory, ids: jax.Array) -> LayerMemory:
+  """What the rows `ids` see: `min_gate` `[B, S]` is all that a row has."""
+  if layer_memory.min_gate is None:
+    return layer_memory
+  return layer_memory.replace(min_gate=layer_memory.min_gate[ids])
+
+
 def with_random_experts(
   per_layer: PerLayerMemory, rows: int, weight: float, rng: at.Key
 ) -> PerLayerMemory:

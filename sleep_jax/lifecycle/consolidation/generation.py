@@ -25,6 +25,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
 _ROWS = 128  # Documents generated at a time from a frame; bounds the cache.
+_COLUMNS = 8  # Prompts are padded to a multiple of so many tokens.
 
 
 class Documents(NamedTuple):
@@ -311,24 +312,28 @@ def _continue(
     if number and part == draft.tokens[-1:]:
       part = []  # It ended the gap before it.
     prompts.append([*draft.tokens, *part])
-  written = []
-  for i in range(0, len(drafts), _ROWS):
-    rows = padding.left_pad(prompts[i : i + _ROWS], sampler.pad, width=width)
+  # Prompts of one length go together, so that short ones are padded little.
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  longer = list(drafts)
+  for start in range(0, len(order), _ROWS):
+    chosen = order[start : start + _ROWS]
+    columns = -(-len(prompts[chosen[-1]]) // _COLUMNS) * _COLUMNS
+    rows = padding.left_pad(
+      [prompts[i] for i in chosen], sampler.pad, width=min(columns, width)
+    )
     batch = sharding.shard_batch(rows, 'batch')
-    key = jax.random.fold_in(rng, i)
+    key = jax.random.fold_in(rng, start)
     out = sharding.fetch(sampling.generate(model, *batch, key, sampler))
-    written += zip(out.tokens, out.logprobs, out.lengths)
-  return [
-    _Draft(
-      draft.frame,
-      prompt + new[:count].tolist(),
-      len(prompt),
-      tuple(logprobs[:count].tolist()),
-    )
-    for draft, prompt, (new, logprobs, count) in zip(
-      drafts, prompts, written, strict=True
-    )
-  ]
+    for i, new, logprobs, count in zip(
+      chosen, out.tokens, out.logprobs, out.lengths, strict=True
+    ):
+      longer[i] = _Draft(
+        drafts[i].frame,
+        prompts[i] + new[:count].tolist(),
+        len(prompts[i]),
+        tuple(logprobs[:count].tolist()),
+      )
+  return longer
 
 
 def _sampler(
