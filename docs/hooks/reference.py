@@ -236,6 +236,7 @@ def _bound(extra: Any) -> str:
   text = 'above 0' if 0 < least < 1e-300 else f'at least {least:g}'
   if most == float('inf'):
     return f'{text}, or inf'
-  if most == config.Bounds().most:
+  # What every number has: the largest float, or the largest index of an array.
+  if most in (config.Bounds().most, typing.get_args(config.Count)[1].most):
     return text
   return f'{least:g} to {most:g}'
