@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.models import layers
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 
@@ -116,8 +117,14 @@ def apply_experts(
   gate = route(logits, layer_memory.status, top_k)
   if layer_memory.min_gate is not None:
     gate = jnp.maximum(gate, layer_memory.min_gate[:, None].astype(gate.dtype))
-  h = jax.nn.silu(jnp.einsum('btd,sdr->btsr', x_BxTxD, e.a))
-  return jnp.einsum('btsr,srd->btd', h * gate[..., None], e.b), logits
+  slots, dim, rank = e.a.shape
+  # The experts of all slots side by side, as one of rank S R.
+  a = e.a.swapaxes(0, 1).reshape(dim, slots * rank)
+  b = e.b.reshape(slots * rank, dim)
+  h = jax.nn.silu(layers.by_token(lambda x: x @ a, x_BxTxD))
+  h = h.reshape(*gate.shape, rank) * gate[..., None]
+  h = h.reshape(*gate.shape[:2], slots * rank)
+  return layers.by_token(lambda x: x @ b, h), logits
 
 
 class Level(nn.Module):
@@ -145,7 +152,8 @@ class Level(nn.Module):
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
 
     def project(x: jax.Array, matrix: str) -> jax.Array:
-      return lora.apply(x @ w[matrix], adapter, self.name or '', matrix, x)
+      y = layers.by_token(lambda x: x @ w[matrix], x)
+      return lora.apply(y, adapter, self.name or '', matrix, x)
 
     h = jax.nn.silu(project(x_BxTxD, 'gate')) * project(x_BxTxD, 'up')
     # Else XLA computes h anew, column by column, for the gradient of `down`.

@@ -1,5 +1,6 @@
 """Layers that mixers and blocks share: the norm and rotary positions."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -17,6 +18,26 @@ def apply(module: nn.Module, params: at.Params, *args: Any) -> Any:
   collections are mutable; here none are.
   """
   return module.apply({'params': params}, *args)
+
+
+def by_token(
+  fn: Callable[[jax.Array], jax.Array], x_BxT: jax.Array
+) -> jax.Array:
+  """`fn`, a product with weights, of all tokens in one axis, not two.
+
+  The gradient of the weights contracts over tokens. Over two axes XLA copies
+  both factors into another order on a CPU, which costs more than the product.
+  On a mesh the axes are left as they are: each may be sharded.
+
+  Args:
+    fn: from `[N, ...]` to `[N, ...]`.
+    x_BxT: `[B, T, ...]`.
+  """
+  if not jax.sharding.get_abstract_mesh().empty:
+    return fn(x_BxT)
+  shape = x_BxT.shape[:2]
+  y = fn(x_BxT.reshape(-1, *x_BxT.shape[2:]))
+  return y.reshape(*shape, *y.shape[1:])
 
 
 class RMSNorm(nn.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
+from sleep_jax.models import layers
 from sleep_jax.models import mesh_axes
 
 MOST = 2**28  # Logits of a device at a time: 1 GiB.
@@ -43,7 +44,8 @@ def map_tokens(
 
   def with_logits(inputs: tuple[Any, ...]) -> at.Tree:
     x, *rest = inputs
-    logits = x @ unembedding.T.astype(x.dtype)
+    matrix = unembedding.T.astype(x.dtype)
+    logits = layers.by_token(lambda x: x @ matrix, x)
     return fn(logits.astype(jnp.float32), *rest)
 
   columns = columns_at_once(batch, len(unembedding))

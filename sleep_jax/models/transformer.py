@@ -101,12 +101,12 @@ class Decoder(nn.Module):
     if self.per_layer:  # A sampler asks for the last column alone.
       x = x[:, -1:]
     hidden = layers_lib.RMSNorm(c.norm_eps, name='norm')(x)
-    if c.tie_embeddings:
-      logits = embed.attend(hidden)
-    else:
-      logits = nn.Dense(
+    unembed = embed.attend
+    if not c.tie_embeddings:
+      unembed = nn.Dense(
         c.vocab, use_bias=False, dtype=hidden.dtype, name='head'
-      )(hidden)
+      )
+    logits = layers_lib.by_token(unembed, hidden)
     if cache is not None:
       cache = cache_lib.Cache(
         caches, key_positions, cache.end_index + tokens.shape[1]

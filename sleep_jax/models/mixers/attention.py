@@ -34,7 +34,8 @@ class AttentionLayer(nn.Module):
 
     def project(heads: int, name: str) -> jax.Array:
       shape = (heads, c.resolved_head_dim)
-      y = dense(shape, use_bias=c.qkv_bias, name=name)(x_BxTxD)
+      matrix = dense(shape, use_bias=c.qkv_bias, name=name)
+      y = layers_lib.by_token(matrix, x_BxTxD)
       return lora.apply(y, adapter, 'attention', name, x_BxTxD)
 
     q = project(c.heads, 'q')
@@ -56,7 +57,8 @@ class AttentionLayer(nn.Module):
       v = update(state[1], v, index, axis=2)
       new_cache = (k, v)
     y = attention.attend(q, k, v, inputs.mask, inputs.cache_index)
-    out = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')(y)
+    matrix = dense(c.dim, axis=(-2, -1), use_bias=False, name='o')
+    out = layers_lib.by_token(matrix, y)
     y = y.reshape(*y.shape[:2], -1)
     return lora.apply(out, adapter, 'attention', 'o', y), new_cache
 
