@@ -6,11 +6,11 @@ attention, and otherwise block by block in plain JAX (`blockwise`).
 """
 
 import jax
-import jax.numpy as jnp
 
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.kernels import blockwise
 from sleep_jax.models.kernels import flash
+from sleep_jax.models.kernels import materialized
 
 Mask = jax.Array | positions_lib.PositionMask
 
@@ -52,7 +52,7 @@ def attend(
       are the queries' tokens.
   """
   if not isinstance(mask, positions_lib.PositionMask):
-    return _materialized(q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask)
+    return materialized.attend(q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask)
   args = q_BxTxHxE, k_BxKxExC, v_BxKxCxE, mask
   platform, first = _platform(), 0 if cache_index is None else cache_index
   # The kernel's mask is known when it is compiled.
@@ -67,28 +67,3 @@ def _platform() -> str:
   """What is compiled for: the mesh's devices, which may be absent, or ours."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
-
-
-def _materialized(
-  q_BxTxHxE: jax.Array,
-  k_BxKxExC: jax.Array,
-  v_BxKxCxE: jax.Array,
-  mask_BxTxC: jax.Array,
-) -> jax.Array:
-  """Attention by the matrix of all scores, float32 `[B, H, T, C]`."""
-  b, q_len, heads, e = q_BxTxHxE.shape
-  kv_heads = v_BxKxCxE.shape[1]
-  groups = heads // kv_heads
-  # The queries that share keys as one matrix, so that a decode step reads its
-  # cache in order.
-  q = q_BxTxHxE.reshape(b, q_len, kv_heads, groups, e)
-  shared = (b, kv_heads, groups * q_len)
-  q = q.transpose(0, 2, 3, 1, 4).reshape(*shared, e)
-  scores = jnp.einsum('bkqe,bkec->bkqc', q, k_BxKxExC) * e**-0.5
-  scores = scores.reshape(b, heads, q_len, -1).astype(jnp.float32)
-  # A padded query attends to nothing; a finite floor keeps its softmax
-  # finite.
-  scores = jnp.where(mask_BxTxC[:, None], scores, -1e30)
-  p = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  y = jnp.einsum('bkqc,bkce->bkqe', p.reshape(*shared, -1), v_BxKxCxE)
-  return y.reshape(b, heads, q_len, e).swapaxes(1, 2)
