@@ -267,7 +267,7 @@ def test_a_life_of_another_base_is_refused(tmp_path):
     checkpoint.load_life(tmp_path / 'none', base_life(1), digests[0])
 
 
-def test_the_digest_of_weights_is_the_same_on_any_mesh():
+def test_the_digest_of_weights_is_the_same_on_any_mesh(monkeypatch):
   def build():
     return {'level_1': {'gate': jnp.arange(64.0).reshape(2, 4, 8)}}
 
@@ -277,6 +277,11 @@ def test_the_digest_of_weights_is_the_same_on_any_mesh():
     placed = sharding.shard_params(build())
     assert len(jax.tree.leaves(placed)[0].sharding.device_set) == 8
     assert checkpoint.weights_digest(placed) == digest
+    # As of a mesh of several processes: a block at a time, of every kind.
+    monkeypatch.setattr(checkpoint, '_is_addressable', lambda _: False)
+    for size in (1, 32 * 4 * 4, 2**20):
+      monkeypatch.setattr(checkpoint, '_BLOCK_BYTES', size)
+      assert checkpoint.weights_digest(placed) == digest
   other = jax.tree.map(lambda x: x.at[0, 0, 0].set(1e-9), params)
   assert checkpoint.weights_digest(other) != digest
 

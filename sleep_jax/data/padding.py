@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleep_jax import array_typing as at
 from sleep_jax.data import contexts
 
 MULTIPLE = 16  # Rows are padded to it, so that few shapes are compiled.
@@ -35,6 +36,16 @@ def pad_to_batches(
   """
   extra = ((0, -len(tokens) % rows), (0, 0))
   return jnp.asarray(np.pad(tokens, extra)), jnp.asarray(np.pad(weight, extra))
+
+
+def groups(tree: at.Tree, size: int) -> at.Tree:
+  """Rows `[N, ...]` as `[K, size, ...]`; the last group ends with zeros."""
+
+  def split(x: at.Array) -> jax.Array:
+    extra = [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, extra).reshape(-1, size, *x.shape[1:])
+
+  return jax.tree.map(split, tree)
 
 
 def prompt_rows(

@@ -1,5 +1,6 @@
 """From the sections of an experiment's config to a task and a learner."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -133,8 +134,7 @@ def build(
     memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
     sharding.check_leaves(params)
   else:
-    params = _weights(c['base'], cfg, seed, data_dir)
-    memory = memory_lib.init_memory(cfg)
+    params, memory = _weights(c['base'], cfg, seed, data_dir), None
   setup = learner_lib.Setup(
     model=model_lib.Model(cfg, params, memory),
     tokenizer=task.tokenizer,
@@ -187,7 +187,8 @@ def _weights(
   Arrays of the host would be sent to the device by every program anew.
   """
   if not base:
-    return sharding.shard_params(transformer.init(cfg, jax.random.key(seed)))
+    init = functools.partial(transformer.init, cfg)
+    return sharding.init(init, jax.random.key(seed))
   params = load_lib.load(base, cfg, data_dir)
   if sharding.current() is None:
     return jax.tree.map(jnp.asarray, params)

@@ -243,8 +243,9 @@ def predict_windows(
   """
   recurrent_training.check(model.cfg, cfg)
   with costs.phase('eval') as cost:
+    placed = sharding.shard_batch(batch, 'batch')
     predictions = sharding.fetch(
-      recurrent_training.evaluate_batch(cfg, model, batch)
+      recurrent_training.evaluate_batch(cfg, model, placed)
     )
     rows = len(batch.inputs)
     flops = recurrent_training.forward_flops(model.cfg, cfg, batch)

@@ -19,6 +19,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.metrics import observation
 from sleep_jax.models import lora as lora_lib
 from sleep_jax.runtime import finite
+from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 from sleep_jax.training import optimizers
 
@@ -106,7 +107,7 @@ class Finetune(base.Learner):
     else:
       # The steps donate their buffers, and the base must outlive this life.
       model = jax.tree.map(jnp.array, model)
-    opt_state = self.optimizer.init(fit.trainable(model))
+    opt_state = sharding.init(self.optimizer.init, fit.trainable(model))
     return life_lib.init_life(model, rng, opt_state=opt_state)
 
   def wake(

@@ -65,7 +65,8 @@ class RecurrentTraining(base.Learner):
     if self.cfg.recurrence.halting and 'halt' not in model.params:
       params = model.params | {'halt': halting.init_halting(model.cfg)}
       model = model.replace(params=params)
-    opt_state = training_lib.optimizer(self.cfg.training).init(model.params)
+    optimizer = training_lib.optimizer(self.cfg.training)
+    opt_state = sharding.init(optimizer.init, model.params)
     return life_lib.init_life(model, rng, opt_state=opt_state)
 
   def wake(

@@ -1,5 +1,6 @@
 """The state of a life: one pytree, saved, restored and sharded as a whole."""
 
+import functools
 from typing import Any
 
 from flax import struct
@@ -12,6 +13,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import sharding
 
 
 class Clock(at.Pytree):
@@ -77,7 +79,8 @@ def init_life(
   learner_state: Any = None,
 ) -> Life:
   """A new life on a pretrained model, with a memory that holds nothing."""
-  memory = memory_lib.init_memory(model.cfg)
+  empty = functools.partial(memory_lib.init_memory, model.cfg)
+  memory = sharding.init(empty)
   return Life(
     model=model.with_memory(memory),
     fast_at_wake=jax.tree.map(jnp.copy, memory.fast_state()),

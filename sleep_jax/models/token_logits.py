@@ -53,9 +53,29 @@ def map_tokens(
     if logits is not None:
       return fn(logits, *rows)
     return with_logits((hidden, *rows))
+  return map_columns(with_logits, (hidden, *rows), columns)
 
-  def split(x: jax.Array) -> jax.Array:
-    """`[B, T, ...]` as `[chunks, B, C, ...]`: rows stay where they are."""
+
+def map_columns(
+  fn: Callable[[Any], at.Tree], rows: at.Tree, columns: int
+) -> at.Tree:
+  """`fn(rows)`, a function of every token alone, some columns at a time.
+
+  Rows stay on the devices where they are. The backward pass computes what `fn`
+  computes again.
+
+  Args:
+    fn: from leaves `[B, C, ...]` to leaves `[B, C, ...]`.
+    rows: leaves `[B, T, ...]`.
+    columns: C.
+
+  Returns:
+    Leaves `[B, T, ...]`.
+  """
+  batch, length = jax.tree.leaves(rows)[0].shape[:2]
+
+  def split(x: at.Array) -> jax.Array:
+    """`[B, T, ...]` as `[chunks, B, C, ...]`."""
     extra = [(0, 0)] * x.ndim
     extra[1] = (0, -length % columns)
     x = jnp.pad(x, extra).reshape(batch, -1, columns, *x.shape[2:])
@@ -64,9 +84,8 @@ def map_tokens(
   def join(x: jax.Array) -> jax.Array:
     return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
 
-  step = jax.checkpoint(with_logits, prevent_cse=False)
-  chunks = jax.tree.map(split, (hidden, *rows))
-  return jax.tree.map(join, jax.lax.map(step, chunks))
+  step = jax.checkpoint(fn, prevent_cse=False)
+  return jax.tree.map(join, jax.lax.map(step, jax.tree.map(split, rows)))
 
 
 def columns_at_once(batch: int, vocab: int) -> int:

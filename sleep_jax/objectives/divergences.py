@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.models import mesh_axes
+from sleep_jax.models import token_logits
 
 Divergence = Callable[[at.Array, at.Array], jax.Array]
 
@@ -59,6 +61,9 @@ def chunked(
 ) -> at.Tree:
   """`per_token(rows)`, computed `chunk` tokens at a time.
 
+  On a mesh that splits the rows it is `chunk` tokens of every device, and each
+  computes those of its own rows: a chunk is then of columns.
+
   Intermediate values of `per_token` are not stored; the backward pass computes
   them again. Gradients flow to `rows` and to what `per_token` closes over, such
   as the unembedding matrix.
@@ -67,12 +72,18 @@ def chunked(
     per_token: from leaves `[C, ...]` to leaves `[C, ...]`, token by token; must
       be finite, with a finite gradient, where all inputs are zero.
     rows: leaves `[B, T, ...]`, all with the same B and T.
-    chunk: C, tokens computed at a time.
+    chunk: C, tokens computed at a time; on a mesh one of every row at least.
 
   Returns:
     The results of `per_token`, leaves `[B, T, ...]`.
   """
   lead = jax.tree.leaves(rows)[0].shape[:2]
+  parts = mesh_axes.shards(lead[0], mesh_axes.ROWS)
+  if parts > 1:
+    columns = max(1, chunk * parts // lead[0])
+    if columns >= lead[1]:
+      return per_token(rows)
+    return token_logits.map_columns(per_token, rows, columns)
   size = lead[0] * lead[1]
   chunk = min(chunk, size)
   num_chunks = -(-size // chunk)

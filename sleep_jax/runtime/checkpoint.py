@@ -10,7 +10,7 @@ digest.
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -40,6 +40,7 @@ _MAX_TO_KEEP = 2
 # Leaves below this many bytes share an array: tensorstore (0.1.68 to 0.1.86
 # were tested) never frees the description of an array that it has written.
 _PACK_BELOW_BYTES = 2**20
+_BLOCK_BYTES = 2**28  # Of a leaf that is brought to every device to be hashed.
 # Leaves under these paths may differ in size between checkpoint and template.
 _RESIZABLE = ("['learner_state']", "['archive']")
 # Leaves under this path are the base's where a checkpoint names one.
@@ -461,8 +462,24 @@ def _leaves_digest(leaves: dict[str, Any], excluded: list[str]) -> str:
   """
   digest = hashlib.sha256()
   for name in sorted(set(leaves) - set(excluded)):
-    # A leaf that was addressable when saved may now span several processes.
-    array = np.ascontiguousarray(sharding.fetch(leaves[name]))
-    digest.update(f'{name}{array.dtype}{array.shape}'.encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    leaf = leaves[name]
+    digest.update(f'{name}{leaf.dtype}{leaf.shape}'.encode())
+    for part in _blocks(leaf):
+      digest.update(part.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
+
+
+def _blocks(leaf: at.Array) -> Iterator[np.ndarray]:
+  """A leaf on the host, in the order of its bits.
+
+  One that spans several processes is brought to every device of theirs, so it
+  comes a block at a time.
+  """
+  if _is_addressable(leaf):
+    yield np.ascontiguousarray(leaf)
+    return
+  size = len(leaf)
+  rows = max(1, _BLOCK_BYTES * size // leaf.nbytes)
+  for start in range(0, size, rows):
+    block = jax.lax.slice_in_dim(leaf, start, min(start + rows, size))
+    yield np.ascontiguousarray(sharding.fetch(block))

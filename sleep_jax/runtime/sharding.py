@@ -11,7 +11,7 @@ inner dimensions of a layer, `expert` the slots of a bank, `lives` independent
 instances.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import math
 import re
@@ -36,6 +36,8 @@ Axes = tuple[str | None, ...]
 RULES: Rules = {
   'batch': ('data', 'fsdp'),
   'instances': ('lives', 'data', 'fsdp'),
+  # Rows each of which has a gradient of all weights: `fsdp` splits those.
+  'gradients': ('data',),
   'embed': ('fsdp',),
   'vocab': ('tensor',),
   'heads': ('tensor',),
@@ -231,8 +233,31 @@ def current() -> jax.sharding.AbstractMesh | None:
   return None if mesh.empty else mesh
 
 
+def init(make: Callable[..., Any], *args: Any) -> Any:
+  """`make(*args)` of weights, a memory or optimizer states, made where it lies.
+
+  On a mesh it is one program, of which each device computes its own part. It
+  lies as `shard_params` has it, and no device ever holds more.
+
+  Args:
+    make: a function that JAX can trace.
+    *args: arrays, or trees of such.
+
+  Raises:
+    ConfigError: if the size of a leaf is not divisible.
+  """
+  if (mesh := current()) is None:
+    return make(*args)
+  parts = shardings(mesh, jax.eval_shape(make, *args))
+  specs = jax.tree.map(lambda s: s.spec, parts)
+  return jax.jit(make, out_shardings=specs)(*args)
+
+
 def shard_params(tree: at.Tree) -> at.Tree:
   """Shards weights, a memory or a whole life by the paths of its leaves.
+
+  Of a NumPy array each device is given its own part, and reads no other: of
+  weights that are mapped into memory, no more than that is read.
 
   Raises:
     ConfigError: if the size of a leaf is not divisible.
@@ -244,6 +269,9 @@ def shard_params(tree: at.Tree) -> at.Tree:
     # The same buffers: weights that do not change are there once.
     if _lies_at(x, s):
       return x
+    if isinstance(x, np.ndarray):
+      here = jax.sharding.NamedSharding(jax.sharding.get_mesh(), s.spec)
+      return jax.make_array_from_callback(x.shape, here, lambda i: x[i])
     return jax.lax.with_sharding_constraint(x, s.spec)
 
   return jax.tree.map(place, tree, shardings(mesh, tree))

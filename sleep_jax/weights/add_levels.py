@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
@@ -108,11 +108,11 @@ def _silent(
   dtype = mlp['gate'].dtype
   initializer = nn.initializers.lecun_normal(batch_axis=(0,))
 
-  def widen(key: at.Key, name: str) -> jax.Array:
+  def widen(key: at.Key, name: str) -> at.Array:
     shape = (cfg.layers, cfg.dim, hidden)
     copied = mlp[name][..., :hidden]
     if copied.shape == shape:
-      return jnp.asarray(copied)
+      return copied
     init = initializer(key, shape, dtype)
     return init.at[..., : copied.shape[-1]].set(copied)
 
@@ -120,5 +120,5 @@ def _silent(
   return {
     'gate': widen(gate_key, 'gate'),
     'up': widen(up_key, 'up'),
-    'down': jnp.zeros((cfg.layers, hidden, cfg.dim), dtype),
+    'down': np.zeros((cfg.layers, hidden, cfg.dim), dtype),
   }

@@ -26,7 +26,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 from sleep_jax.training import loss as loss_lib
 
-_BATCH = 32  # Most gradients in memory at a time,
+_BATCH = 32  # Most gradients in a device's memory at a time,
 _ROWS = 512  # and most rows of theirs.
 _LOGITS = 4  # So many arrays of the logits' size does a gradient need.
 
@@ -124,29 +124,62 @@ def gradients(
 ) -> tuple[at.Float[jax.Array, 'N G'], at.Float[jax.Array, 'N']]:
   """Gradient sketch and loss of each of N sets of R rows, in one program.
 
+  A device computes as many sets at a time as `budget` allows, or one in several
+  parts; a mesh splits the sets.
+
   Args:
     model: with a fresh adapter; its targets name the leaves looked at.
     tokens: rows of every set, filled up with rows that weigh nothing.
     weight: weight of every token as a target.
   """
 
-  def of_set(rows):
-    def loss_fn(adapter: lora.Adapter) -> jax.Array:
-      instance = model.replace(adapter=adapter)
-      return loss_lib.next_token_loss(instance, *rows)
-
-    loss, grads = jax.value_and_grad(loss_fn)(model.adapter)
-    pairs = jax.tree.leaves(
-      grads, is_leaf=lambda x: isinstance(x, lora.LowRankPair)
-    )
-    return jnp.concatenate([pair.b.ravel() for pair in pairs]), loss
-
-  _, num_rows, length = tokens.shape
+  num_sets, num_rows, length = tokens.shape
+  parts = sharding.num_shards('batch')
   rows = budget.rows_per_pass(
     model.cfg, width=length, columns=_LOGITS * length, most=_ROWS
   )
+  rows = max(1, rows // parts)
+  of_set = functools.partial(_gradient, model, rows)
   sets = max(1, min(_BATCH, rows // num_rows))
-  return jax.lax.map(of_set, (tokens, weight), batch_size=sets)
+  if parts == 1:
+    return jax.lax.map(of_set, (tokens, weight), batch_size=sets)
+  sets = min(sets, -(-num_sets // parts)) * parts
+  grouped = padding.groups((tokens, weight), sets)
+  grouped = sharding.shard_batch(grouped, None, 'batch')
+  out = jax.lax.map(jax.vmap(of_set), grouped)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_sets], out)
+
+
+def _gradient(
+  model: model_lib.Model,
+  rows: int,
+  of_set: tuple[at.Int[jax.Array, 'R T'], at.Float[jax.Array, 'R T']],
+) -> tuple[at.Float[jax.Array, 'G'], at.Float[jax.Array, '']]:
+  """Gradient sketch and loss of one set, at most `rows` of it at a time."""
+
+  def loss_fn(adapter: lora.Adapter, tokens, weight) -> jax.Array:
+    instance = model.replace(adapter=adapter)
+    return loss_lib.next_token_loss(instance, tokens, weight)
+
+  def targets(weight: jax.Array) -> jax.Array:
+    """What the loss divides by."""
+    return jnp.maximum(weight[:, 1:].sum(), 1.0)
+
+  def add(total, part):
+    share = targets(part[1]) / targets(of_set[1])
+    of_part = jax.value_and_grad(loss_fn)(model.adapter, *part)
+    return jax.tree.map(lambda t, x: t + share * x, total, of_part), None
+
+  if len(of_set[0]) <= rows:
+    loss, grads = jax.value_and_grad(loss_fn)(model.adapter, *of_set)
+  else:
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0.0), model.adapter))
+    groups = padding.groups(of_set, rows)
+    (loss, grads), _ = jax.lax.scan(add, zeros, groups)
+  pairs = jax.tree.leaves(
+    grads, is_leaf=lambda x: isinstance(x, lora.LowRankPair)
+  )
+  return jnp.concatenate([pair.b.ravel() for pair in pairs]), loss
 
 
 def score_gradients(

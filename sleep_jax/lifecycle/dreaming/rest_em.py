@@ -138,8 +138,9 @@ def finetune_steps(
 
   def loss_fn(trainable, rows):
     row_weight = weight[rows] * (rows >= 0)[:, None]
+    batch = sharding.shard_batch((tokens[rows], row_weight), 'batch')
     student = target.insert(model, trainable)
-    loss = loss_lib.next_token_loss(student, tokens[rows], row_weight)
+    loss = loss_lib.next_token_loss(student, *batch)
     return loss, loss
 
   opt_state = optimizer.init(trainable)

@@ -10,6 +10,7 @@ from sleep_jax import array_typing as at
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import sharding
 from sleep_jax.training import loss as loss_lib
 
 
@@ -17,7 +18,8 @@ from sleep_jax.training import loss as loss_lib
 def _nll(
   model: model_lib.Model, tokens: jax.Array, weight: jax.Array
 ) -> jax.Array:
-  return loss_lib.next_token_loss(model, tokens, weight)
+  batch = sharding.shard_batch((tokens, weight), 'batch')
+  return loss_lib.next_token_loss(model, *batch)
 
 
 def retention_loss(
