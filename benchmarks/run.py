@@ -29,6 +29,7 @@ BENCHES = {
   'eviction': (),
   'attention': (),
   'long_rows': (),
+  'saves': (),
   'accelerator': (),
 }
 

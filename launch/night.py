@@ -23,12 +23,13 @@ from launch import hardware
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.harness import build
+from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.models import flops
-from sleep_jax.models import memory as memory_lib
-from sleep_jax.models import transformer
+from sleep_jax.models import model as model_lib
+from sleep_jax.runtime import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +85,14 @@ class Sizes:
   weights: in the type of the computation, as converted.
   memory: fast changes, gradients, optimizer states, experts.
   previous: fast changes as they were in the morning.
+  saved: a checkpoint, uncompressed, of a life that leaves the backbone alone;
+    without the dreamer's adapter and archived dreams.
   """
 
   weights: int
   memory: int
   previous: int
+  saved: int
 
   @property
   def peak(self) -> int:
@@ -103,11 +107,15 @@ class Sizes:
 
 def sizes(cfg: config.ModelConfig) -> Sizes:
   """Bytes of a life of this model; nothing is allocated."""
-  key = jax.random.key(0)
-  params = jax.eval_shape(lambda: transformer.init(cfg, key))
-  memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  key = jax.random.PRNGKey(0)
+  life = jax.eval_shape(
+    lambda: life_lib.init_life(model_lib.init(cfg, key), key)
+  )
   return Sizes(
-    _bytes(params, cfg.dtype), _bytes(memory), _bytes(memory.deltas())
+    weights=_bytes(life.model.params, cfg.dtype),
+    memory=_bytes(life.memory),
+    previous=_bytes(life.memory.deltas()),
+    saved=checkpoint.saved_bytes(life, base='named'),
   )
 
 

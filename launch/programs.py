@@ -352,6 +352,11 @@ class Program:
     rows = cfg.dreams
     if cfg.teachers == 'current+previous':
       rows //= 2
+    rows *= cfg.oversample
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      rows = budget.rows_per_rollout(
+        self.cfg, prompt=1, new=cfg.dream_length - 1, most=rows
+      )
     sampler = sampling.SamplerConfig(
       max_new=cfg.dream_length - 1,
       temperature=cfg.temperature,
@@ -359,7 +364,7 @@ class Program:
       stop=tokenizer.stop,
       pad=tokenizer.pad,
     )
-    return self._generate((rows * cfg.oversample, 1), sampler)
+    return self._generate((rows, 1), sampler)
 
   def _continuation_sampler(self) -> sampling.SamplerConfig:
     cfg, tokenizer = self.learner.cfg.sleep, self.learner.setup.tokenizer

@@ -242,6 +242,9 @@ def test_a_base_that_never_changes_is_named_and_not_saved(tmp_path):
     for f in ('whole', 'changed')
   ]
   assert sizes[0] > 1_000_000 > 20 * sizes[1]
+  # What is said of a save by shape is what lies on the disk, compressed.
+  assert 0.8 < sizes[0] / checkpoint.saved_bytes(life) < 1.2
+  assert checkpoint.saved_bytes(life, digest) == 12
   # All but the base comes from the disk; the base is the template's own.
   template = base_life(2)
   template['model']['memory'] = {'a': jnp.zeros(3)}

@@ -1,5 +1,6 @@
 """Runs of two real processes: one life, the loss of a process, and errors."""
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,9 @@ import pytest
 from experiments import run
 from sleep_jax import config
 from sleep_jax.runtime import distributed
+from tests import dreaming_test
 from tests import killing
+from tests import trials_of_processes
 
 # Takes seconds: neither rollouts nor dreams are compiled.
 SHORT = '--config=tests/small_life.py:wake_only'
@@ -92,6 +95,31 @@ def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
     tmp_path / 'whole'
   )
   assert len(list((tmp_path / 'both' / 'lives').glob('*/events*'))) <= 2
+
+
+@pytest.mark.slow
+def test_two_processes_try_dreams_as_one_device_does():
+  """Each trains instances of its own, and both know the answers of all."""
+  port = free_port()
+  command = [sys.executable, '-m', 'tests.trials_of_processes']
+  both = [
+    subprocess.Popen(
+      [*command, f'127.0.0.1:{port}', '2', str(i)],
+      cwd=killing.ROOT,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=500)[0] for process in both]
+  got = [json.loads(output.splitlines()[-1]) for output in outputs]
+  alone = trials_of_processes.answers()
+  for result in got:
+    assert result.pop('devices') == 2
+    assert result == alone
+  assert all(alone['finite'])
+  said = [answer[0] for (answer,) in alone['completions']]
+  assert said[:4] == dreaming_test.VALUES[:4]  # Each what it dreamt.
 
 
 @pytest.mark.slow

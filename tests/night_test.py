@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import pytest
@@ -10,6 +11,8 @@ from experiments.configs import backbones
 from launch import night
 from launch import programs
 from sleep_jax import config
+from sleep_jax.harness import build
+from sleep_jax.models import memory as memory_lib
 from sleep_jax.runtime import sharding
 from tests import aot_test
 
@@ -21,6 +24,22 @@ def test_bytes_are_those_of_the_compiled_programs_arguments():
   life = night.sizes(program.cfg)
   assert life.weights + life.memory == program.local_bytes(program.model)
   assert life.previous == program.previous_memory_bytes()
+
+
+def test_a_save_grows_with_what_moves_and_not_with_the_backbone():
+  c = json.loads(backbones.get_config('clinc-llama3_2_1b').to_json())
+  cfg = build.model_config(c, absent=True)
+  levels = [dataclasses.replace(x, chunk=0, sleep_every=0) for x in cfg.levels]
+  moving = [i for i, x in enumerate(cfg.levels) if x.chunk]
+  frozen = night.sizes(dataclasses.replace(cfg, levels=tuple(levels))).saved
+  # Change, gradient, two moments and the last night's change, in float32.
+  weights = sum(
+    math.prod(shape)
+    for i in moving
+    for shape in memory_lib.base_shapes(cfg, i).values()
+  )
+  grown = night.sizes(cfg).saved - frozen
+  assert 20 * weights <= grown < 20 * weights + 100
 
 
 def lines(variant, **model):

@@ -1,17 +1,25 @@
 """Short documents in long rows, and long rows in small batches."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import packing
+from sleep_jax.data import tokenizers
 from sleep_jax.inference import budget
+from sleep_jax.inference import sampling
 from sleep_jax.inference import scoring
 from sleep_jax.lifecycle import schedule
+from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 from tests import conftest
 
@@ -80,11 +88,39 @@ def test_long_rows_and_large_vocabularies_make_small_batches():
   assert rows(cfg, 1024, columns=1024) == 8  # For their logits.
   sizes = [rows(cfg, width) for width in (64, 1024, 2048, 4096, 65_536)]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
-  assert budget.rows_per_rollout(cfg, 65_536, 64) == 1
+  rollout = functools.partial(budget.rows_per_rollout, cfg, most=64)
+  assert rollout(prompt=65_000, new=536) == 1
+  # From BOS there are no scores of a prompt, but the keys of all new tokens.
+  assert rollout(prompt=1, new=1023) == 64 > rollout(prompt=1, new=10**6)
   # The tests' and the toys' batches are what they were.
   assert rows(conftest.tiny(), 1024, columns=1024) == 64
   with sharding.use_mesh({'fsdp': 8}):
     assert rows(cfg, 8192) == 8
+
+
+def test_dreams_that_do_not_fit_a_device_are_sampled_in_parts(monkeypatch):
+  """Of what a device's cache has room for; none is left out, or alike."""
+  parts = []
+
+  def generate(model, prompts, lengths, rng, sampler):
+    del model, lengths
+    parts.append(len(prompts))
+    tokens = jax.random.randint(rng, (len(prompts), sampler.max_new), 2, 30)
+    lengths = jnp.full(len(prompts), sampler.max_new)
+    return sampling.Completions(tokens, jnp.zeros(tokens.shape), lengths)
+
+  cfg, seeding = conftest.tiny(), consolidation_config.SeedingConfig()
+  monkeypatch.setattr(sampling, 'generate', generate)
+  row = cfg.layers * 2 * cfg.num_kv_heads * cfg.resolved_head_dim * 4
+  row *= seeding.dream_length
+  monkeypatch.setattr(budget, '_CACHE_BYTES', 3 * row)
+  model, tokenizer = (
+    model_lib.Model(cfg, {}),
+    tokenizers.IntegerTokenizer(32, 1),
+  )
+  dreams = generation.sample(seeding, model, tokenizer, 12, jax.random.key(0))
+  assert parts == [3, 3, 3, 3]
+  assert len({row.tobytes() for row in dreams.tokens}) == 12
 
 
 def test_scores_do_not_depend_on_the_batches(monkeypatch):

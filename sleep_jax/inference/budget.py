@@ -43,14 +43,17 @@ def rows_per_pass(
   return _largest(fits, most)
 
 
-def rows_per_rollout(cfg: config.ModelConfig, width: int, most: int) -> int:
-  """The same of a rollout whose rows have `width` tokens, new ones included."""
+def rows_per_rollout(
+  cfg: config.ModelConfig, *, prompt: int, new: int, most: int
+) -> int:
+  """The same of a rollout of `new` tokens after prompts of `prompt`."""
+  width = prompt + new
   size = np.dtype('float32' if cfg.dtype == 'float32' else 'float16').itemsize
   per_token = cfg.layers * 2 * cfg.num_kv_heads * cfg.resolved_head_dim * size
 
   def fits(rows: int) -> bool:
     return (
-      rows * cfg.heads * width**2 <= _SCORES
+      rows * cfg.heads * prompt * width <= _SCORES
       and rows * width * per_token <= _CACHE_BYTES
       and rows * cfg.vocab <= _LOGITS
     )
@@ -63,4 +66,5 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
   rows, devices = most, sharding.num_shards('batch')
   while rows > 1 and not fits(max(1, rows // devices)):
     rows //= 2
+    rows -= rows % devices if rows > devices else 0
   return rows

@@ -187,7 +187,9 @@ def complete(
   longest = before + max(map(len, prompts))
   _check_fit(model.cfg, longest, sampler)
   rows = 1 << (len(prompts) - 1).bit_length()
-  size = budget.rows_per_rollout(model.cfg, longest + sampler.max_new, rows)
+  size = budget.rows_per_rollout(
+    model.cfg, prompt=longest, new=sampler.max_new, most=rows
+  )
   if size < len(prompts):
     completions = []
     for i in range(0, len(prompts), size):

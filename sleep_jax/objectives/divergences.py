@@ -69,8 +69,9 @@ def chunked(
   as the unembedding matrix.
 
   Args:
-    per_token: from leaves `[C, ...]` to leaves `[C, ...]`, token by token; must
-      be finite, with a finite gradient, where all inputs are zero.
+    per_token: from leaves `[C, ...]`, or `[B, C, ...]`, to such leaves, token
+      by token; must be finite, with a finite gradient, where all inputs are
+      zero.
     rows: leaves `[B, T, ...]`, all with the same B and T.
     chunk: C, tokens computed at a time; on a mesh one of every row at least.
 
@@ -80,9 +81,7 @@ def chunked(
   lead = jax.tree.leaves(rows)[0].shape[:2]
   parts = mesh_axes.shards(lead[0], mesh_axes.ROWS)
   if parts > 1:
-    columns = max(1, chunk * parts // lead[0])
-    if columns >= lead[1]:
-      return per_token(rows)
+    columns = min(max(1, chunk * parts // lead[0]), lead[1])
     return token_logits.map_columns(per_token, rows, columns)
   size = lead[0] * lead[1]
   chunk = min(chunk, size)

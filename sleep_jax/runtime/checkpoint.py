@@ -355,6 +355,20 @@ def load_life(
   return snapshot.life, snapshot.notes
 
 
+def saved_bytes(life: at.Tree, base: str = '') -> int:
+  """Bytes of the arrays that a checkpoint of a life holds, uncompressed.
+
+  Args:
+    life: arrays, or their shapes alone.
+    base: see `Checkpoints`; any text stands for a digest here.
+  """
+  return sum(
+    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    for name, leaf in _leaf_names(life).items()
+    if not (base and name.startswith(_BASE))
+  )
+
+
 def weights_digest(params: at.Params) -> str:
   """SHA-256 of weights: their names, types, shapes and bits.
 

@@ -19,6 +19,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
 from sleep_jax.data import tokenizers
+from sleep_jax.inference import budget
 from sleep_jax.inference import sampling
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.models import model as model_lib
@@ -193,6 +194,16 @@ def _from_bos(
   rows: int,
   rng: at.Key,
 ) -> Documents:
+  """`rows` documents from BOS, as many at a time as a device has room for."""
+  size = budget.rows_per_rollout(
+    model.cfg, prompt=1, new=cfg.dream_length - 1, most=rows
+  )
+  if size < rows:
+    parts = []
+    for i in range(0, rows, size):
+      key, num = jax.random.fold_in(rng, i), min(size, rows - i)
+      parts.append(_from_bos(cfg, model, tokenizer, num, key))
+    return Documents(*(np.concatenate(x) for x in zip(*parts)))
   prompts = jnp.full((rows, 1), tokenizer.bos), jnp.ones((rows,), jnp.int32)
   out = sampling.generate(
     model,
