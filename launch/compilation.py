@@ -73,7 +73,7 @@ def compiled(
       f'{n} {kind}' for kind, n in sorted(collections.Counter(kinds).items())
     ),
     seconds=time.perf_counter() - start,
-    cost=schedule_cost.estimate(text, chip) if chip else None,
+    cost=schedule_cost.estimate(text, chip, step.shares) if chip else None,
   )
 
 

@@ -16,6 +16,8 @@ _LEAF = re.compile(r'\b([a-z]\w*)\[([\d,<= ]*)\](\{[^{}]*\})?')
 _COMPUTATION = re.compile(r'(ENTRY )?%(\S+) \(.*\) -> .* \{$')
 _INSTRUCTION = re.compile(r'\s+(ROOT )?%(\S+) = (.*)$')
 _COMMENT = re.compile(r'/\*.*?\*/')
+# Of a Pallas kernel: the one attribute with line breaks.
+_KERNEL_METADATA = re.compile(r'kernel_metadata=\{\n[^\n]*\n\}')
 _NAME = re.compile(r'%([\w.\-]+)')
 
 
@@ -135,7 +137,7 @@ def parse(text: str, package: str = 'sleep_jax/') -> Module:
   """
   computations, entry, name = {}, '', ''
   instructions: list[Instruction] = []
-  lines = text.splitlines()
+  lines = _KERNEL_METADATA.sub('', text).splitlines()
   for line in lines:
     if start := _COMPUTATION.match(line):
       name, instructions = start[2], []

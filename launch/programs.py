@@ -6,7 +6,7 @@ allocated: weights, memory and data are `jax.ShapeDtypeStruct`s with the
 shardings that a life on the same mesh gives them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
@@ -62,6 +62,7 @@ class Step:
   passes: how often it must read the model, one time after another.
   tokens: that one call takes or makes.
   cache_bytes: of keys and values that one call must read, on one device.
+  shares: see `schedule_cost.estimate`.
   """
 
   lower: functools.partial[jax.stages.Lowered]
@@ -70,6 +71,7 @@ class Step:
   passes: int
   tokens: int
   cache_bytes: float = 0.0
+  shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def lowered(self) -> jax.stages.Lowered:
     """With the mesh in force, as in a life: steps place their data by it."""
@@ -88,7 +90,8 @@ def absent_devices(topology: str) -> list[at.Device]:
   Raises:
     ConfigError: if the topology is unknown, or libtpu is not installed.
   """
-  if hardware.parse(topology).kind != 'tpu':
+  accelerator = hardware.parse(topology)
+  if accelerator.kind != 'tpu':
     raise config.ConfigError(f'--topology={topology!r} must be of a TPU.')
   # libtpu neither queries a metadata server for this TPU nor locks a real one.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -98,7 +101,9 @@ def absent_devices(topology: str) -> list[at.Device]:
 
   try:
     description = topologies.get_topology_desc(
-      platform='tpu', topology_name=topology
+      platform='tpu',
+      topology_name=topology,
+      chips_per_host_bounds=_host_bounds(accelerator),
     )
   except Exception as e:  # libtpu has no common base class of its errors.
     raise config.ConfigError(
@@ -106,6 +111,12 @@ def absent_devices(topology: str) -> list[at.Device]:
       "libtpu comes with pip install -e '.[tpu]'."
     ) from e
   return list(description.devices)
+
+
+def _host_bounds(accelerator: hardware.Accelerator) -> tuple[int, ...]:
+  """Chips of one host along each axis: 2 x 2, or one for a single chip."""
+  side = 1 if accelerator.count == 1 else 2
+  return (side, side, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +317,12 @@ class Program:
     size = math.prod(shape)
     per_token = flops.wake_flops(self.cfg, length / 2)
     passes = DAY_BATCHES * length // chunk
-    return Step(lower, self.mesh, per_token * size, passes, size)
+    shares = {
+      wake.update_scope(i): chunk / level.chunk
+      for i, level in enumerate(self.cfg.levels)
+      if level.chunk
+    }
+    return Step(lower, self.mesh, per_token * size, passes, size, shares=shares)
 
   @property
   def _teachers(self) -> replay_lib.Teachers:

@@ -18,6 +18,7 @@ import re
 
 from launch import hardware
 from launch import hlo
+from launch import kernel_cost
 
 _COLLECTIVES = (
   'all-gather',
@@ -104,22 +105,28 @@ class Cost:
     return order[:count]
 
 
-def estimate(text: str, chip: hardware.Chip) -> Cost:
+def estimate(
+  text: str, chip: hardware.Chip, shares: Mapping[str, float] | None = None
+) -> Cost:
   """The cost of a scheduled module, on one device.
 
   Args:
     text: of the module.
     chip: its rates and clock.
+    shares: how often, of all runs, a conditional takes its dearest branch, by
+      the name of its scope (`jax.named_scope`); default always.
   """
   module = hlo.parse(text)
-  return _Estimator(module, chip).of_computation(module.entry)
+  return _Estimator(module, chip, shares or {}).of_computation(module.entry)
 
 
 class _Estimator:
   """Costs of a module's computations, each computed once."""
 
-  def __init__(self, module: hlo.Module, chip: hardware.Chip):
-    self.module, self.chip = module, chip
+  def __init__(
+    self, module: hlo.Module, chip: hardware.Chip, shares: Mapping[str, float]
+  ):
+    self.module, self.chip, self.shares = module, chip, shares
     self.bandwidth = chip.bandwidth / chip.devices
     self._costs: dict[str, Cost] = {}
 
@@ -193,12 +200,22 @@ class _Estimator:
     elif instruction.opcode == 'call':
       for part in instruction.called('to_apply'):
         cost.add(self.of_computation(part))
-    else:  # Of several branches the dearest one.
+    else:
       branches = instruction.called(
         'branch_computations', 'true_computation', 'false_computation'
       )
       costs = [self.of_computation(name) for name in branches]
-      cost.add(max(costs, key=lambda x: x.seconds))
+      costs.sort(key=lambda x: x.seconds)
+      share = self._share(instruction)
+      cost.add(costs[-1], share)
+      if share < 1.0:
+        cost.add(costs[0], 1.0 - share)
+
+  def _share(self, instruction: hlo.Instruction) -> float:
+    """How often a conditional takes the dearest of its branches."""
+    name = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    scopes = name[1].split('/') if name else ()
+    return next((self.shares[x] for x in scopes if x in self.shares), 1.0)
 
   def _of(
     self, computation: hlo.Computation, instruction: hlo.Instruction
@@ -222,9 +239,11 @@ class _Estimator:
     cycles = instruction.number('estimated_cycles')
     if cycles:
       return cycles / self.chip.clock, hbm, 0.0, False
-    flops = (instruction.number('flops') or 0) / self.chip.flops
+    flops = instruction.number('flops')
+    flops = flops or kernel_cost.flops(computation, instruction)
     claimed = instruction.number('bytes_accessed') or hbm
-    return max(flops, claimed / self.bandwidth), hbm, 0.0, True
+    seconds = max(flops / self.chip.flops, claimed / self.bandwidth)
+    return seconds, hbm, 0.0, True
 
   def _group(self, instruction: hlo.Instruction) -> int:
     """Devices of one group of a collective; no groups are one of all."""

@@ -247,6 +247,16 @@ def test_a_model_reads_long_rows_as_it_reads_short_ones(monkeypatch):
     np.testing.assert_allclose(got[real], want[real], atol=1e-4)
 
 
+def test_on_a_tpu_the_kernel_has_shorter_rows_but_none_from_a_cache(
+  monkeypatch,
+):
+  assert attention.materializes(1024, 1024)
+  monkeypatch.setattr(attention, '_platform', lambda: 'tpu')
+  assert not attention.materializes(1024, 1024)
+  assert attention.materializes(1024, 1024, cached=True)
+  assert attention.materializes(1, 65_536)
+
+
 def arrays_of(jaxpr):
   """Shapes of what a program computes, inner programs included."""
   for eqn in jaxpr.eqns:

@@ -137,7 +137,14 @@ def test_a_partition_is_a_whole_level_with_silent_layers(plain, tokens):
   )
 
 
-@pytest.mark.parametrize('change', [dict(unroll=3), dict(remat=True)])
+@pytest.mark.parametrize(
+  'change',
+  [
+    dict(unroll=3),
+    dict(remat=True),
+    dict(remat=True, remat_saves='products'),
+  ],
+)
 def test_scan_unroll_and_remat_agree(plain, tokens, change):
   memory = conftest.random_memory(PARTITION)
 

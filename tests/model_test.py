@@ -81,7 +81,14 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
   )
 
 
-@pytest.mark.parametrize('change', [dict(unroll=2), dict(remat=True)])
+@pytest.mark.parametrize(
+  'change',
+  [
+    dict(unroll=2),
+    dict(remat=True),
+    dict(remat=True, remat_saves='products'),
+  ],
+)
 def test_scan_unroll_and_remat_agree(cfg, params, tokens, change):
   memory = conftest.random_memory(cfg)
 

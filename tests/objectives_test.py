@@ -133,6 +133,31 @@ def test_top_k_bounds_the_divergence_from_below(name, beta):
   chex.assert_trees_all_close(lumped, grads, rtol=1e-4, atol=1e-5)
 
 
+def test_what_flows_from_top_k_is_as_without_chunks():
+  """Though it is computed with the value, and not by a backward pass."""
+  (h, w), student = teacher_and_student()
+  teacher = divergences.top_k(h @ w.T, 4)
+  weight = jnp.arange(15.0).reshape(3, 5) / 105
+
+  def whole(student):
+    lumped = divergences.lump(student[0] @ student[1].T, teacher.tokens)
+    each = divergences.forward_kl(teacher.logprobs, lumped)
+    return (each * weight).sum()
+
+  def parts(student):
+    each = divergences.from_hidden(
+      divergences.forward_kl, teacher, student, chunk=6
+    )
+    return (each * weight).sum()
+
+  chex.assert_trees_all_close(
+    jax.value_and_grad(whole)(student),
+    jax.jit(jax.value_and_grad(parts))(student),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
 @pytest.mark.parametrize('k', [0, 11])
 def test_an_invalid_top_k_is_refused(k):
   with pytest.raises(config.ConfigError, match=f'top_k={k} .* in 1..10'):

@@ -115,6 +115,38 @@ def test_a_loop_whose_length_is_not_told_is_counted_once_and_reported():
   assert cost.operations[key].runs == 1
 
 
+BRANCHES = (
+  HEAD
+  + """%often (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0:T(128)S(1)} parameter(0)
+  ROOT %x = f32[8]{0:T(128)S(1)} fusion(%a), kind=kLoop, FIRST
+}
+
+%seldom (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0:T(128)S(1)} parameter(0)
+  ROOT %x = f32[8]{0:T(128)S(1)} fusion(%a), kind=kLoop, SECOND
+}
+
+ENTRY %main (p: pred[], a: f32[8]) -> f32[8] {
+  %p = pred[] parameter(0)
+  %a = f32[8]{0:T(128)S(1)} parameter(1)
+  ROOT %y = f32[8]{0:T(128)S(1)} conditional(%p, %a, %a), \
+true_computation=%seldom, false_computation=%often, \
+metadata={op_name="jit(f)/while/body/update/cond"}
+}
+""".replace('FIRST', CYCLES.format(100)).replace('SECOND', CYCLES.format(900))
+)
+
+
+@pytest.mark.parametrize(
+  'shares, cycles',
+  [({}, 900), ({'other': 0.5}, 900), ({'update': 0.25}, 300)],
+)
+def test_a_branch_counts_as_often_as_it_is_said_to_be_taken(shares, cycles):
+  cost = schedule_cost.estimate(BRANCHES, CHIP, shares)
+  assert cost.seconds == pytest.approx(cycles / CHIP.clock)
+
+
 GATHER = (
   HEAD
   + """ENTRY %main (x: bf16[1024,1024], a: f32[8]) -> bf16[4096,1024] {
@@ -181,6 +213,33 @@ def test_an_operation_without_an_estimate_counts_by_its_bytes():
   )
   cost = schedule_cost.estimate(text, CHIP)
   assert cost.seconds == cost.assumed == 2 * MEGA / CHIP.bandwidth
+
+
+KERNEL = (
+  HEAD
+  + """ENTRY %main (q: bf16[2,4,1024,64]) -> bf16[2,4,1024,64] {
+  %blocks = s8[1,2,2]{2,1,0:S(1)} parameter(0)
+  %q = bf16[2,4,1024,64]{3,2,1,0:S(1)} parameter(1)
+  %k = bf16[2,2,1024,64]{3,2,1,0:S(1)} parameter(2)
+  ROOT %splash_mha_NAME.1 = bf16[2,4,1024,64]{3,2,1,0:S(1)} \
+custom-call(%blocks, %q, %k), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="x" stack_frame_id=1}
+}
+"""
+)
+
+
+@pytest.mark.parametrize('name, products', [('fwd', 2), ('dkv', 4), ('dq', 3)])
+def test_a_kernel_of_attention_counts_by_its_products(name, products):
+  cost = schedule_cost.estimate(KERNEL.replace('NAME', name), CHIP)
+  pairs = 2 * 4 * 1024**2 * 3 / 4  # Three blocks of four.
+  flops = products * 2 * pairs * 128  # Heads of 64 take as long as of 128.
+  assert cost.seconds == cost.assumed == pytest.approx(flops / CHIP.flops)
+  assert list(cost.operations) == [
+    ('sleep_jax/models/layers.py:15', 'custom-call')
+  ]
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,7 @@ def _levels(rate: float) -> common.Config:
       partition_from='input',  # From the output a backward pass is shorter.
       dtype='bfloat16',
       remat=True,
+      remat_saves='nothing',
     )
   )
 
@@ -209,6 +210,7 @@ def get_config(variant: str = 'squad-llama3_2_1b') -> common.Config:
     dream_length=1024,
     slot_policy='merge',  # A life may have more nights than the paper's slots.
     teacher_top_k=128,
+    tokens_in_flight=2048,
   )
   c.trial = common.settings(dreaming_config.TrialConfig, max_parallel=1)
   c.dreaming = common.settings(

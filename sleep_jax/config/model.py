@@ -114,7 +114,11 @@ class ModelConfig:
   recurrent: Any = RecurrentConfig()
   # Layers unrolled per scan step; CPU likes all of them.
   unroll: base.Count = 1
+  # Whether a backward pass computes a block again from its input, and what of
+  # it is kept: nothing, or the products with weights (products), which are most
+  # of its FLOPs.
   remat: bool = False
+  remat_saves: str = 'nothing'
   # Of the computation. Fresh parameters are float32; converted ones keep the
   # type of their file.
   dtype: str = 'float32'
@@ -142,6 +146,9 @@ class ModelConfig:
     base.lookup(self.dtype, dict.fromkeys(DTYPES), 'model.dtype')
     base.lookup(
       self.partition_from, {'input': 0, 'output': 0}, 'model.partition_from'
+    )
+    base.lookup(
+      self.remat_saves, {'nothing': 0, 'products': 0}, 'model.remat_saves'
     )
     if self.partition:
       _check_partition(self)

@@ -264,7 +264,9 @@ def read_rows(
 
   targets, target_weight = shift_left(tokens_BxT), shift_left(weight_BxT)
   xs = tuple(map(chunks, (tokens_BxT, targets, target_weight))), dreams
-  cache = cache_lib.init_cache(model.cfg, rows, length)
+  cache = None
+  if length > c or model.cfg.mixers:  # A row that is one chunk needs no cache.
+    cache = cache_lib.init_cache(model.cfg, rows, length)
   memory = model.required_memory()
   (memory, _, _), loss = jax.lax.scan(step, (memory, cache, clock), xs)
   return memory, loss
@@ -294,10 +296,12 @@ def dreams_loss(
 def chunk_loss(
   deltas: tuple[at.Tree | None, ...],
   model: model_lib.Model,
-  cache: cache_lib.Cache,
+  cache: cache_lib.Cache | None,
   chunk: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, cache_lib.Cache]:
+) -> tuple[jax.Array, cache_lib.Cache | None]:
   """Mean loss of one chunk given what the cache holds of its rows.
+
+  Without a cache the chunk is all of its rows.
 
   `chunk` is (tokens, targets, weights of the targets), each `[B, c]`; the
   target of the last column is the first token of the next chunk. `deltas`
@@ -314,7 +318,6 @@ def chunk_loss(
 
   logp = model.map_logits(logprob, out, targets)
   loss = -(logp * weight).sum() / jnp.maximum(weight.sum(), 1.0)
-  assert out.cache is not None
   return loss, out.cache
 
 
@@ -335,6 +338,11 @@ def apply_update(
   )
 
 
+def update_scope(level: int) -> str:
+  """What a compiled program calls the update of level number `level`."""
+  return f'update_of_level_{level + 1}'
+
+
 def update_levels(
   cfg: config.ModelConfig,
   memory: memory_lib.Memory,
@@ -352,12 +360,11 @@ def update_levels(
       grads=jax.tree.map(jnp.add, fast.grads, grads[i]),
       chunks=fast.chunks + 1,
     )
-    fast = jax.lax.cond(
-      schedule.updates_now(level, tokens, defer_due_update=defer_due_update),
-      functools.partial(apply_update, level),
-      lambda f: f,
-      fast,
-    )
+    due = schedule.updates_now(level, tokens, defer_due_update=defer_due_update)
+    with jax.named_scope(update_scope(i)):
+      fast = jax.lax.cond(
+        due, functools.partial(apply_update, level), lambda f: f, fast
+      )
     memory = memory.with_level(i, fast=fast)
   return memory
 

@@ -18,6 +18,7 @@ from sleep_jax import config
 from sleep_jax.models import block as block_lib
 from sleep_jax.models import cms
 from sleep_jax.models import layers as layers_lib
+from sleep_jax.models.kernels import flash
 from sleep_jax.models.mixers import base as mixers_base
 
 Routes = tuple[jax.Array | None, ...]
@@ -95,7 +96,9 @@ class LayerStack(nn.Module):
 
   def _block(self) -> type[block_lib.Block]:
     if self.cfg.remat:
-      return nn.remat(block_lib.Block, prevent_cse=False)
+      return nn.remat(
+        block_lib.Block, prevent_cse=False, policy=_saved(self.cfg)
+      )
     return block_lib.Block
 
   def _scan_run(
@@ -145,7 +148,7 @@ class LayerStack(nn.Module):
       return layers_lib.apply(block, params, x, inputs_of_layer, inputs)
 
     if c.remat:
-      body = jax.checkpoint(body, prevent_cse=False)
+      body = jax.checkpoint(body, prevent_cse=False, policy=_saved(c))
     selected = slice(run.layers.start, run.layers.stop)
     rest = jax.tree.map(
       lambda leaf: leaf[selected], (layers.cache, layers.adapter)
@@ -189,6 +192,17 @@ class LayerStack(nn.Module):
       for level, route in zip(levels, logits, strict=True):
         routes[level].append(route)
     return x, tuple(caches), _routes(_stack, routes)
+
+
+def _saved(cfg: config.ModelConfig) -> Callable[..., bool] | None:
+  """What rematerialisation does not compute again; None is everything."""
+  if cfg.remat_saves == 'nothing':
+    return None
+  policies = jax.checkpoint_policies
+  return policies.save_from_both_policies(
+    policies.dots_with_no_batch_dims_saveable,
+    policies.save_only_these_names(flash.RESIDUALS),
+  )
 
 
 def _concatenate(*parts: jax.Array) -> jax.Array:

@@ -23,3 +23,9 @@ def shards(size: int, names: tuple[str, ...]) -> int:
   """In how many parts the axes `names` split `size`."""
   mesh = jax.sharding.get_abstract_mesh()
   return math.prod(mesh.shape[name] for name in that_split(size, names))
+
+
+def divides(rows: int) -> bool:
+  """Whether the mesh that is set splits so many rows evenly, if at all."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return rows % math.prod(mesh.shape.get(name, 1) for name in ROWS) == 0

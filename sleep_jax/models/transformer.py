@@ -133,7 +133,7 @@ def _mixer_inputs(
     positions, cfg.resolved_head_dim, cfg.rope_theta, cfg.rope_scaling
   )
   visible = positions_lib.PositionMask(positions, key_positions)
-  mask = attention.mask(visible)
+  mask = attention.mask(visible, cached=cache is not None)
   token_mask = positions != positions_lib.PAD_POSITION
   inputs = mixers_base.MixerInputs(rope, mask, cache_index, token_mask)
   return inputs, key_positions

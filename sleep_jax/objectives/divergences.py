@@ -9,6 +9,7 @@ step. `chunked` and `from_hidden` hold the logits of a few tokens at a time;
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -61,42 +62,75 @@ def chunked(
 ) -> at.Tree:
   """`per_token(rows)`, computed `chunk` tokens at a time.
 
-  On a mesh that splits the rows it is `chunk` tokens of every device, and each
-  computes those of its own rows: a chunk is then of columns.
-
-  Intermediate values of `per_token` are not stored; the backward pass computes
-  them again. Gradients flow to `rows` and to what `per_token` closes over, such
-  as the unembedding matrix.
+  Some columns of all rows are computed at a time, so that on a mesh every row
+  stays on its device; `chunk` tokens are then those of one device. Intermediate
+  values of `per_token` are not stored; the backward pass computes them again.
+  Gradients flow to `rows` and to what `per_token` closes over, such as the
+  unembedding matrix.
 
   Args:
-    per_token: from leaves `[C, ...]`, or `[B, C, ...]`, to such leaves, token
-      by token; must be finite, with a finite gradient, where all inputs are
-      zero.
+    per_token: from leaves `[B, C, ...]` to leaves `[B, C, ...]`, token by
+      token; must be finite, with a finite gradient, where all inputs are zero.
     rows: leaves `[B, T, ...]`, all with the same B and T.
-    chunk: C, tokens computed at a time; on a mesh one of every row at least.
+    chunk: B C, tokens computed at a time; one column is the least.
 
   Returns:
     The results of `per_token`, leaves `[B, T, ...]`.
   """
-  lead = jax.tree.leaves(rows)[0].shape[:2]
-  parts = mesh_axes.shards(lead[0], mesh_axes.ROWS)
-  if parts > 1:
-    columns = min(max(1, chunk * parts // lead[0]), lead[1])
-    return token_logits.map_columns(per_token, rows, columns)
-  size = lead[0] * lead[1]
-  chunk = min(chunk, size)
-  num_chunks = -(-size // chunk)
+  batch, length = jax.tree.leaves(rows)[0].shape[:2]
+  parts = mesh_axes.shards(batch, mesh_axes.ROWS)
+  columns = min(length, max(1, chunk * parts // batch))
+  return token_logits.map_columns(per_token, rows, columns)
 
-  def split(x: at.Array) -> jax.Array:
-    flat = x.reshape(size, *x.shape[2:])
-    padding = [(0, num_chunks * chunk - size)] + [(0, 0)] * (flat.ndim - 1)
-    return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
 
-  def join(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])[:size].reshape(*lead, *x.shape[2:])
+# From hidden states `[B, C, D]`, the unembedding `[V, D]` and leaves
+# `[B, C, ...]` to one number a token, `[B, C]`, and to what else is measured.
+HiddenFn = Callable[[jax.Array, jax.Array, at.Tree], tuple[jax.Array, at.Tree]]
 
-  step = jax.checkpoint(per_token, prevent_cse=False)
-  return jax.tree.map(join, jax.lax.map(step, jax.tree.map(split, rows)))
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def of_hidden(
+  fn: HiddenFn,
+  chunk: int,
+  hidden: at.Float[jax.Array, 'B T D'],
+  unembedding: at.Float[jax.Array, 'V D'],
+  rows: at.Tree,
+) -> tuple[at.Float[jax.Array, 'B T'], at.Tree]:
+  """`fn(hidden, unembedding, rows)`, computed `chunk` tokens at a time.
+
+  While the logits of a chunk are there, so is what the backward pass needs of
+  them: the gradient of every token's number with respect to its hidden state.
+  It is computed at once, and no logits are computed again. What flows to the
+  unembedding, if it trains, is computed from new logits; nothing flows to
+  `rows`, and nothing from what else is measured.
+  """
+  return chunked(lambda x: fn(x[0], unembedding, x[1]), (hidden, rows), chunk)
+
+
+def _of_hidden_fwd(fn, chunk, hidden, unembedding, rows):
+  def with_slope(x: tuple[jax.Array, at.Tree]) -> tuple[at.Tree, jax.Array]:
+    value, vjp, aux = jax.vjp(
+      lambda h: fn(h, unembedding, x[1]), x[0], has_aux=True
+    )
+    return (value, aux), vjp(jnp.ones_like(value))[0]
+
+  out, slope = chunked(with_slope, (hidden, rows), chunk)
+  return out, (slope, hidden, unembedding, rows)
+
+
+def _of_hidden_bwd(fn, chunk, residuals, cotangents):
+  slope, hidden, unembedding, rows = residuals
+  cotangent, _ = cotangents
+  to_hidden = (cotangent[..., None] * slope).astype(hidden.dtype)
+  # Where the unembedding is frozen nobody reads this, and it never runs.
+  _, vjp = jax.vjp(
+    lambda w: chunked(lambda x: fn(x[0], w, x[1])[0], (hidden, rows), chunk),
+    unembedding,
+  )
+  return to_hidden, vjp(cotangent)[0], None
+
+
+of_hidden.defvjp(_of_hidden_fwd, _of_hidden_bwd)
 
 
 class TopK(at.Pytree):
@@ -127,11 +161,16 @@ def top_k(logits: at.Array, k: int) -> TopK:
 
 
 def lump(logits: at.Array, tokens: at.Array) -> jax.Array:
-  """Logits `[..., V]` as those of `tokens` `[..., K]` and of all others."""
+  """Logits `[..., V]` as those of `tokens` `[..., K]` and of all others.
+
+  The result is float32.
+  """
   selected = jnp.take_along_axis(logits, tokens, axis=-1)
   others = jnp.put_along_axis(logits, tokens, -jnp.inf, axis=-1, inplace=False)
+  # Sums of half precision lose the tail; and a TPU reduces float32 faster.
+  others = others.astype(jnp.float32)
   rest = jax.nn.logsumexp(others, axis=-1, keepdims=True)
-  return jnp.concatenate([selected, rest], axis=-1)
+  return jnp.concatenate([selected.astype(jnp.float32), rest], axis=-1)
 
 
 def from_hidden(
@@ -161,12 +200,11 @@ def from_hidden(
 
   if isinstance(teacher, TopK):
 
-    def lumped(rows: tuple[TopK, jax.Array]) -> jax.Array:
-      top, hidden = rows
-      logits = hidden @ unembedding.T / temperature
-      return measure(top.logprobs, lump(logits, top.tokens))
+    def lumped(hidden, matrix, top):
+      logits = hidden @ matrix.T.astype(hidden.dtype) / temperature
+      return measure(top.logprobs, lump(logits, top.tokens)), ()
 
-    return chunked(lumped, (teacher, hidden), chunk)
+    return of_hidden(lumped, chunk, hidden, unembedding, teacher)[0]
 
   teacher_hidden, teacher_unembedding = teacher
 

@@ -13,6 +13,21 @@ def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
   return (rewards_PxG - mean) / (std + eps)
 
 
+def clipped_gain(
+  logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, clip: float = 0.2
+) -> jax.Array:
+  """min(rho A, clip(rho) A) of each token."""
+  ratio = jnp.exp(logp - old_logp)
+  clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+  return jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def token_weights(mask_BxT: at.Array) -> jax.Array:
+  """Weights by which a sum is the mean over each row's tokens, then rows."""
+  mask = jnp.asarray(mask_BxT).astype(jnp.float32)
+  return mask / jnp.maximum(mask.sum(1, keepdims=True), 1.0) / len(mask)
+
+
 def clipped_loss(
   logp_BxT: at.Array,
   old_logp_BxT: at.Array,
@@ -21,9 +36,7 @@ def clipped_loss(
   clip: float = 0.2,
 ) -> jax.Array:
   """-min(rho A, clip(rho) A), averaged over each row's tokens, then rows."""
-  ratio = jnp.exp(logp_BxT - old_logp_BxT)
-  a = advantage_B[:, None]
-  gain = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - clip, 1 + clip) * a)
+  gain = clipped_gain(logp_BxT, old_logp_BxT, advantage_B[:, None], clip)
   mask = mask_BxT.astype(gain.dtype)
   per_row = (gain * mask).sum(1) / jnp.maximum(mask.sum(1), 1.0)
   return -per_row.mean()

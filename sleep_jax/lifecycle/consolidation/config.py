@@ -59,7 +59,8 @@ class SeedingConfig:
   optimizer: str = 'adam'  # or muon.
   teacher_temperature: base.Positive = 1.0  # Below 1 sharpens what is copied.
   # With a large vocabulary: keep so many of a teacher's logits per token, the
-  # rest as one outcome, and so many tokens' logits at a time; 0 = all of both.
+  # rest as one outcome, and so many tokens' logits of a device at a time; 0 =
+  # all of both.
   teacher_top_k: int = 0
   tokens_in_flight: base.Count = 512
   # Distil over the tokens alone that occur in the dreams, renormalised. With a

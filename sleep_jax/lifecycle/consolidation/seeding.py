@@ -180,23 +180,16 @@ def objective(
   kl = off_policy
   if cfg.divergence != 'forward_kl':
     kl = divergence_of(divergences.forward_kl, labels, slice(size))
-  distill_loss = off_policy
+  loss = cfg.alpha * off_policy
   on_policy, imitation_loss = jnp.zeros(()), jnp.zeros(())
   if rollouts is not None:
-    on_policy = divergence_of(measure, rollouts.labels, slice(size, None))
-    distill_loss = (1 - cfg.lam) * off_policy + cfg.lam * on_policy
-    imitation_loss = policy_gradient.clipped_loss(
-      _token_logprobs(cfg, student, out, size, rollouts.labels.tokens),
-      rollouts.old_logp[:, 1:],
-      rollouts.advantage,
-      # What weighs the divergence of a token says nothing of its credit.
-      rollouts.labels.weight[:, :-1] > 0,
+    loss, on_policy, imitation_loss = _with_rollouts(
+      cfg, student, out, measure, off_policy, rollouts
     )
   router, gate_logits = jnp.zeros(()), target.gate_logits(out)
   if gate_logits is not None:
     gate_loss = optax.sigmoid_binary_cross_entropy(gate_logits, batch.gate)
     router = masked_mean(gate_loss.mean(0), batch.gate_weight)
-  loss = cfg.alpha * distill_loss + (1 - cfg.alpha) * imitation_loss
   loss += cfg.router_weight * router
   return loss, StepMetrics(
     loss, kl, off_policy, on_policy, imitation_loss, router
@@ -259,7 +252,7 @@ def _masked_divergence(
       out.hidden[rows], student.unembedding() if head is None else head
     )  # fmt: skip
     per_token = divergences.from_hidden(
-      measure, labels.teacher, hidden, chunk=cfg.tokens_in_flight
+      measure, labels.teacher, hidden, chunk=teacher_labels.tokens_at_once(cfg)
     )
   elif head is not None:
     per_token = token_logits.map_tokens(
@@ -272,6 +265,87 @@ def _masked_divergence(
       *(out.select(rows), labels.teacher),
     )
   return masked_mean(per_token, labels.weight)
+
+
+def _with_rollouts(
+  cfg: consolidation_config.SeedingConfig,
+  student: model_lib.Model,
+  out: transformer.Output,
+  measure: divergences.Divergence,
+  off_policy: jax.Array,
+  rollouts: imitation.Rollouts,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The loss with that of the rollouts, which are the last rows of `out`.
+
+  Returns:
+    The loss but for the router's; the rollouts' divergence and policy-gradient
+    loss.
+  """
+  labels = rollouts.labels
+  first = len(out.hidden) - len(labels.tokens)
+  if isinstance(labels.teacher, divergences.TopK) and labels.head is None:
+    of_rollouts, *parts = _rollouts_loss(cfg, student, out, measure, rollouts)
+    return cfg.alpha * (1 - cfg.lam) * off_policy + of_rollouts, *parts
+  on_policy = _masked_divergence(
+    cfg, student, out, measure, labels, slice(first, None)
+  )
+  imitation_loss = policy_gradient.clipped_loss(
+    _token_logprobs(cfg, student, out, first, labels.tokens),
+    rollouts.old_logp[:, 1:],
+    rollouts.advantage,
+    # What weighs the divergence of a token says nothing of its credit.
+    labels.weight[:, :-1] > 0,
+  )
+  distill_loss = (1 - cfg.lam) * off_policy + cfg.lam * on_policy
+  loss = cfg.alpha * distill_loss + (1 - cfg.alpha) * imitation_loss
+  return loss, on_policy, imitation_loss
+
+
+def _rollouts_loss(
+  cfg: consolidation_config.SeedingConfig,
+  student: model_lib.Model,
+  out: transformer.Output,
+  measure: divergences.Divergence,
+  rollouts: imitation.Rollouts,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Both losses of the rollouts, and their sum, from one pass over logits."""
+  labels = rollouts.labels
+
+  def shift_left(x_RxT: jax.Array) -> jax.Array:
+    return jnp.pad(x_RxT[:, 1:], ((0, 0), (0, 1)))
+
+  divergence_weight = labels.weight / jnp.maximum(labels.weight.sum(), 1.0)
+  predicts = jnp.arange(labels.weight.shape[1]) < labels.weight.shape[1] - 1
+  gain_weight = policy_gradient.token_weights((labels.weight > 0) & predicts)
+  advantage = jnp.broadcast_to(
+    rollouts.advantage[:, None], divergence_weight.shape
+  )
+  credit = shift_left(labels.tokens), shift_left(rollouts.old_logp), advantage
+
+  def per_token(hidden, matrix, rows):
+    top, (target, old_logp, advantage), weights = rows
+    logits = hidden @ matrix.T.astype(hidden.dtype)
+    lumped = divergences.lump(logits, top.tokens)
+    divergence = measure(top.logprobs, lumped)
+    if cfg.temperature != 1.0:
+      lumped = logits.astype(jnp.float32) / cfg.temperature
+    # One row of the matrix for each token: no search among its logits.
+    of_target = jnp.einsum(
+      '...d,...d->...', hidden, matrix[target].astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    logp = of_target / cfg.temperature - jax.nn.logsumexp(lumped, axis=-1)
+    gain = policy_gradient.clipped_gain(logp, old_logp, advantage)
+    parts = weights[0] * divergence, -weights[1] * gain
+    loss = cfg.alpha * cfg.lam * parts[0] + (1 - cfg.alpha) * parts[1]
+    return loss, parts
+
+  loss, parts = divergences.of_hidden(
+    per_token, teacher_labels.tokens_at_once(cfg),
+    out.hidden[-len(labels.tokens) :], student.unembedding(),
+    (labels.teacher, credit, (divergence_weight, gain_weight)),
+  )  # fmt: skip
+  return loss.sum(), parts[0].sum(), parts[1].sum()
 
 
 def _token_logprobs(
@@ -297,7 +371,7 @@ def _token_logprobs(
   return divergences.chunked(
     lambda x: losses.logprobs(x[0] @ matrix.T.astype(x[0].dtype), x[1]),
     (out.hidden[first:, :-1], tokens_RxT[:, 1:]),
-    cfg.tokens_in_flight,
+    teacher_labels.tokens_at_once(cfg),
   )
 
 

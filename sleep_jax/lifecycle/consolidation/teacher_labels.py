@@ -52,6 +52,11 @@ def concatenate(*parts: LabeledBatch) -> LabeledBatch:
   return rows.replace(head=parts[0].head)
 
 
+def tokens_at_once(cfg: consolidation_config.SeedingConfig) -> int:
+  """Tokens whose logits exist at a time, of all devices together."""
+  return cfg.tokens_in_flight * sharding.num_shards('batch')
+
+
 def mixture(
   share: jax.Array, current: jax.Array, previous: jax.Array
 ) -> jax.Array:
@@ -136,7 +141,7 @@ def label(
 
     teacher, teacher_kl, contradicted = divergences.chunked(
       per_token, ([x.hidden for x in outputs], next_source),
-      cfg.tokens_in_flight,
+      tokens_at_once(cfg),
     )  # fmt: skip
   else:
     teacher, teacher_kl, contradicted = rule(
@@ -291,6 +296,6 @@ def _read_archived(
       likeliest,
       [m.forward(inputs, positions=positions).hidden for m in models],
     ),
-    cfg.tokens_in_flight,
+    tokens_at_once(cfg),
   )
   return prefix, contradicted

@@ -7,6 +7,7 @@ attention, and otherwise block by block in plain JAX (`blockwise`).
 
 import jax
 
+from sleep_jax.models import mesh_axes
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models.kernels import blockwise
 from sleep_jax.models.kernels import flash
@@ -17,16 +18,34 @@ Mask = jax.Array | positions_lib.PositionMask
 # Queries times keys of a row up to which all scores are computed at once; where
 # that becomes slower is measured by `benchmarks.run --only=attention`.
 MATERIALIZED = 1024**2
+# The same where a TPU's kernel can have the row: by the compiler's estimate,
+# see docs/performance.md, scores in HBM are most of a step of 1,024 tokens.
+_MATERIALIZED_TPU = 256**2
 
 
-def materializes(queries: int, keys: int) -> bool:
-  """Whether the scores of a row exist all at once."""
-  return queries * keys <= MATERIALIZED
+def materializes(
+  queries: int, keys: int, *, rows: int = 1, cached: bool = False
+) -> bool:
+  """Whether the scores of a row exist all at once.
+
+  Args:
+    queries: of a row.
+    keys: of a row.
+    rows: of the batch. Fewer than a mesh has parts for are those of instances
+      under `vmap`, whose axis the kernel does not split.
+    cached: whether keys are in a cache, whose end no kernel knows.
+  """
+  limit = MATERIALIZED
+  if _platform() == 'tpu' and not cached and mesh_axes.divides(rows):
+    limit = min(_MATERIALIZED_TPU, limit)
+  return queries * keys <= limit
 
 
-def mask(visible: positions_lib.PositionMask) -> Mask:
+def mask(visible: positions_lib.PositionMask, *, cached: bool = False) -> Mask:
   """The mask as `attend` takes it: a matrix `[B, T, C]` for short rows."""
-  if materializes(visible.queries.shape[-1], visible.keys.shape[-1]):
+  (rows, queries), keys = visible.queries.shape, visible.keys.shape[-1]
+  cached = cached or bool(visible.sinks)
+  if materializes(queries, keys, rows=rows, cached=cached):
     return visible.dense()
   return visible
 

@@ -12,6 +12,7 @@ from sleep_jax.models import positions as positions_lib
 
 _BLOCK = 512  # Queries, and keys, of a block of splash attention.
 _LANES = 128  # Blocks are multiples of it.
+RESIDUALS = 'attention'  # Name of what a backward pass needs of the forward's.
 
 
 def splash(
@@ -82,6 +83,7 @@ def _splash(visible, interpret, q, k, v, q_real, k_real) -> jax.Array:
     block_sizes=splash_lib.BlockSizes(**blocks),
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=RESIDUALS,
     interpret=interpret,
   )
   # Padding is a segment of its own.
