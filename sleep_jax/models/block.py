@@ -1,6 +1,5 @@
 """One block: a mixer and the chain of levels, each with norm and residual."""
 
-import functools
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -40,16 +39,22 @@ class Block(nn.Module):
     self, x: jax.Array, layer: LayerInputs, inputs: mixers_base.MixerInputs
   ) -> tuple[jax.Array, tuple[Any, tuple[jax.Array | None, ...]]]:
     """`[B, T, D]`; the mixer's new state; each level's router logits."""
-    norm = functools.partial(layers_lib.RMSNorm, self.cfg.norm_eps)
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+      y = layers_lib.RMSNorm(self.cfg.norm_eps, name=name)(x)
+      # Else a TPU computes it anew for every tile of the products that read it;
+      # of one token there is one tile.
+      return y if x.shape[1] == 1 else jax.lax.optimization_barrier(y)
+
     scope = self.mixer.scope()
     y, new_cache = self.mixer.module(self.cfg, scope)(
-      norm(name=f'{scope}_norm')(x), inputs, layer.cache, layer.adapter
+      norm(x, f'{scope}_norm'), inputs, layer.cache, layer.adapter
     )
     x = x + y
     routes = []
     for i, level in enumerate(self.levels, 1):
       y, logits = cms.Level(self.cfg, level, name=f'level_{i}')(
-        norm(name=f'level_{i}_norm')(x),
+        norm(x, f'level_{i}_norm'),
         None if layer.memory is None else layer.memory[i - 1],
         layer.adapter,
       )

@@ -147,9 +147,13 @@ class Level(nn.Module):
       'up': self.param('up', init, (d, f)),
       'down': self.param('down', init, (f, d)),
     }
-    if layer_memory is not None and layer_memory.delta is not None:
+    changed = layer_memory is not None and layer_memory.delta is not None
+    if changed:
       w = jax.tree.map(jnp.add, w, layer_memory.delta)
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
+    if changed:
+      # Else a TPU adds anew for every tile of a product that reads the sum.
+      w = jax.lax.optimization_barrier(w)
 
     def project(x: jax.Array, matrix: str) -> jax.Array:
       y = layers.by_token(lambda x: x @ w[matrix], x)
