@@ -4,6 +4,7 @@ The compiler knows nothing of what such a kernel computes. Known here are those
 of splash attention, by their names and the shapes of their operands.
 """
 
+import math
 import re
 
 from launch import hlo
@@ -20,14 +21,17 @@ def flops(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
   name = re.match(r'splash_mha_(fwd|dkv|dq)', instruction.name)
   if instruction.opcode != 'custom-call' or not name:
     return 0.0
-  shapes = [
-    [int(n) for n in re.findall(r'\d+', x.shape.split('[')[1].split(']')[0])]
+  operands = [
+    re.match(r'(\w+)\[([\d,]*)\]', x.shape)
     for x in map(computation.by_name.get, instruction.operands)
-    if x is not None and '[' in x.shape
+    if x is not None
   ]
-  blocks = next(x for x in shapes if len(x) == 3)  # [1, queries, keys].
-  queries, keys = [x for x in shapes if len(x) == 4][:2]  # [B, H, T, E] each.
-  rows, heads, length, width = queries
+  arrays = [(x[1], [int(n) for n in x[2].split(',')]) for x in operands if x]
+  # Which blocks are seen, [1, queries, keys], is in bytes; [B, H, T, E] follow,
+  # of a single row without B.
+  blocks = next(dims for dtype, dims in arrays if dtype == 's8')
+  queries, keys = [dims for dtype, dims in arrays if dtype != 's8'][:2]
+  *heads, length, width = queries
   seen = (1 + 1 / max(blocks[1:])) / 2  # The diagonal blocks are whole.
-  pairs = rows * heads * length * keys[2] * seen
+  pairs = math.prod(heads) * length * keys[-2] * seen
   return 2.0 * _PRODUCTS[name[1]] * pairs * max(width, _LANES)

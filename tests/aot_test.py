@@ -202,6 +202,12 @@ def test_bound_is_the_larger_of_compute_and_memory_time():
   assert str(least) == '3 s, memory'
 
 
+@pytest.mark.parametrize('topology', ['v5p:1x1x1', 'v6e:1x1'])
+def test_one_chip_is_a_slice_too(topology):
+  pytest.importorskip('libtpu')
+  assert len(programs.absent_devices(topology)) == 1
+
+
 @pytest.mark.parametrize(
   'call, words',
   [
