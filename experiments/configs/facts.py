@@ -237,7 +237,8 @@ def _hundred(c: common.Config) -> None:
 
   What is done when all twelve are in use: the oldest is dropped or merged into
   the next, or all are folded into the base; or levels of four slots each send
-  theirs to the next slower level, every four and every sixteen nights.
+  theirs to the next slower level, every four and every sixteen nights. Or no
+  expert is ever added.
   """
   _hard(c)
   c.seeds = (11, 12, 13)  # Settings were chosen on 1 and 100.
@@ -276,6 +277,12 @@ def _hundred(c: common.Config) -> None:
     'merge': asleep('merge', 12),
     'recycle': asleep('recycle', 12),
     'fold': asleep('fold', 12),
+    # One expert with as many parameters, that goes on training every night.
+    'no_expansion': asleep('error', 1)
+    | dict(
+      sleep=dict(expand=False),
+      model=dict(sleeping_model(1, 96, 6e-3, base_facts.WORDINGS)),
+    ),
     'three_levels': asleep('merge', 4, 8),
     'four_levels': asleep('merge', 4, 4, 4),
     'replay_archive': dict(c.arms.replay_archive),
