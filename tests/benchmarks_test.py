@@ -39,13 +39,15 @@ def entries(out: pathlib.Path) -> dict[str, dict]:
 
 def test_the_command_writes_what_needs_no_torch(tmp_path):
   out = tmp_path / 'sub' / 'benchmarks.json'
-  done = suite(out, '--only=levenshtein,accelerator')
+  done = suite(out, '--only=levenshtein,accelerator,saves')
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == str(out)
   results = entries(out)
   assert results['accelerator']['skipped'].startswith('no accelerator')
   assert results['levenshtein']['seconds']['rapidfuzz']['n'] == 2
   assert results['levenshtein']['machine']['threads'] == 1
+  saves = results['saves']['bytes']
+  assert 0 < saves['sleep_jax'] < saves['with the base']
   # One bench alone replaces its own entry and keeps the other.
   assert suite(out, '--only=accelerator').returncode == 0
   assert entries(out)['levenshtein'] == results['levenshtein']
