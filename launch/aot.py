@@ -220,6 +220,8 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
   values = flags.FLAGS
   jax.config.update('jax_platforms', 'cpu')
+  # A program for an absent TPU can be written to the cache, and not be read.
+  jax.config.update('jax_enable_compilation_cache', False)
   # Frames of libraries must not hide the source line of an operation.
   jax.config.update('jax_traceback_in_locations_limit', -1)
   c = json.loads(values.config.to_json())
