@@ -147,11 +147,11 @@ class Level(nn.Module):
       'up': self.param('up', init, (d, f)),
       'down': self.param('down', init, (f, d)),
     }
-    changed = layer_memory is not None and layer_memory.delta is not None
-    if changed:
-      w = jax.tree.map(jnp.add, w, layer_memory.delta)
+    delta = None if layer_memory is None else layer_memory.delta
+    if delta is not None:
+      w = jax.tree.map(jnp.add, w, delta)
     w = jax.tree.map(lambda p: p.astype(x_BxTxD.dtype), w)
-    if changed:
+    if delta is not None:
       # Else a TPU adds anew for every tile of a product that reads the sum.
       w = jax.lax.optimization_barrier(w)
 

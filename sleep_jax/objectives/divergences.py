@@ -10,6 +10,7 @@ step. `chunked` and `from_hidden` hold the logits of a few tokens at a time;
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +89,13 @@ def chunked(
 HiddenFn = Callable[[jax.Array, jax.Array, at.Tree], tuple[jax.Array, at.Tree]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def of_hidden(
   fn: HiddenFn,
   chunk: int,
-  hidden: at.Float[jax.Array, 'B T D'],
-  unembedding: at.Float[jax.Array, 'V D'],
+  hidden: at.Float[at.Array, 'B T D'],
+  unembedding: at.Float[at.Array, 'V D'],
   rows: at.Tree,
-) -> tuple[at.Float[jax.Array, 'B T'], at.Tree]:
+) -> tuple[at.Float[jax.Array, 'B T'], Any]:
   """`fn(hidden, unembedding, rows)`, computed `chunk` tokens at a time.
 
   While the logits of a chunk are there, so is what the backward pass needs of
@@ -104,6 +104,12 @@ def of_hidden(
   unembedding, if it trains, is computed from new logits; nothing flows to
   `rows`, and nothing from what else is measured.
   """
+  out: Any = _of_hidden(fn, chunk, hidden, unembedding, rows)
+  return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _of_hidden(fn, chunk, hidden, unembedding, rows):
   return chunked(lambda x: fn(x[0], unembedding, x[1]), (hidden, rows), chunk)
 
 
@@ -130,7 +136,7 @@ def _of_hidden_bwd(fn, chunk, residuals, cotangents):
   return to_hidden, vjp(cotangent)[0], None
 
 
-of_hidden.defvjp(_of_hidden_fwd, _of_hidden_bwd)
+_of_hidden.defvjp(_of_hidden_fwd, _of_hidden_bwd)
 
 
 class TopK(at.Pytree):

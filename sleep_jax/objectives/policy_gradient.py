@@ -14,7 +14,7 @@ def group_advantages(rewards_PxG: jax.Array, eps: float = 1e-4) -> jax.Array:
 
 
 def clipped_gain(
-  logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, clip: float = 0.2
+  logp: at.Array, old_logp: at.Array, advantage: at.Array, clip: float = 0.2
 ) -> jax.Array:
   """min(rho A, clip(rho) A) of each token."""
   ratio = jnp.exp(logp - old_logp)

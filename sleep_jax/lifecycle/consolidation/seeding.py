@@ -284,8 +284,11 @@ def _with_rollouts(
   labels = rollouts.labels
   first = len(out.hidden) - len(labels.tokens)
   if isinstance(labels.teacher, divergences.TopK) and labels.head is None:
-    of_rollouts, *parts = _rollouts_loss(cfg, student, out, measure, rollouts)
-    return cfg.alpha * (1 - cfg.lam) * off_policy + of_rollouts, *parts
+    loss, on_policy, imitation_loss = _rollouts_loss(
+      cfg, student, out, measure, rollouts
+    )
+    loss += cfg.alpha * (1 - cfg.lam) * off_policy
+    return loss, on_policy, imitation_loss
   on_policy = _masked_divergence(
     cfg, student, out, measure, labels, slice(first, None)
   )
