@@ -48,13 +48,12 @@ def test_consolidation_keeps_what_the_base_knew(slept):
   assert slept[2] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'control',
   [
     dict(train_expert=False),
-    pytest.param(
-      dict(learning_rate=0.0, max_kl_share=9.0), marks=pytest.mark.slow
-    ),
+    dict(learning_rate=0.0, max_kl_share=9.0),
   ],
 )
 def test_without_seeding_nothing_is_left_after_the_reset(control):

@@ -407,7 +407,7 @@ def test_an_update_with_too_many_steps_is_rejected(model):
   'learn_from, target',
   [
     pytest.param('best', 'slot', marks=pytest.mark.slow),
-    ('all', 'fold'),
+    pytest.param('all', 'fold', marks=pytest.mark.slow),
     ('all', 'lora'),
     pytest.param('best', 'lora', marks=pytest.mark.slow),
     pytest.param('best', 'fold', marks=pytest.mark.slow),
@@ -562,7 +562,14 @@ def after_wake(learner):
 
 
 @pytest.mark.parametrize(
-  'name', ('frozen', 'finetune_passage', 'ttt', 'seal', 'sleep')
+  'name',
+  [
+    'frozen',
+    pytest.param('finetune_passage', marks=pytest.mark.slow),
+    pytest.param('seal', marks=pytest.mark.slow),
+    'ttt',
+    'sleep',
+  ],
 )
 def test_every_learner_lives_a_day_and_studies(model, name):
   learner = build(name, model)

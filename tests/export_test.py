@@ -192,7 +192,14 @@ def without_experts(model: model_lib.Model) -> model_lib.Model:
   return model.with_memory(memory)
 
 
-@pytest.mark.parametrize('case', CASES, ids='-'.join)
+@pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(x, marks=pytest.mark.slow if x in MERGED else ())
+    for x in CASES
+  ],
+  ids='-'.join,
+)
 def test_custom_code_gives_our_logits(exports, case):
   folder, model, theirs = exports[case]
   tokens = np.load(folder / 'request.npz')['tokens']

@@ -401,7 +401,9 @@ def test_a_strong_ewc_moves_less_than_sft():
 LORA = dict(target='lora', learning_rate=0.05)
 
 
-@pytest.mark.parametrize('name', ['sft', 'ewc', 'joint'])
+@pytest.mark.parametrize(
+  'name', ['sft', pytest.param('ewc', marks=pytest.mark.slow), 'joint']
+)
 def test_an_adapter_learns_beside_a_backbone_that_stays(name):
   s = setup(format=FactFormat())
   base = jax.tree.map(np.array, s.model.params)

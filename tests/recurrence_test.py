@@ -307,7 +307,10 @@ def by_hand(model, batch, passes, loop=None):
   ).logits
 
 
-@pytest.mark.parametrize('passes,loop', [(3, None), (2, (1, 2))])
+@pytest.mark.parametrize(
+  'passes,loop',
+  [pytest.param(3, None, marks=pytest.mark.slow), (2, (1, 2))],
+)
 def test_passes_are_algorithm_1(model, passes, loop):
   batch = random_windows()
   want = nll_of(by_hand(model, batch, passes, loop), batch)

@@ -313,7 +313,7 @@ def test_unknown_arms_and_sections_are_refused():
 @pytest.mark.parametrize(
   'arm, phase',
   [
-    ('ewc', 'sleep'),
+    pytest.param('ewc', 'sleep', marks=pytest.mark.slow),
     ('icl', 'sleep'),
     pytest.param('sleep', 'wake', marks=pytest.mark.slow),
     pytest.param('joint', 'wake', marks=pytest.mark.slow),

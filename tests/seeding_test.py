@@ -97,7 +97,10 @@ def paths_that_differ(a, b):
   }
 
 
-@pytest.mark.parametrize('teachers', ['current', 'current+previous'])
+@pytest.mark.parametrize(
+  'teachers',
+  [pytest.param('current', marks=pytest.mark.slow), 'current+previous'],
+)
 def test_kl_is_positive_at_first_and_falls(life, teachers):
   _, report = consolidate(life, dataclasses.replace(CONFIG, teachers=teachers))
   assert report.kl_first > 0.05
@@ -245,6 +248,7 @@ def test_recycle_drops_the_oldest_expert(life, caplog):
     assert not paths_that_differ(old.expert(slot), new.expert(slot))
 
 
+@pytest.mark.slow
 def test_merge_distils_the_oldest_expert_into_the_next_oldest(life):
   merge = dataclasses.replace(CONFIG, slot_policy='merge')
   after, report = consolidate(with_full_bank(life), merge)

@@ -140,6 +140,7 @@ def test_a_life_on_eight_devices_equals_that_of_one(one, eight):
     assert np.abs(one.life[name]).max() > 3e-4
 
 
+@pytest.mark.slow
 def test_steps_on_a_mesh_get_the_same_data_in_the_same_order(one, eight):
   assert one.data.keys() == eight.data.keys() == _STEPS.keys()
   for name, arrays in one.data.items():

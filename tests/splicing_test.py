@@ -129,7 +129,7 @@ def test_a_day_rehearses_segments_of_all_dreams():
   )
 
 
-@pytest.mark.parametrize('top_k', [0, 4])
+@pytest.mark.parametrize('top_k', [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_segment_is_labelled_where_it_was_dreamt(cfg, params, top_k):
   """Not among the segments that it is learnt with."""
   seeding = consolidation_config.SeedingConfig(

@@ -93,6 +93,7 @@ def test_every_arm_of_rule110_is_trained(variant, arm, tmp_path):
   assert list(tmp_path.glob('events.out.tfevents*'))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
   c = small_rule110()
   whole = live_lib.live(c, 'passes_2_t4', 1, tmp_path / 'whole', 0)
