@@ -71,10 +71,7 @@ def test_every_notebook_is_tested():
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_as_one_run_left_it(path, request):
-  if path.stem == 'reproduce_paper':
-    reason = 'its outputs are not committed yet'
-    request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_a_notebook_is_committed_as_one_run_left_it(path):
   cells = code_cells(read(path))
   assert [c.execution_count for c in cells] == [*range(1, len(cells) + 1)]
   outputs = [output for cell in cells for output in cell.outputs]
