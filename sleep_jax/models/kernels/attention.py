@@ -18,8 +18,8 @@ Mask = jax.Array | positions_lib.PositionMask
 # Queries times keys of a row up to which all scores are computed at once; where
 # that becomes slower is measured by `benchmarks.run --only=attention`.
 MATERIALIZED = 1024**2
-# The same where a TPU's kernel can have the row: by the compiler's estimate,
-# see docs/performance.md, scores in HBM are most of a step of 1,024 tokens.
+# The same where a TPU's kernel can have the row. Scores of rows of 1,024 tokens
+# went through HBM; for shorter ones nothing was estimated or measured.
 _MATERIALIZED_TPU = 256**2
 
 

@@ -1,7 +1,7 @@
 """Attention by the matrix of all scores, for short rows.
 
-The gradient is written out: what XLA makes of a softmax between two products
-passes over the scores twice as often.
+The gradient is written out: what JAX derives of a softmax between two products
+passes over the scores more often.
 """
 
 import functools
@@ -46,7 +46,9 @@ def _join(x_BxKxQxE: jax.Array, t: int) -> jax.Array:
   return x_BxKxQxE.reshape(b, -1, t, e).swapaxes(1, 2)
 
 
-def _where(mask_BxTxC: jax.Array, x_BxKxQxC: jax.Array, fill: float):
+def _where(
+  mask_BxTxC: jax.Array, x_BxKxQxC: jax.Array, fill: float
+) -> jax.Array:
   """`x` where a query sees a key, else `fill`."""
   b, t, c = mask_BxTxC.shape
   x = x_BxKxQxC.reshape(b, -1, t, c)
