@@ -48,12 +48,13 @@ def test_consolidation_keeps_what_the_base_knew(slept):
   assert slept[2] > 0.95
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'control',
   [
     dict(train_expert=False),
-    dict(learning_rate=0.0, max_kl_share=9.0),
+    pytest.param(
+      dict(learning_rate=0.0, max_kl_share=9.0), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_without_seeding_nothing_is_left_after_the_reset(control):
