@@ -119,8 +119,21 @@ def _arms(c: common.Config) -> dict[str, dict[str, Any]]:
     'wake_only': common.WAKE_ONLY
     | dict(wake=dict(rehearsed=0), model=dict(levels=_read_at(c, 1e-3))),
     'sleep': {},
+    # One expert with as many parameters, that goes on training every night.
+    'no_expansion': dict(
+      learner='sleep',
+      sleep=dict(expand=False),
+      model=dict(levels=_one_expert(c)),
+    ),
     'joint': {},
   }
+
+
+def _one_expert(c: common.Config) -> list[dict[str, Any]]:
+  """The levels, of which the slow one has all its ranks in one slot."""
+  fast, slow = (dict(level) for level in c.model.levels)
+  rank = slow['slots'] * slow['rank']
+  return [fast, slow | dict(slots=1, rank=rank, top_k=1)]
 
 
 def _read_at(c: common.Config, rate: float) -> list[dict[str, Any]]:

@@ -199,6 +199,13 @@ def _hard_ablations(c: common.Config) -> None:
   _hard(c)
   c.seeds = (1, 2, 3)
   fast, slow = (dict(level) for level in c.model.levels)
+
+  def one_expert(rank: int) -> dict[str, Any]:
+    return dict(
+      sleep=dict(expand=False),
+      model=dict(sleeping_model(1, rank, 6e-3, base_facts.WORDINGS)),
+    )
+
   asleep = {
     'not_rehearsed_awake': dict(wake=dict(rehearsed=0)),
     'no_archive': dict(
@@ -212,11 +219,12 @@ def _hard_ablations(c: common.Config) -> None:
     ),
     'awake_teacher_only': dict(sleep=dict(teachers='current')),
     'imitation': dict(sleep=dict(alpha=0.9, lam=0.25)),
-    'no_expansion': dict(
-      sleep=dict(expand=False),
-      # One expert with as many parameters as twenty have.
-      model=dict(sleeping_model(1, 160, wordings=base_facts.WORDINGS)),
-    ),
+    # One expert, trained every night, with as many parameters as twenty have,
+    # or as one.
+    'no_expansion': one_expert(160),
+    'no_expansion_rank_8': one_expert(8),
+    # What an expert holds, against that it is never trained again.
+    'rank_32': dict(model=dict(levels=[fast, slow | dict(rank=32)])),
     'no_provenance': dict(sleep=dict(router_weight=0.0)),
     # Dreams are archived and rehearsed by day; a night moves nothing.
     'untrained_expert': dict(sleep=dict(train_expert=False, steps=10)),
