@@ -168,6 +168,13 @@ def _hard(c: common.Config) -> None:
     lam=0.0,
   )
 
+  def one_expert(rank: int) -> dict[str, Any]:
+    return dict(
+      learner='sleep',
+      sleep=dict(expand=False),
+      model=dict(sleeping_model(1, rank, 6e-3, wordings)),
+    )
+
   documents = dict(batch=2 * BATCH)
   # Without `joint`, which would read 210 days.
   c.arms = {
@@ -191,21 +198,18 @@ def _hard(c: common.Config) -> None:
       wake=dict(rehearsed=0),
     ),
     'sleep': {},
+    # One expert, trained every night, with as many parameters as twenty have,
+    # or as one of them.
+    'no_expansion': one_expert(160),
+    'no_expansion_rank_8': one_expert(8),
   }
 
 
 def _hard_ablations(c: common.Config) -> None:
-  """`:hard`, with one part taken away or put back."""
+  """`:hard`, with one more part taken away or put back."""
   _hard(c)
   c.seeds = (1, 2, 3)
   fast, slow = (dict(level) for level in c.model.levels)
-
-  def one_expert(rank: int) -> dict[str, Any]:
-    return dict(
-      sleep=dict(expand=False),
-      model=dict(sleeping_model(1, rank, 6e-3, base_facts.WORDINGS)),
-    )
-
   asleep = {
     'not_rehearsed_awake': dict(wake=dict(rehearsed=0)),
     'no_archive': dict(
@@ -219,10 +223,6 @@ def _hard_ablations(c: common.Config) -> None:
     ),
     'awake_teacher_only': dict(sleep=dict(teachers='current')),
     'imitation': dict(sleep=dict(alpha=0.9, lam=0.25)),
-    # One expert, trained every night, with as many parameters as twenty have,
-    # or as one.
-    'no_expansion': one_expert(160),
-    'no_expansion_rank_8': one_expert(8),
     # What an expert holds, against that it is never trained again.
     'rank_32': dict(model=dict(levels=[fast, slow | dict(rank=32)])),
     'no_provenance': dict(sleep=dict(router_weight=0.0)),
