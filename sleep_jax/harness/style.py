@@ -32,7 +32,7 @@ _LINES = ('-', '--', ':', '-.')
 # Usual arms look the same in the pictures of all experiments.
 _USUAL = (
   *('sft', 'replay', 'ewc', 'wake_only', 'icl', 'joint', 'replay_archive'),
-  *('seal', 'ttt', 'finetune_passage'),
+  *('seal', 'ttt', 'finetune_passage', 'distilled_replay'),
 )
 _UNCHANGED = 'frozen'  # The arm that is the base model on every night.
 _DPI = 120

@@ -277,12 +277,16 @@ def dreams_loss(
   model: model_lib.Model,
   dreams: archive_lib.Archive,
 ) -> jax.Array:
-  """Mean KL(teacher || model) of archived dreams, nats per token.
-
-  `deltas` replace the fast changes of the model's memory.
-  """
+  """`kl_of_archived`; `deltas` replace the fast changes of its memory."""
   memory = model.required_memory().with_deltas(deltas)
-  out = model.with_memory(memory).forward(dreams.tokens)
+  return kl_of_archived(model.with_memory(memory), dreams)
+
+
+def kl_of_archived(
+  model: model_lib.Model, dreams: archive_lib.Archive
+) -> jax.Array:
+  """Mean KL(teacher || model) of archived dreams, nats per token."""
+  out = model.forward(dreams.tokens)
   kl = divergences.from_hidden(
     divergences.forward_kl,
     dreams.teacher,
