@@ -6,6 +6,8 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.learners import distilled_replay
+from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.runtime import checkpoint
@@ -13,10 +15,18 @@ from tests import learners_test
 
 TASK, SECTIONS = learners_test.TASK, learners_test.SECTIONS
 ADAPTER = dict(target='lora', learning_rate=0.05, batch=4)
+FAST = dict(learning_rate=0.03)
 
 
-def build(name, setup=None, finetune=None, **own):
-  sections = SECTIONS | {'learner_config': own}
+# What `distilled_replay` shares with the learner sleep.
+ARCHIVED = dict(
+  wake=SECTIONS['wake'] | dict(rehearsed=2),
+  sleep=SECTIONS['sleep'] | dict(archive=8, teacher_top_k=8),
+)
+
+
+def build(name, setup=None, finetune=None, shared=None, **own):
+  sections = SECTIONS | {'learner_config': own} | (shared or {})
   sections['finetune'] = SECTIONS['finetune'] | (finetune or {})
   learner = learners_test.learners.build(
     name, sections, setup or learners_test.setup()
@@ -114,15 +124,24 @@ def test_documents_of_the_base_are_kept_before_the_first_day():
     build('replay', archive=8, archive_base=9)
 
 
-def test_replay_goes_on_bit_for_bit_after_it_was_saved(tmp_path):
+@pytest.mark.parametrize(
+  'name,settings',
+  [
+    ('replay', dict(finetune=ADAPTER | dict(passes=2))),
+    ('distilled_replay', dict(shared=ARCHIVED)),
+  ],
+)
+def test_replay_goes_on_bit_for_bit_after_it_was_saved(
+  tmp_path, name, settings
+):
   def live(folder=None):
-    learner, life = build('replay', finetune=ADAPTER | dict(passes=2))
+    learner, life = build(name, **settings)
     life, _ = learner.sleep(learner.wake(life, TASK.experience(0))[0])
     if folder:
       saved = checkpoint.Checkpoints(folder, 'me')
       saved.save(checkpoint.Snapshot(0, 'sleep', life, {}))
       saved.close()
-      learner, fresh = build('replay', finetune=ADAPTER | dict(passes=2))
+      learner, fresh = build(name, **settings)
       life = checkpoint.Checkpoints(folder, 'me').newest(fresh).life
     return learner.wake(life, TASK.experience(1))[0]
 
@@ -158,6 +177,75 @@ def test_documents_of_another_length_and_number_fill_every_batch():
 def test_a_batch_has_rows_of_both_kinds(own, message):
   with pytest.raises(config.ConfigError, match=message):
     build('replay', **own)
+
+
+def test_distilled_replay_is_sft_until_something_is_archived():
+  learner, life = build('distilled_replay', shared=ARCHIVED)
+  sft, same = build('sft')
+  life, _ = learner.wake(life, TASK.experience(0))
+  same, _ = sft.wake(same, TASK.experience(0))
+  assert_same(life.model.params, same.model.params)
+  assert life.archive.night.tolist() == [0] * 8
+  # What it wrote is labelled by the model that wrote it.
+  inside = np.asarray(life.archive.weight) > 0
+  logits = life.model.merged().forward(life.archive.tokens).logits
+  np.testing.assert_array_equal(
+    life.archive.likeliest()[inside], logits.argmax(-1)[inside]
+  )
+
+
+def test_distilled_replay_keeps_what_the_next_day_says_nothing_of():
+  def kl_after_another_day(name):
+    learner, life = build('distilled_replay', shared=ARCHIVED, finetune=FAST)
+    life, _ = learner.wake(life, TASK.experience(0))
+    archive = life.archive
+    if name == 'sft':
+      learner, _ = build('sft', finetune=FAST)
+    life, _ = learner.wake(life, TASK.experience(1))
+    return float(wake.kl_of_archived(life.model.merged(), archive))
+
+  kept, lost = map(kl_after_another_day, ('distilled_replay', 'sft'))
+  assert kept < 0.7 * lost, (kept, lost)
+
+
+@pytest.mark.parametrize('threshold', [0.0, 1.0])
+def test_distilled_replay_drops_at_midday_what_the_day_contradicts(
+  monkeypatch, threshold
+):
+  section = ARCHIVED['wake'] | dict(contradicted=threshold)
+  learner, life = build(
+    'distilled_replay', shared=ARCHIVED | dict(wake=section), finetune=FAST
+  )
+  life, _ = learner.wake(life, TASK.experience(0))
+  weights, train = [], distilled_replay.train_steps
+
+  def spy(optimizer, model, opt_state, batches):
+    weights.append(np.asarray(batches[2].weight))
+    return train(optimizer, model, opt_state, batches)
+
+  monkeypatch.setattr(distilled_replay, 'train_steps', spy)
+  learner.wake(life, TASK.experience(1))
+  before_noon, after_noon = weights
+  assert before_noon.shape == after_noon.shape
+  assert (before_noon > 0).mean() > 0.3
+  if threshold == 0.0:  # Whatever it now says otherwise.
+    assert (after_noon > 0).sum() < (before_noon > 0).sum()
+  else:
+    assert (after_noon > 0).sum() >= 0.9 * (before_noon > 0).sum()
+
+
+@pytest.mark.parametrize(
+  'section,message',
+  [
+    (dict(wake=SECTIONS['wake']), 'wake.rehearsed=0: learner distilled_replay'),
+    (dict(sleep=SECTIONS['sleep']), 'sleep.archive=0: learner distilled_repla'),
+  ],
+)
+def test_distilled_replay_needs_documents(section, message):
+  with pytest.raises(config.ConfigError, match=message):
+    build('distilled_replay', shared=ARCHIVED | section)
+  with pytest.raises(config.ConfigError, match='finetune.target=lora: learner'):
+    build('distilled_replay', shared=ARCHIVED, finetune=ADAPTER)
 
 
 def read(life, learner, rows, weights=None):

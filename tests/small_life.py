@@ -18,6 +18,7 @@ from sleep_jax import config
 
 _FACTS = (
   *('wake_only', 'icl', 'sft', 'replay', 'ewc', 'joint', 'replay_archive'),
+  'distilled_replay',
 )
 _DREAMING = ('ttt', 'seal', 'finetune_passage')
 VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING)
@@ -27,6 +28,10 @@ _ARMS = {
     facts.LEARNERS['replay'],
     learner='replay',
     learner_config=dict(archive=8, archive_base=4),
+  ),
+  'distilled_replay': dict(
+    wake=dict(rehearsed=2),
+    sleep=dict(dreams=16, archive=8, archive_base=4, teacher_top_k=8),
   ),
 }
 _SEEDING = dict(
