@@ -115,6 +115,8 @@ def _arms(c: common.Config) -> dict[str, dict[str, Any]]:
       finetune=dict(batch=2 * BATCH),
       learner_config=dict(archive=4500),
     ),
+    # The archive of sleep and its day, by fine-tuning: no experts, no nights.
+    'distilled_replay': {},
     'ewc': {},
     'wake_only': common.WAKE_ONLY
     | dict(wake=dict(rehearsed=0), model=dict(levels=_read_at(c, 1e-3))),
@@ -181,6 +183,7 @@ def _tune(c: common.Config) -> None:
       sft=finetuned,
       replay=finetuned,
       replay_archive=finetuned,
+      distilled_replay=finetuned,
       ewc=ewc,
       wake_only=read,
       sleep=asleep,

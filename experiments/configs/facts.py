@@ -192,7 +192,7 @@ def _hard(c: common.Config) -> None:
       learner_config=dict(archive=3000, archive_base=256),
     ),
     # The archive of sleep and its day, by fine-tuning: no experts, no nights.
-    'distilled_replay': dict(finetune=dict(learning_rate=1e-3)),
+    'distilled_replay': dict(finetune=dict(learning_rate=4e-3)),
     'ewc': dict(finetune=dict(learning_rate=2e-3, ewc_lambda=0.1)),
     'wake_only': dict(
       common.WAKE_ONLY,
@@ -337,7 +337,11 @@ def _hard_tune(c: common.Config) -> None:
       sft=finetuned,
       replay=finetuned,
       replay_archive=finetuned,
-      distilled_replay=finetuned,
+      # The best rate of the four above was the highest.
+      distilled_replay={
+        f'{rate:.0e}': dict(finetune=dict(learning_rate=rate))
+        for rate in (1e-3, 2e-3, 4e-3, 8e-3)
+      },
       ewc=held,
       wake_only={
         f'{rate:.0e}': read(rate) for rate in (3e-4, 1e-3, 3e-3, 1e-2)
