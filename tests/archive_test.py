@@ -110,9 +110,8 @@ def two_nights(life, cfg=CONFIG):
   return lives
 
 
-@pytest.mark.parametrize(
-  'dream_vocab', [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('dream_vocab', [True, False])
 def test_what_was_predicted_once_is_what_later_nights_learn(
   life, monkeypatch, dream_vocab
 ):
@@ -231,6 +230,7 @@ def _rows(archive):
   return np.asarray(archive.tokens), np.asarray(archive.weight)
 
 
+@pytest.mark.slow
 def test_seeding_is_compiled_once_while_the_archive_grows(life):
   """Nights of as many dreams have one shape, whatever was kept before."""
   cfg, sizes, compiled = (

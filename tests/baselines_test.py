@@ -128,7 +128,9 @@ def test_documents_of_the_base_are_kept_before_the_first_day():
   'name,settings',
   [
     ('replay', dict(finetune=ADAPTER | dict(passes=2))),
-    ('distilled_replay', dict(shared=ARCHIVED)),
+    pytest.param(
+      'distilled_replay', dict(shared=ARCHIVED), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_replay_goes_on_bit_for_bit_after_it_was_saved(

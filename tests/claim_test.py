@@ -15,7 +15,8 @@ def one_night(**sleep) -> tuple[float, float, float]:
   """Accuracy on the day before and after its night, and on the base's facts."""
   c = quickstart.get_config()
   c.task.update(episodes=1)
-  c.sleep.update(dict(dreams=512, steps=250) | sleep)
+  # Without rollouts, for time: `seeding_test` has them.
+  c.sleep.update(dict(dreams=512, steps=250, alpha=1.0, lam=0.0) | sleep)
   c = json.loads(c.to_json())
   task, learner, _ = build_lib.build(build_lib.arm_config(c, 'sleep'), seed=100)
   life = learner.init(jax.random.PRNGKey(0))

@@ -67,6 +67,7 @@ def start_both(workdir, **options) -> list[subprocess.Popen]:
   return [start(workdir, port, i, more=_MESH, **options) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_run_one_life_and_resume_after_one_is_lost(tmp_path):
   for process in start_both(tmp_path / 'whole'):
     output, _ = process.communicate(timeout=500)

@@ -567,7 +567,7 @@ def after_wake(learner):
     'frozen',
     pytest.param('finetune_passage', marks=pytest.mark.slow),
     pytest.param('seal', marks=pytest.mark.slow),
-    'ttt',
+    pytest.param('ttt', marks=pytest.mark.slow),
     'sleep',
   ],
 )

@@ -65,6 +65,7 @@ def compare(step, model: model_lib.Model, *args: Any, share: float) -> None:
   assert flops < share * alone.cost_analysis()['flops']
 
 
+@pytest.mark.slow
 def test_gradients_of_dreams_are_split_by_sets(model):
   compare(importance.gradients, model, *rows(11, 2, 16), share=0.3)
 
@@ -78,7 +79,9 @@ def test_a_set_that_does_not_fit_is_read_in_parts(model, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('trains', ['adapter', 'all'])
+@pytest.mark.parametrize(
+  'trains', [pytest.param('adapter', marks=pytest.mark.slow), 'all']
+)
 def test_the_fisher_is_split_by_rows(model, trains):
   if trains == 'all':
     model = model.replace(adapter=None)

@@ -269,6 +269,7 @@ def folding(life):
   return life.replace(model=model.replace(cfg=cfg).with_level(1, folded=change))
 
 
+@pytest.mark.slow
 def test_fold_distils_all_experts_into_the_base_and_frees_their_slots(life):
   fold = dataclasses.replace(CONFIG, slot_policy='fold', optimizer='muon')
   life = folding(life)
@@ -509,6 +510,7 @@ def test_kl_is_measured_on_dreams_that_are_not_trained_on(life, monkeypatch):
   assert np.mean([row.tobytes() in known for row in probe]) < 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'temperature, top_k',
   [

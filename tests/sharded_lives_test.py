@@ -147,6 +147,7 @@ def test_steps_on_a_mesh_get_the_same_data_in_the_same_order(one, eight):
     jax.tree.map(np.testing.assert_array_equal, eight.data[name], arrays)
 
 
+@pytest.mark.slow
 def test_every_step_is_divided_among_the_devices(one, eight):
   for name in _STEPS:
     assert eight.flops[name] < 0.2 * one.flops[name], name

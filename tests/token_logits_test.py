@@ -35,6 +35,7 @@ def few(monkeypatch, model, columns=4):
   monkeypatch.setattr(token_logits, 'MOST', size)
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradients_do_not_depend_on_the_chunks(monkeypatch):
   model = conftest.build_model(conftest.tiny(**SMALL))
   tokens, mask = rows(model)

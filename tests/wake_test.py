@@ -258,6 +258,7 @@ def losses_of_a_day(model, rows, dreams, **settings):
   return np.asarray(loss)
 
 
+@pytest.mark.slow
 def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
   """What it only overwrites is told apart from what it says otherwise."""
   model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
@@ -277,6 +278,7 @@ def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
   assert not np.allclose(losses[0][half + 2 :], losses[1][half + 2 :], 1e-3)
 
 
+@pytest.mark.slow
 def test_a_day_overrules_the_dreams_that_contradict_it(cfg, params, tokens):
   """It is read better where the rehearsal gives way."""
   model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
