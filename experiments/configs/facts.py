@@ -192,7 +192,7 @@ def _hard(c: common.Config) -> None:
       learner_config=dict(archive=3000, archive_base=256),
     ),
     # The archive of sleep and its day, by fine-tuning: no experts, no nights.
-    'distilled_replay': dict(finetune=dict(learning_rate=4e-3)),
+    'distilled_replay': dict(finetune=dict(learning_rate=8e-3)),
     'ewc': dict(finetune=dict(learning_rate=2e-3, ewc_lambda=0.1)),
     'wake_only': dict(
       common.WAKE_ONLY,
@@ -338,7 +338,7 @@ def _hard_tune(c: common.Config) -> None:
       sft=finetuned,
       replay=finetuned,
       replay_archive=finetuned,
-      # The best rate of the four above was the highest.
+      # Of the four above the highest was the best; here too.
       distilled_replay={
         f'{rate:.0e}': dict(finetune=dict(learning_rate=rate))
         for rate in (1e-3, 2e-3, 4e-3, 8e-3)
