@@ -17,12 +17,15 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Of experiments.run.', required=True
 )
 _OUT = flags.DEFINE_string('out', None, 'Where all of it goes.', required=True)
+_REFERENCE = flags.DEFINE_string(
+  'reference', '', "The arm that others are subtracted from; else the config's."
+)
 
 
 def main(_) -> None:
   workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
   try:
-    report.report_workdir(workdir, out)
+    report.report_workdir(workdir, out, _REFERENCE.value)
   except config.ConfigError as e:
     sys.exit(f'error: {e}')
   print(out / 'report.html')

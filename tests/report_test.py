@@ -170,6 +170,13 @@ def test_the_command_writes_a_page_with_dreams(tmp_path, reference):
   text = (out / 'report.html').read_text()
   assert 'of sleep_1' in text and 'of sleep_2' not in text
   assert '| sleep minus |' in (out / 'table.md').read_text()
+  done = subprocess.run(
+    [*command, f'--out={tmp_path / "sft"}', '--reference=sft'], cwd=ROOT
+  )
+  assert done.returncode == 0
+  assert '| sft minus |' in (tmp_path / 'sft/table.md').read_text()
+  with pytest.raises(config.ConfigError, match="--reference='ewc' is unknown"):
+    report_lib.report_workdir(workdir, out, 'ewc')
   (workdir / 'lives/sft_1/summary.json').write_text('{"headline')
   with pytest.raises(config.ConfigError, match='summary.json cannot be read'):
     report_lib.report_workdir(workdir, out)

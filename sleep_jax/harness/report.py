@@ -139,15 +139,17 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   return {'workers': 1} | summary_lib.read_json(path)
 
 
-def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
+def report_workdir(
+  workdir: pathlib.Path, out: pathlib.Path, reference: str = ''
+) -> str:
   """Reports all lives of a work directory that have ended so far.
 
-  While the config's reference has none, others are subtracted from the first
-  arm that has.
+  Others are subtracted from `reference`; if none is given from the config's,
+  and while that has no life, from the first arm that has.
 
   Raises:
-    ConfigError: if there are none, or one is damaged, or of another config or
-      version.
+    ConfigError: if there are none, or none of `reference`, or one is damaged,
+      or of another config or version.
   """
   c = read_config(workdir)
   ended = sorted(workdir.glob('lives/*/summary.json'))
@@ -157,7 +159,10 @@ def report_workdir(workdir: pathlib.Path, out: pathlib.Path) -> str:
   order = {arm: i for i, arm in enumerate(c['arms'])}
   lives.sort(key=lambda life: (order[life['learner']], life['seed']))
   arms = dict.fromkeys(life['learner'] for life in lives)
-  reference = c['reference'] if c['reference'] in arms else next(iter(arms))
+  if reference:
+    config.lookup(reference, arms, '--reference')
+  else:
+    reference = c['reference'] if c['reference'] in arms else next(iter(arms))
   out.mkdir(parents=True, exist_ok=True)
   return write_report(lives, reference, out, c, read_dreams(workdir, lives))
 
