@@ -140,6 +140,7 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
   assert set(rows[rows >= size]) == set(range(size, size + 20))
 
 
+@pytest.mark.slow
 def test_only_what_the_day_taught_is_kept(life, monkeypatch):
   """Of rows that are half the previous model's, an earlier night has those."""
   prepared, prepare = [], rehearsal.prepare

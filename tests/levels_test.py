@@ -273,13 +273,8 @@ NIGHT = consolidation_config.SeedingConfig(
 )
 
 
-@pytest.mark.parametrize(
-  'reading',
-  [
-    'top',
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ('stack', 'partition')),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('reading', ['top', 'stack', 'partition'])
 def test_a_converted_life_wakes_and_sleeps(plain, reading):
   """Level 1 learns a day by heart; asleep, one expert of level 2 takes it."""
   cfg = READINGS[reading]

@@ -163,6 +163,7 @@ def test_weights_are_sharded_by_the_table(eight):
     assert part.is_fully_replicated == (size < 500), name
 
 
+@pytest.mark.slow
 def test_a_life_of_eight_devices_resumes_on_one(one, eight, folder):
   steps = sorted(int(x.name) for x in (folder / 'checkpoints').glob('[0-9]*'))
   shutil.rmtree(folder / 'checkpoints' / str(steps[-1]))
