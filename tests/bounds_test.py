@@ -57,7 +57,6 @@ _ZERO = {
     'SeedingConfig.chat_dreams SeedingConfig.day_dreams SeedingConfig.lam '
     'SeedingConfig.alpha SeedingConfig.gamma SeedingConfig.z0 '
     'SeedingConfig.router_weight SeedingConfig.beta '
-    'SeedingConfig.retention_margin '
     'DreamingConfig.random_expert FinetuneConfig.ewc_lambda '
     'FinetuneConfig.ewc_decay'
   ),

@@ -14,7 +14,6 @@ from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import splicing
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
-from sleep_jax.lifecycle.consolidation import gate
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import imitation
 from sleep_jax.lifecycle.consolidation import job as job_lib
@@ -327,41 +326,6 @@ def test_without_expansion_all_nights_train_the_same_expert(life):
   second, report = consolidate(second_day, no_expansion)
   assert report.slot == 0
   assert second.memory.levels[1].bank.status.tolist() == [2, 0, 0]
-
-
-GATED = dataclasses.replace(CONFIG, steps=4, rollout_every=2, max_kl_share=9.0)
-
-
-@pytest.mark.parametrize('share', [1.0, 0.5, 0.25])
-def test_the_gate_commits_the_largest_share_that_keeps_the_past(
-  life, monkeypatch, share
-):
-  """The losses of shares 1, 1/2 and 1/4 are given; only some are small."""
-  whole, _ = consolidate(life, GATED)
-  losses = iter([1.0, *(1.0 + 0.3 * x / share for x in gate.SHARES)])
-  monkeypatch.setattr(gate.retention, 'nll', lambda *_: next(losses))
-  margin = dataclasses.replace(GATED, retention_margin=0.31)
-  partly, report = consolidate(life, margin)
-  assert report.share == report.metrics()['1to2/share'] == share
-  assert report.retention_loss == pytest.approx(0.3)
-  some, all_of_it = (
-    np.asarray(job_lib.SlotId(1, report.slot).get(x.model).b)
-    for x in (partly, whole)
-  )
-  # B begins at zero.
-  assert np.abs(all_of_it).max() > 0
-  np.testing.assert_allclose(some, share * all_of_it, rtol=1e-5, atol=1e-7)
-
-
-def test_the_gate_refuses_what_loses_the_past_even_in_part(life, caplog):
-  """Documents of the morning's own, and a margin that nothing passes."""
-  margin = dataclasses.replace(GATED, retention_margin=1e-9)
-  with caplog.at_level('WARNING'):
-    after, report = consolidate(life, margin)
-  assert after is life
-  assert not report.transferred and report.share == 0.0
-  assert report.retention_loss > 1e-9
-  assert 'more than sleep.retention_margin=0.000' in caplog.text
 
 
 def test_a_transfer_is_deterministic_to_the_bit(life):

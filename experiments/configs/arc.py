@@ -41,8 +41,6 @@ _ARMS: dict[str, dict[str, Any]] = {
   # At a rate that was not chosen: none was tried.
   'seal_reads_day': common.seal_reads_day(1e-3),
   'sleep': {},
-  # What loses a base rule's puzzles is committed in part, or not at all.
-  'sleep_gated': dict(learner='sleep', sleep=dict(retention_margin=0.1)),
 }
 
 

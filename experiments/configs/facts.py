@@ -228,7 +228,6 @@ def _hard_ablations(c: common.Config) -> None:
     # What an expert holds, against that it is never trained again.
     'rank_32': dict(model=dict(levels=[fast, slow | dict(rank=32)])),
     'no_provenance': dict(sleep=dict(router_weight=0.0)),
-    'gated': dict(sleep=dict(retention_margin=0.1)),
     # Dreams are archived and rehearsed by day; a night moves nothing.
     'untrained_expert': dict(sleep=dict(train_expert=False, steps=10)),
     'not_spliced': dict(sleep=dict(splice=False)),

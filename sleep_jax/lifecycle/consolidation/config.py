@@ -114,9 +114,6 @@ class SeedingConfig:
   semantic_threshold: float = 0.9  # Least cosine that counts as the same.
   # A transfer whose final KL is above this fraction of the first has failed.
   max_kl_share: base.Positive = 0.8
-  # Nats per token that documents of the model before this day may lose; where a
-  # transfer loses more, a part of it is committed, see `gate.commit`. 0 = any.
-  retention_margin: float = 0.0
 
   def __post_init__(self):
     for name, known in _CHOICES.items():

@@ -20,7 +20,6 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
-from sleep_jax.lifecycle.consolidation import gate
 from sleep_jax.lifecycle.consolidation import job as job_lib
 from sleep_jax.lifecycle.consolidation import rehearsal as rehearsal_lib
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
@@ -30,8 +29,6 @@ from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 
-_GATE_KEY = 9  # Beside the keys that seeding splits off.
-
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
@@ -40,8 +37,6 @@ class TransferReport:
   kl_first, kl_last: KL(teacher || student) before and after, in nats per token,
     on the same rows: a comparison of two batches would be mostly noise.
   transferred: whether it counted; if not, the life was left as it was.
-  share: of what was learnt that is committed, see `gate.commit`.
-  retention_loss: nats per token that the past lost with it, if that is gated.
   curves: every step's measurements, see `seeding.StepMetrics`.
   freeing: of how a slot was freed before, see `slots.free_up_slot`.
   """
@@ -53,8 +48,6 @@ class TransferReport:
   transferred: bool
   curves: dict[str, np.ndarray]
   freeing: at.Metrics
-  share: float = 1.0
-  retention_loss: float = 0.0
 
   def metrics(self) -> at.Metrics:
     """Figures by name; level 0 is the states of recurrent mixers."""
@@ -66,8 +59,6 @@ class TransferReport:
       f'{name}/kl_last': self.kl_last,
       f'{name}/transferred': float(self.transferred),
       f'{name}/slot': float(self.slot),
-      f'{name}/share': self.share,
-      f'{name}/retention_loss': self.retention_loss,
       f'{name}/router': float(self.curves['router'][-tenth:].mean()),
       f'{name}/on_policy': float(self.curves['on_policy'][-tenth:].mean()),
       f'{name}/reward_first': float(self.curves['reward'][0]),
@@ -132,22 +123,14 @@ def transfer(
   )
   seeded = seeding.seed(job, student, seed_key)
   report = _report(cfg, pair, slot, seeded.curves, freeing)
-  learnt = seeded.student
   if not report.transferred:
     _warn_of_failure(cfg, report, int(life.clock.nights))
     return original, report
-  if cfg.retention_margin:
-    gate_key = jax.random.fold_in(seed_key, _GATE_KEY)
-    learnt, share, loss = gate.commit(job, student, learnt, previous, gate_key)
-    report = dataclasses.replace(report, share=share, retention_loss=loss)
-    if not share:
-      _warn_of_loss(cfg, report, int(life.clock.nights))
-      return original, dataclasses.replace(report, transferred=False)
 
   # Update. The sender's new weights and the new expert come into force.
   if seeded.archive is not None:
     life = life.replace(archive=seeded.archive)
-  return life.with_memory(learnt.required_memory()), report
+  return life.with_memory(seeded.student.required_memory()), report
 
 
 def compute(
@@ -215,20 +198,4 @@ def _warn_of_failure(
     report.kl_last,
     100 * cfg.max_kl_share,
     report.transfer.receiver,
-  )
-
-
-def _warn_of_loss(
-  cfg: consolidation_config.SeedingConfig, report: TransferReport, night: int
-) -> None:
-  logging.warning(
-    'Night %d: level %d could not be transferred to level %d: documents of the '
-    'model before this day would lose %.3f nats per token with a quarter of '
-    'what was learnt, more than sleep.retention_margin=%.3f; the life is left '
-    'as it was. Raise it, sleep.dreams or the least sleep.previous_fraction.',
-    night,
-    report.transfer.sender + 1,
-    report.transfer.receiver + 1,
-    report.retention_loss,
-    cfg.retention_margin,
   )

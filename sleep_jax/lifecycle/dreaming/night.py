@@ -24,11 +24,11 @@ from sleep_jax.data import contexts
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import padding
 from sleep_jax.lifecycle import life as life_lib
-from sleep_jax.lifecycle import retention
 from sleep_jax.lifecycle.dreaming import dreamer as dreamer_lib
 from sleep_jax.lifecycle.dreaming import importance
 from sleep_jax.lifecycle.dreaming import propose as propose_lib
 from sleep_jax.lifecycle.dreaming import rest_em
+from sleep_jax.lifecycle.dreaming import retention
 from sleep_jax.lifecycle.dreaming import reward
 from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
@@ -137,7 +137,7 @@ def night(
   if not changed:
     return original, report
   life = rest_em.commit(cfg, life, target, trainable)
-  report.retention = _retention_loss(
+  report.retention = retention.retention_loss(
     dreamer, original.model, life.model, retention_key
   )
   # `not <=`, so that a model that is no longer finite is undone too.
@@ -153,26 +153,6 @@ def night(
     )
     return original, report
   return life, report
-
-
-def _retention_loss(
-  dreamer: dreamer_lib.Dreamer,
-  before: model_lib.Model,
-  after: model_lib.Model,
-  rng: at.Key,
-) -> float:
-  """Nats per token that `after` loses against `before` on its documents."""
-  replay = dataclasses.replace(
-    dreamer.replay, dream_length=dreamer.cfg.retention_length
-  )
-  documents = retention.sample(
-    *(replay, before, dreamer.cfg.retention_rows),
-    *(dreamer.tokenizer, dreamer.costs, rng),
-  )
-  old, new = (
-    retention.nll(x, documents, dreamer.costs) for x in (before, after)
-  )
-  return new - old
 
 
 def _round(
