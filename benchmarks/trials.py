@@ -12,7 +12,7 @@ from sleep_jax.data import contexts
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 
 _RATE = 1e-3
@@ -25,7 +25,7 @@ def run(plan: timing.Plan) -> list[dict[str, Any]]:
   cfg = llama.ours(*shape)
   opponent = llama.theirs(cfg)
   params = jax.tree.map(jnp.asarray, llama.params(cfg, opponent))
-  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  model = model_lib.Model(cfg, params, memory_init.init_memory(cfg))
   rng = np.random.default_rng(0)
   tokens = rng.integers(1, cfg.vocab, (instances, rows, length), np.int32)
   return [

@@ -41,7 +41,7 @@ from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import flops
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
@@ -200,7 +200,7 @@ def _without_data(
     model=model_lib.Model(
       cfg,
       jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0))),
-      jax.eval_shape(lambda: memory_lib.init_memory(cfg)),
+      jax.eval_shape(lambda: memory_init.init_memory(cfg)),
     ),
     tokenizer=_Ids(cfg.vocab, bos=1),
     costs=costs_lib.CostTracker(cfg, max(length, 1)),

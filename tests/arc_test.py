@@ -17,7 +17,7 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.tasks.arc import dataset as arc_dataset
@@ -427,7 +427,7 @@ def test_a_trial_of_the_papers_setting_lowers():
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, 'bfloat16'), params
   )
-  memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  memory = jax.eval_shape(lambda: memory_init.init_memory(cfg))
   adapters = jax.eval_shape(
     lambda p: jax.vmap(lambda k: lora.init_adapter(cfg, lora_cfg, p, k))(
       key[None]

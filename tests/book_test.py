@@ -14,7 +14,7 @@ from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data.datasets import gutenberg
 from sleep_jax.harness import live as live_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 from sleep_jax.weights import llama2c
 from sleep_jax.weights import load as load_lib
@@ -147,7 +147,7 @@ def test_a_base_gains_levels_and_says_the_same_bit_for_bit(tmp_path):
   ).logits
   cfg = conftest.replace(plain, levels=levels(16, 24, 24))
   params = load_lib.load(str(tmp_path / 'b.bin'), cfg)
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
 
   @jax.jit
   @jax.grad

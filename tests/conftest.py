@@ -27,6 +27,7 @@ import pytest  # noqa: E402
 
 from sleep_jax import config  # noqa: E402
 from sleep_jax.models import memory as memory_lib  # noqa: E402
+from sleep_jax.models import memory_init  # noqa: E402
 from sleep_jax.models import model as model_lib  # noqa: E402
 from sleep_jax.models import transformer  # noqa: E402
 
@@ -99,7 +100,7 @@ def build_model(
 
 def random_memory(cfg: config.ModelConfig, seed: int = 5) -> memory_lib.Memory:
   """A memory in which everything that can be non-zero is."""
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   keys = iter(jax.random.split(jax.random.key(seed), 100))
 
   def noise(x):

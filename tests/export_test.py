@@ -18,6 +18,7 @@ from sleep_jax.data.tokenizers import huggingface as hf_tokenizer
 from sleep_jax.inference import sampling
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import add_levels
@@ -92,7 +93,7 @@ def slept_memory(cfg: config.ModelConfig) -> memory_lib.Memory:
       return x
     return 0.1 * jax.random.normal(next(keys), x.shape)
 
-  memory = jax.tree.map(noise, memory_lib.init_memory(cfg))
+  memory = jax.tree.map(noise, memory_init.init_memory(cfg))
   for i, status in enumerate(([2, 0], [2, 0, 2, 1, 2])):
     bank = memory.bank(i)
     experts = jax.tree.map(lambda x: 3 * x, bank.experts)

@@ -13,6 +13,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 from sleep_jax.runtime import tree_paths
 from sleep_jax.weights import add_levels
@@ -163,8 +164,10 @@ def with_levels(cfg: config.ModelConfig, reading: str) -> config.ModelConfig:
   """Two or three levels on a converted model of three layers."""
   hidden = cfg.levels[0].hidden
   fast = config.LevelConfig(hidden, chunk=4, sleep_every=2)
+  if reading == 'backbone':  # Of a model in parts, too.
+    fast = dataclasses.replace(fast, fast_weights='backbone')
   slow = config.LevelConfig(hidden, slots=3, rank=4, top_k=2)
-  split = (1, 2) if reading == 'partition' else ()
+  split = () if reading == 'stack' else (1, 2)
   return dataclasses.replace(cfg, levels=(fast, slow), partition=split)
 
 
@@ -183,7 +186,7 @@ def save_with_memory(folder, tmp_path, reading, memory_of, **changes):
 
 def fast_only(cfg: config.ModelConfig) -> memory_lib.Memory:
   """A memory with a fast change, and with locked slots."""
-  return memory_lib.init_memory(cfg).with_deltas(
+  return memory_init.init_memory(cfg).with_deltas(
     conftest.random_memory(cfg).deltas()
   )
 
@@ -196,12 +199,11 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype):
+@pytest.mark.parametrize('reading', ['partition', 'backbone'])
+def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype, reading):
   np_dtype = np.dtype(checkpoints.BF16 if dtype == 'bfloat16' else dtype)
   folder, *_ = source(tmp_path, dtype=np_dtype, torch_dtype=dtype)
-  cfg, params, memory = save_with_memory(
-    folder, tmp_path, 'partition', fast_only
-  )
+  cfg, params, memory = save_with_memory(folder, tmp_path, reading, fast_only)
   summary = convert.convert(tmp_path / 'ours', tmp_path / 'exported')
   assert 'merged' in summary
   assert not (tmp_path / 'exported' / 'memory.safetensors').exists()
@@ -218,6 +220,7 @@ def test_a_fast_change_alone_is_merged_exactly(tmp_path, dtype):
   'reading, memory_of, changes, why',
   [
     ('partition', conftest.random_memory, {}, 'level 2 uses 2 of its experts'),
+    ('backbone', conftest.random_memory, {}, 'level 2 uses 2 of its experts'),
     ('stack', conftest.random_memory, {}, 'level 1 adds a second MLP'),
     ('stack', fast_only, {}, 'level 1 adds a second MLP'),
     ('partition', conftest.random_memory, dict(dtype='float32'), 'gated'),
@@ -292,7 +295,7 @@ def test_a_model_with_an_initial_memory_is_exported_unchanged(
   w = checkpoints.tensors(c)
   w['model.layers.0.mlp.up_proj.weight'][0, :3] = -0.0
   folder = checkpoints.write(tmp_path / 'hf', c, w)
-  save_with_memory(folder, tmp_path, reading, memory_lib.init_memory)
+  save_with_memory(folder, tmp_path, reading, memory_init.init_memory)
   assert 'merged' in convert.convert(tmp_path / 'ours', tmp_path / 'exported')
   assert checkpoints.same_bytes(checkpoints.read(tmp_path / 'exported'), w)
 

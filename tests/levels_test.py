@@ -20,6 +20,7 @@ from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import flops
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.weights import add_levels
@@ -73,7 +74,7 @@ def test_levels_change_no_bit_until_the_first_update(plain, tokens, reading):
   cfg = READINGS[reading]
   params = adopted(cfg, plain)
   want = logits(PLAIN, plain, tokens)
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   np.testing.assert_array_equal(logits(cfg, params, tokens), want)
   np.testing.assert_array_equal(logits(cfg, params, tokens, memory), want)
   bank = memory.levels[1].bank.unlock(0, jnp.int32(0), jax.random.key(1))
@@ -96,7 +97,7 @@ def test_a_base_of_several_levels_gains_slower_ones(plain, tokens):
   cfg = dataclasses.replace(STACK, levels=(FAST_OF_STACK, SLOW, slower))
   grown = add_levels.add_levels(STACK, params, cfg, jax.random.key(1))
   want = logits(STACK, params, tokens)
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   np.testing.assert_array_equal(logits(cfg, grown, tokens, memory), want)
   # Its experts see what the others do, so they may learn.
   bank = conftest.random_memory(cfg).levels[2].bank
@@ -111,7 +112,7 @@ def as_one_level(memory: memory_lib.Memory):
   """
   first, second = memory.levels
   cfg = dataclasses.replace(PLAIN, levels=(SLOW,))
-  whole = memory_lib.init_memory(cfg).levels[0]
+  whole = memory_init.init_memory(cfg).levels[0]
   delta = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]), first.fast.delta, second.fast.delta
   )
@@ -228,7 +229,7 @@ def test_a_frozen_prefix_is_computed_once_and_changes_nothing(plain, tokens):
   )
   model = model_lib.Model(cfg, plain, conftest.random_memory(cfg))
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  fresh = model.with_memory(memory_lib.init_memory(cfg))
+  fresh = model.with_memory(memory_init.init_memory(cfg))
   prefix = fresh.frozen_prefix(tokens, positions)
   np.testing.assert_allclose(
     model.forward(prefix, positions=positions).logits,
@@ -240,7 +241,7 @@ def test_a_frozen_prefix_is_computed_once_and_changes_nothing(plain, tokens):
 
 
 def test_each_level_holds_its_own_layers_only():
-  fast, slow = memory_lib.init_memory(PARTITION).levels
+  fast, slow = memory_init.init_memory(PARTITION).levels
   for level, depth in ((fast, 1), (slow, 2)):
     assert {len(x) for x in level.fast.delta.values()} == {depth}
   assert slow.bank.experts.a.shape == (2, 3, 16, 4)

@@ -9,7 +9,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 
 ALL = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
@@ -52,7 +52,7 @@ def test_a_fresh_adapter_changes_nothing():
 @pytest.mark.parametrize('target', ALL)
 def test_beside_equals_folded(cfg, target):
   params, _, noisy = drawn(cfg, (target,))
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   beside = transformer.forward(cfg, params, TOKENS, memory, adapter=noisy)
   folded = transformer.forward(cfg, lora.merge(params, noisy), TOKENS, memory)
   plain = transformer.forward(cfg, params, TOKENS, memory)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sleep_jax.harness import build as build_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
 from sleep_jax.runtime import tree_paths
@@ -40,7 +40,7 @@ def memory_of_programs(monkeypatch) -> list[tuple[int, int]]:
   'make',
   [
     lambda cfg: transformer.init(cfg, jax.random.key(0)),
-    memory_lib.init_memory,
+    memory_init.init_memory,
   ],
   ids=['weights', 'memory'],
 )
@@ -66,13 +66,13 @@ def test_all_that_is_made_for_a_life_lies_on_the_whole_mesh(
   learner, monkeypatch
 ):
   """Of the runner's own build, with a base from a file."""
-  init_memory, in_programs = memory_lib.init_memory, []
+  init_memory, in_programs = memory_init.init_memory, []
 
   def recorded(cfg):
     in_programs.append(isinstance(jnp.zeros(()), core.Tracer))
     return init_memory(cfg)
 
-  monkeypatch.setattr(memory_lib, 'init_memory', recorded)
+  monkeypatch.setattr(memory_init, 'init_memory', recorded)
   c = sharded_lives_test.settings(**_MESH)
   c['arms'] = {learner: {}}
   with sharding.use_mesh(c['mesh']):

@@ -16,7 +16,7 @@ from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
 from sleep_jax.models import flops
 from sleep_jax.models import layers as layers_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import positions as positions_lib
 from sleep_jax.models import transformer
 from sleep_jax.models.mixers import base as mixers_base
@@ -28,7 +28,7 @@ def logits(cfg, params, tokens, memory=None, **kw):
 
 
 def test_fresh_memory_gives_the_base_logits_bit_for_bit(cfg, params, tokens):
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   base = logits(cfg, params, tokens)
   np.testing.assert_array_equal(base, logits(cfg, params, tokens, memory))
 
@@ -44,7 +44,7 @@ def test_one_code_path_serves_one_to_four_levels(tokens, k):
   params = transformer.init(cfg, jax.random.key(0))
   levels = [n for n in params['blocks'] if n.startswith('level_')]
   assert len(levels) == 2 * k  # Each level has its weights and its norm.
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   np.testing.assert_array_equal(
     logits(cfg, params, tokens), logits(cfg, params, tokens, memory)
   )
@@ -75,7 +75,7 @@ def test_pruning_a_bank_takes_its_experts_away(cfg, params, tokens):
   none = memory
   for i in (1, 2):
     none = none.with_level(i, bank=memory.levels[i].bank.prune())
-  fast_only = memory_lib.init_memory(cfg).with_deltas(memory.deltas())
+  fast_only = memory_init.init_memory(cfg).with_deltas(memory.deltas())
   np.testing.assert_array_equal(
     logits(cfg, params, tokens, none), logits(cfg, params, tokens, fast_only)
   )

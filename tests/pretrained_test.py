@@ -14,7 +14,7 @@ import pytest
 from sleep_jax import config
 from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import wheels
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 from sleep_jax.weights import convert
 from sleep_jax.weights import fetch
@@ -139,7 +139,7 @@ def test_a_hugging_face_folder_is_converted(tmp_path, cache):
 
 def test_a_folder_of_ours_is_used_where_it_is(tmp_path, cache):
   cfg = conftest.tiny()
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   folder_lib.save(tmp_path / 'ours', cfg, conftest.weights(cfg), memory)
   found = pretrained.load(str(tmp_path / 'ours'))
   assert found.folder == tmp_path / 'ours' and not cache.exists()

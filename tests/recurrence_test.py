@@ -19,6 +19,7 @@ from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.models.mixers import base as mixers_base
@@ -193,7 +194,7 @@ def test_jets_initial_kernels_are_static_and_have_a_gradient():
 
 def with_states(model, value=0.1):
   """The model with a memory whose recurrent states are all `value`."""
-  memory = memory_lib.init_memory(model.cfg)
+  memory = memory_init.init_memory(model.cfg)
   states = tuple(s + value for s in memory.states)
   return model.with_memory(memory.replace(states=states))
 
@@ -448,7 +449,7 @@ def test_one_pass_does_not_depend_on_what_is_looped(loop):
 
 
 def test_a_memory_per_row_is_refused_for_hybrids(model):
-  model = model.with_memory(memory_lib.init_memory(model.cfg))
+  model = model.with_memory(memory_init.init_memory(model.cfg))
   with pytest.raises(config.ConfigError, match='generate_per_row'):
     sampling.generate_per_row(
       model,

@@ -19,7 +19,7 @@ from sleep_jax.inference import scoring
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import cms
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from tests import conftest
@@ -240,7 +240,7 @@ def test_a_random_expert_changes_samples_only_and_by_the_seed(cfg, base):
   np.testing.assert_array_equal(samples(1.0), samples(1.0))
   assert (samples(1.0) != samples(0.0)).any()
   assert (samples(1.0) != samples(1.0, seed=1)).any()
-  no_experts = memory_lib.init_memory(cfg)  # No expert that could be picked.
+  no_experts = memory_init.init_memory(cfg)  # No expert that could be picked.
   np.testing.assert_array_equal(
     samples(1.0, no_experts), samples(0.0, no_experts)
   )

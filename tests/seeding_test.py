@@ -24,6 +24,7 @@ from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.lifecycle.consolidation import transfer as transfer_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import losses
 from tests import conftest
@@ -264,7 +265,7 @@ def folding(life):
   levels = list(model.cfg.levels)
   levels[1] = dataclasses.replace(levels[1], folds=True)
   cfg = dataclasses.replace(model.cfg, levels=tuple(levels))
-  change = memory_lib.init_change(cfg, 1)
+  change = memory_init.init_change(cfg, 1)
   return life.replace(model=model.replace(cfg=cfg).with_level(1, folded=change))
 
 

@@ -17,7 +17,7 @@ from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import teacher_labels
 from sleep_jax.lifecycle.dreaming import trials
 from sleep_jax.models import lora
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
@@ -80,7 +80,7 @@ def test_wake_on_eight_devices_equals_one(sizes, cfg, params, rows):
   cfg = conftest.replace(cfg, levels=(level, *cfg.levels[1:]))
 
   def wake_day(place, place_rows):
-    memory = memory_lib.init_memory(cfg)
+    memory = memory_init.init_memory(cfg)
     return wake.read_day(
       wake.WakeConfig(batch=8),
       model_lib.Model(cfg, place(params), place(memory)),
@@ -109,7 +109,7 @@ def test_a_day_of_single_rows_is_split_by_the_model(cfg, rows):
     model = model_lib.Model(
       cfg,
       sharding.shard_params(conftest.weights(cfg)),
-      sharding.shard_params(memory_lib.init_memory(cfg)),
+      sharding.shard_params(memory_init.init_memory(cfg)),
     )
     tokens = jnp.asarray(np.asarray(rows[:2]))
     return wake.read_day(

@@ -10,7 +10,7 @@ from sleep_jax import config
 from sleep_jax.inference import scoring
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.models import cache as cache_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import token_logits
 from sleep_jax.objectives import losses
@@ -109,7 +109,7 @@ def token_logprobs(model, tokens, _):
 def test_a_program_holds_few_logits(monkeypatch, step):
   """By the compiler's account, against one that holds them all."""
   cfg = conftest.tiny(vocab=VOCAB, **SMALL)
-  model = conftest.build_model(cfg, memory_lib.init_memory(cfg))
+  model = conftest.build_model(cfg, memory_init.init_memory(cfg))
 
   def temporary(length):
     tokens = jnp.zeros((16, length), jnp.int32)

@@ -16,7 +16,7 @@ from sleep_jax.data.tokenizers import llama2c as llama2c_tokenizer
 from sleep_jax.data.tokenizers import tokenizer as tokenizer_lib
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.metrics import costs as costs_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from tests import conftest
 
@@ -295,7 +295,7 @@ def test_a_setup_refuses_a_tokenizer_that_does_not_fit():
   tok, cfg = tokenizers.load(ASSETS / 'text.model'), conftest.tiny()
   with pytest.raises(config.ConfigError, match='1024 pieces but model.vocab=3'):
     learner_lib.Setup(
-      model_lib.Model(cfg, {}, memory_lib.init_memory(cfg)),
+      model_lib.Model(cfg, {}, memory_init.init_memory(cfg)),
       tok,
       costs_lib.CostTracker(cfg, 16),
     )

@@ -11,7 +11,7 @@ from sleep_jax import config
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle import wake
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.objectives import divergences
@@ -32,7 +32,7 @@ def read(
   memory=None,
 ):
   """`read_day` from token 0, by default with a memory that holds nothing."""
-  memory = memory_lib.init_memory(cfg) if memory is None else memory
+  memory = memory_init.init_memory(cfg) if memory is None else memory
   weight = jnp.ones(tokens.shape) if weight is None else weight
   return wake.read_day(
     wake_cfg,
@@ -73,7 +73,7 @@ def test_an_update_is_equation_2_and_equals_token_by_token(tokens):
   params = conftest.weights(cfg)
   rows = tokens[:2, :6]
   memory, _, _ = read(cfg, params, rows)
-  initial = memory_lib.init_memory(cfg)
+  initial = memory_init.init_memory(cfg)
 
   def token_loss(deltas, position):
     changed = initial.with_deltas(deltas)
@@ -103,7 +103,7 @@ def test_levels_update_on_their_own_clocks(cfg, params, tokens):
 
 
 def test_a_frozen_level_has_no_fast_weights(cfg):
-  assert memory_lib.init_memory(cfg).levels[2].fast is None
+  assert memory_init.init_memory(cfg).levels[2].fast is None
 
 
 def test_reading_a_repeated_row_lowers_its_loss():
@@ -131,7 +131,7 @@ def test_per_row_memory_ends_with_the_row(cfg, params, tokens):
   per_row = wake.WakeConfig(batch=2, carry_memory=False)
   memory, clock, loss = read(cfg, params, tokens, wake_cfg=per_row)
   for a, b in zip(
-    jax.tree.leaves(memory), jax.tree.leaves(memory_lib.init_memory(cfg))
+    jax.tree.leaves(memory), jax.tree.leaves(memory_init.init_memory(cfg))
   ):
     np.testing.assert_array_equal(a, b)
   assert int(clock) == 32
@@ -195,7 +195,7 @@ def archive_of(model, rows):
 def test_what_is_rehearsed_is_not_overwritten_by_the_day(cfg, params, tokens):
   """KL to the archive stays lower, and the day is scored as it was."""
   wake_cfg = dataclasses.replace(CONFIG, rehearsed=8)
-  memory = memory_lib.init_memory(cfg)
+  memory = memory_init.init_memory(cfg)
   model = model_lib.Model(cfg, params, memory)
   archive = archive_of(model, tokens[::-1])
   rows = jnp.tile(tokens, (8, 1))
@@ -218,7 +218,7 @@ def test_what_is_rehearsed_is_not_overwritten_by_the_day(cfg, params, tokens):
 
 def test_what_the_day_has_told_otherwise_is_not_rehearsed(cfg, params, tokens):
   """Of a dream those tokens count that it does not say otherwise and new."""
-  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  model = model_lib.Model(cfg, params, memory_init.init_memory(cfg))
   morning = model.with_memory(conftest.random_memory(cfg))
   logits = model.forward(tokens).logits
   archive = archive_of(model, tokens)
@@ -261,7 +261,7 @@ def losses_of_a_day(model, rows, dreams, **settings):
 @pytest.mark.slow
 def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
   """What it only overwrites is told apart from what it says otherwise."""
-  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  model = model_lib.Model(cfg, params, memory_init.init_memory(cfg))
   rows = jnp.tile(tokens, (16, 1))
   dreams = archive_of(model, tokens)
   logits = -model.forward(tokens).logits
@@ -281,7 +281,7 @@ def test_the_first_half_of_a_day_rehearses_all(cfg, params, tokens):
 @pytest.mark.slow
 def test_a_day_overrules_the_dreams_that_contradict_it(cfg, params, tokens):
   """It is read better where the rehearsal gives way."""
-  model = model_lib.Model(cfg, params, memory_lib.init_memory(cfg))
+  model = model_lib.Model(cfg, params, memory_init.init_memory(cfg))
   rows = jnp.tile(tokens, (64, 1))
   dreams = archive_of(model, tokens[jnp.tile(jnp.arange(4), 2)])
   other = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))) * 7 % cfg.vocab

@@ -14,6 +14,9 @@ class LevelConfig:
   hidden: int  # Width of the level's dense SwiGLU base.
   # Eq. 2: tokens (per lane) between two updates; 0 = frozen (frequency 0).
   chunk: int = 0
+  # The weights that these updates change: the level's own MLPs (mlp), or every
+  # weight of the backbone (backbone), which then no other level updates.
+  fast_weights: str = 'mlp'
   # Sleep steps are b * C^(l): the level is a sender every b-th update.
   sleep_every: int = 0
   optimizer: str = 'adam'  # f(.) of Eq. 2: sgd | momentum | adam.
@@ -155,6 +158,11 @@ class ModelConfig:
     if self.mixers:
       _check_mixers(self)
     _check_clocks(self.levels)
+    if self.updates_backbone and self.mixers:
+      raise base.ConfigError(
+        'model.levels: fast_weights=backbone is for attention alone, but '
+        f'model.mixers={self.mixers}; set fast_weights=mlp, or no mixers.'
+      )
 
   @property
   def mixer_names(self) -> tuple[str, ...]:
@@ -173,6 +181,11 @@ class ModelConfig:
     return _layers(self, recurrent=False)
 
   @property
+  def updates_backbone(self) -> bool:
+    """Whether reading changes every weight, see `LevelConfig.fast_weights`."""
+    return any(level.fast_weights == 'backbone' for level in self.levels)
+
+  @property
   def levels_per_block(self) -> tuple[LevelConfig, ...]:
     """The levels whose dense weights every block holds."""
     return self.levels[:1] if self.partition else self.levels
@@ -189,7 +202,7 @@ class ModelConfig:
   @property
   def frozen_layers(self) -> int:
     """How many layers next to the embedding no level ever changes."""
-    if not self.partition:
+    if not self.partition or self.updates_backbone:
       return 0
     changing = [
       self.layers_of(i).start
@@ -308,6 +321,15 @@ def _check_mixers(cfg: ModelConfig) -> None:
 def _check_clocks(levels: tuple[LevelConfig, ...]) -> None:
   """Chunk sizes must nest, and a sender needs a receiver with slots."""
   moving = [(i, l) for i, l in enumerate(levels, 1) if l.chunk]
+  for i, level in enumerate(levels, 1):
+    path = f'model.levels[{i - 1}].fast_weights'
+    known = {'mlp': False, 'backbone': True}
+    if base.lookup(level.fast_weights, known, path):
+      if [j for j, _ in moving] != [i]:
+        raise base.ConfigError(
+          f'{path}=backbone: level {i} alone must have a chunk then, since its '
+          'updates change the weights of every level; set the others to 0.'
+        )
   for (i, fast), (j, slow) in zip(moving, moving[1:]):
     if slow.chunk % fast.chunk:
       raise base.ConfigError(

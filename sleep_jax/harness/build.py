@@ -16,7 +16,7 @@ from sleep_jax import tasks
 from sleep_jax.data import tokenizers
 from sleep_jax.learners import base as learner_lib
 from sleep_jax.metrics import costs as costs_lib
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import transformer
 from sleep_jax.runtime import sharding
@@ -131,7 +131,7 @@ def build(
   costs = costs_lib.CostTracker(cfg, task.row_length)
   if absent:
     params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-    memory = jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+    memory = jax.eval_shape(lambda: memory_init.init_memory(cfg))
     sharding.check_leaves(params)
   else:
     params, memory = _weights(c['base'], cfg, seed, data_dir), None

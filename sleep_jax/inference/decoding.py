@@ -143,14 +143,31 @@ def decode(
 
 
 def unstack_per_row(
-  cfg: config.ModelConfig, params: at.Params, per_layer_memory: PerLayerMemory
+  cfg: config.ModelConfig,
+  params: at.Params,
+  per_layer_memory: PerLayerMemory,
+  memory: memory_lib.Memory,
 ) -> tuple[PerLayerModel, PerLayerModel]:
   """`unstack_layers` for a memory per row, whose leaves are `[B, L, ...]`.
+
+  Args:
+    cfg: the model.
+    params: backbone weights, shared by the rows.
+    per_layer_memory: `cms.per_layer_memory` of the memory.
+    memory: of each row, leaves `[B, ...]`.
 
   Returns:
     The model, and which of its leaves have the row axis (0) and which all rows
     share (None), for `decode_per_row`. Only what memory changes is per row.
   """
+  if cfg.updates_backbone:
+
+    def unstack_row(memory: memory_lib.Memory, per_layer: PerLayerMemory):
+      weights = memory_lib.with_backbone_delta(cfg, params, memory)
+      return unstack_layers(cfg, weights, per_layer)
+
+    model = jax.vmap(unstack_row)(memory, per_layer_memory)
+    return model, PerLayerModel(dict.fromkeys(model.params, 0), memory=0)
   changed = {name for name, _, _ in _changed_weights(cfg, per_layer_memory)}
   shared = dict.fromkeys(k for k in params if k != 'blocks')
   block = {k: 0 if k in changed else None for k in params['blocks']}

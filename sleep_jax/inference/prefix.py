@@ -85,7 +85,7 @@ def _prefill(
   cfg, per_layer_memory = model.cfg, None
   if model.memory is not None:
     per_layer_memory = cms.per_layer_memory(model.memory)
-  unstacked = decoding.unstack_layers(cfg, model.params, per_layer_memory)
+  unstacked = decoding.unstack_layers(cfg, model.weights(), per_layer_memory)
   size = tokens_1xT.shape[1]
   positions = positions_lib.left_padded_positions(length[None], size)
 

@@ -239,7 +239,7 @@ def generate(
     per_layer_memory = _per_layer_memory(
       model.memory, prompts.shape[0], rng, sampler
     )
-  unstacked = decoding.unstack_layers(cfg, model.params, per_layer_memory)
+  unstacked = decoding.unstack_layers(cfg, model.weights(), per_layer_memory)
 
   def decode_fn(ids, *args):
     return decoding.decode(cfg, unstacked.select_rows(ids), *args)
@@ -292,7 +292,7 @@ def generate_per_row(
     lambda m, key: _per_layer_memory(m, 1, key, sampler)
   )(model.memory, rngs)
   unstacked, axes = decoding.unstack_per_row(
-    cfg, model.params, per_layer_memory
+    cfg, model.params, per_layer_memory, model.required_memory()
   )
 
   def decode_fn(ids, *args):

@@ -7,7 +7,7 @@ import jax
 from sleep_jax import config
 from sleep_jax.inference import encoder
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.runtime import sharding
 
 
@@ -50,7 +50,7 @@ def check_mesh(cfg: config.ModelConfig, rows: Mapping[str, int]) -> None:
     ConfigError: naming the setting or the leaf, and the sizes of the mesh.
   """
   sharding.check_rows(rows)
-  sharding.check_leaves(jax.eval_shape(lambda: memory_lib.init_memory(cfg)))
+  sharding.check_leaves(jax.eval_shape(lambda: memory_init.init_memory(cfg)))
 
 
 def check_judge(seeding: consolidation_config.SeedingConfig) -> None:

@@ -12,6 +12,7 @@ from sleep_jax.data import contexts as contexts_lib
 from sleep_jax.data import experience as experience_lib
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
 
@@ -79,7 +80,7 @@ def init_life(
   learner_state: Any = None,
 ) -> Life:
   """A new life on a pretrained model, with a memory that holds nothing."""
-  empty = functools.partial(memory_lib.init_memory, model.cfg)
+  empty = functools.partial(memory_init.init_memory, model.cfg)
   memory = sharding.init(empty)
   return Life(
     model=model.with_memory(memory),

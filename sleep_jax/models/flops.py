@@ -37,6 +37,8 @@ def train_flops(cfg: config.ModelConfig, context: float) -> float:
 
 def wake_flops(cfg: config.ModelConfig, context: float) -> float:
   """FLOPs of one token awake: only levels with a clock get gradients."""
+  if cfg.updates_backbone:
+    return train_flops(cfg, context)
   layers = [
     cfg.layers_of(i) for i, level in enumerate(cfg.levels) if level.chunk
   ]

@@ -10,6 +10,7 @@ level, `[L, ...]`: all of them, or under `partition` the level's own. A leading
 axis over independent lives is added by `jax.vmap`, never here.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ import optax
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
-from sleep_jax.models.mixers import base as mixers_base
 
 LOCKED, SEEDING, ACTIVE = 0, 1, 2  # Status of a slot.
 
@@ -104,12 +104,21 @@ class Bank(at.Pytree):
 
 
 class Fast(at.Pytree):
-  """What Eq. 2 has done to one level's weights, and will do next."""
+  """What Eq. 2 has done to one level's weights, and will do next.
 
-  delta: at.Tree  # Change of {gate, up, down}, stacked over layers.
+  delta: change of its {gate, up, down}, stacked over layers; or, where it holds
+    every weight (`LevelConfig.fast_weights`), {backbone: a tree like those}.
+  """
+
+  delta: at.Tree
   grads: at.Tree  # Sum of the gradients since the last update.
   chunks: at.Int[jax.Array, '']  # How many base chunks that sum holds.
   opt_state: Any
+
+  @property
+  def backbone_delta(self) -> at.Params | None:
+    """The change of every weight; None where it is of the level's MLPs."""
+    return self.delta.get('backbone')
 
 
 class LevelMemory(at.Pytree):
@@ -124,8 +133,8 @@ class LevelMemory(at.Pytree):
   folded: at.Tree | None = None
 
   def dense_change(self) -> at.Tree | None:
-    """What is added to the dense base: fast and folded; None is nothing."""
-    if self.fast is None:
+    """What is added to the level's MLPs: fast and folded; None is nothing."""
+    if self.fast is None or self.fast.backbone_delta is not None:
       return self.folded
     if self.folded is None:
       return self.fast.delta
@@ -138,6 +147,13 @@ class Memory(at.Pytree):
   levels: tuple[LevelMemory, ...]
   # What recurrent mixers hold of evicted windows, by layer: [H, K, V] each.
   states: tuple[jax.Array, ...] = ()
+
+  def backbone_delta(self) -> at.Params | None:
+    """The fast change of every weight, if a level holds one."""
+    for level in self.levels:
+      if level.fast and level.fast.backbone_delta is not None:
+        return level.fast.backbone_delta
+    return None
 
   def deltas(self) -> tuple[at.Tree | None, ...]:
     """The fast change of every level."""
@@ -213,52 +229,6 @@ def level_optimizer(level: config.LevelConfig) -> optax.GradientTransformation:
   )
 
 
-def base_shapes(cfg: config.ModelConfig, level: int) -> at.Tree:
-  """Shapes of a level's dense weights, stacked over its layers."""
-  layers, hidden = cfg.num_layers(level), cfg.levels[level].hidden
-  wide = (layers, cfg.dim, hidden)
-  return {'gate': wide, 'up': wide, 'down': (layers, hidden, cfg.dim)}
-
-
-def init_change(cfg: config.ModelConfig, level: int) -> at.Tree:
-  """No change of a level's dense weights; new buffers at every call."""
-  return {k: jnp.zeros(s) for k, s in base_shapes(cfg, level).items()}
-
-
-def init_fast(cfg: config.ModelConfig, level: int) -> Fast:
-  """The fast part of level number `level` (0 = fastest) before any update."""
-  return Fast(
-    delta=init_change(cfg, level),
-    grads=init_change(cfg, level),
-    chunks=jnp.zeros((), jnp.int32),
-    opt_state=level_optimizer(cfg.levels[level]).init(init_change(cfg, level)),
-  )
-
-
-def init_bank(cfg: config.ModelConfig, level: int) -> Bank:
-  """All slots of level number `level` (0 = fastest), locked."""
-  l, d = cfg.num_layers(level), cfg.dim
-  s, r = cfg.levels[level].slots, cfg.levels[level].rank
-  return Bank(
-    experts=Expert(
-      a=jnp.zeros((l, s, d, r)),
-      b=jnp.zeros((l, s, r, d)),
-      router=jnp.zeros((l, s, d)),
-      bias=jnp.zeros((l, s)),
-    ),
-    status=jnp.zeros((s,), jnp.int32),
-    created_night=jnp.full((s,), -1, jnp.int32),
-  )
-
-
-def init_recurrent_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
-  """The fast weights of all recurrent mixers, empty."""
-  mixers = mixers_base.of_layers(cfg)
-  return tuple(
-    mixers[i].init_state(cfg, 1, 0).s[0] for i in cfg.recurrent_layers
-  )
-
-
 def of_states(cfg: config.ModelConfig, states: tuple[jax.Array, ...]) -> Memory:
   """A memory of recurrent states alone: no level has a fast part or slots.
 
@@ -270,16 +240,22 @@ def of_states(cfg: config.ModelConfig, states: tuple[jax.Array, ...]) -> Memory:
   return Memory(tuple(LevelMemory(None, None) for _ in cfg.levels), states)
 
 
-def init_memory(cfg: config.ModelConfig) -> Memory:
-  """The memory of a new life: all changes zero, all slots locked."""
-  return Memory(
-    states=init_recurrent_states(cfg),
-    levels=tuple(
-      LevelMemory(
-        fast=init_fast(cfg, i) if level.chunk else None,
-        bank=init_bank(cfg, i) if level.slots else None,
-        folded=init_change(cfg, i) if level.folds else None,
-      )
-      for i, level in enumerate(cfg.levels)
-    ),
-  )
+def with_backbone_delta(
+  cfg: config.ModelConfig, params: at.Params, memory: Memory | None
+) -> at.Params:
+  """The weights as they run: with the fast change of all of them, if any.
+
+  Sums are float32, rounded to the type of the computation if the weights have
+  it. What no change is of, such as a halting head, is as it was.
+  """
+  delta = None if memory is None else memory.backbone_delta()
+  return params if delta is None else _add(params, delta, jnp.dtype(cfg.dtype))
+
+
+def _add(weights: at.Tree, delta: at.Tree, dtype: np.dtype) -> at.Tree:
+  if isinstance(weights, Mapping):
+    return {
+      k: _add(w, delta[k], dtype) if k in delta else w
+      for k, w in weights.items()
+    }
+  return (weights + delta).astype(jnp.promote_types(weights.dtype, dtype))

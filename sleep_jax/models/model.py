@@ -15,6 +15,7 @@ from sleep_jax import config
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import token_logits
 from sleep_jax.models import transformer
 
@@ -63,7 +64,11 @@ class Model(at.Pytree):
 
   def unembedding(self) -> at.Float[jax.Array, 'V D']:
     """The matrix that turns `Output.hidden` into logits."""
-    return transformer.unembedding(self.cfg, self.params)
+    return transformer.unembedding(self.cfg, self.weights())
+
+  def weights(self) -> at.Params:
+    """The backbone's, with the fast change of all of them, if there is one."""
+    return memory_lib.with_backbone_delta(self.cfg, self.params, self.memory)
 
   def map_logits(
     self, fn: Callable[..., at.Tree], out: transformer.Output, *rows: at.Tree
@@ -110,4 +115,4 @@ class Model(at.Pytree):
 
 def init(cfg: config.ModelConfig, rng: at.Key) -> Model:
   """A model with fresh weights, and a memory that holds nothing."""
-  return Model(cfg, transformer.init(cfg, rng), memory_lib.init_memory(cfg))
+  return Model(cfg, transformer.init(cfg, rng), memory_init.init_memory(cfg))

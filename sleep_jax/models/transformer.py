@@ -172,6 +172,7 @@ def forward(
     first = 0 if cache is None else cache.end_index
     positions = positions_lib.default_positions(tokens, first)
   positions = jnp.asarray(positions)
+  params = memory_lib.with_backbone_delta(cfg, params, memory)
   layer_memory = None if memory is None else cms.per_layer_memory(memory)
   states = cache_lib.broadcast_states(memory, tokens.shape[0])
   return layers_lib.apply(

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
+from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,9 +59,11 @@ def why_not_plain(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> str | None:
   """Why no plain checkpoint computes the same function; None if one does."""
+  changes = _changes(cfg, memory)
   for i in range(len(cfg.levels_per_block) - 1):
-    down = params['blocks'][f'level_{i + 1}']['down']
-    if not _output_is_zero(down, memory.levels[i] if memory else None):
+    name = f'level_{i + 1}'
+    down = params['blocks'][name]['down']
+    if not _is_zero(down, changes.get(f'blocks.{name}.down')):
       return (
         f'level {i + 1} adds a second MLP to every block, and a plain block '
         'has one'
@@ -79,51 +83,57 @@ def used_slots(bank: memory_lib.Bank) -> list[int]:
   return np.flatnonzero(np.asarray(bank.status) != memory_lib.LOCKED).tolist()
 
 
-def _output_is_zero(
-  down: at.Array, level: memory_lib.LevelMemory | None
-) -> bool:
-  """Whether a level's output is zero for every input."""
-  dense = level.dense_change() if level else None
-  change = None if dense is None else np.asarray(dense['down'])
+def _is_zero(stack: at.Array, changes: list[np.ndarray | None] | None) -> bool:
+  """Whether a matrix is zero in every layer, its change added."""
+  of_layers = changes or [None] * len(stack)
   return not any(
-    np.any(w if change is None else w + change[layer])
-    for layer, w in enumerate(down)
+    np.any(w if change is None else w + change)
+    for w, change in zip(stack, of_layers, strict=True)
   )
 
 
 def with_fast_change(
   cfg: config.ModelConfig, params: at.Params, memory: memory_lib.Memory | None
 ) -> at.Params:
-  """Weights with the fast change added; those that change are `LazySum`s.
+  """Weights with the fast change added; of blocks, those are `LazySum`s.
 
   If the computation is in a wider type than the weights, so is the sum, since
   rounding it would be an error of its own.
   """
-  blocks = dict(params['blocks'])
+  flat: dict[str, Any] = traverse_util.flatten_dict(params, sep='.')
   for name, changes in _changes(cfg, memory).items():
-    dense = dict(blocks[name])
-    for key, of_layers in changes.items():
-      base = dense[key]
-      change = LazySum(base, of_layers, base.dtype)
-      if any(change.changes_layer(i) for i in range(cfg.layers)):
-        dtype = np.dtype(jnp.promote_types(base.dtype, jnp.dtype(cfg.dtype)))
-        dense[key] = LazySum(base, of_layers, dtype)
-    blocks[name] = dense
-  return params | {'blocks': blocks}
+    base = flat[name]
+    if not any(x is not None and x.any() for x in changes):
+      continue
+    dtype = np.dtype(jnp.promote_types(base.dtype, jnp.dtype(cfg.dtype)))
+    if name.startswith('blocks.'):
+      flat[name] = LazySum(base, changes, dtype)
+    else:
+      flat[name] = LazySum(base[None], changes, dtype)[0]
+  return traverse_util.unflatten_dict(flat, sep='.')
 
 
 def _changes(
   cfg: config.ModelConfig, memory: memory_lib.Memory | None
-) -> dict[str, dict[str, list[np.ndarray | None]]]:
-  """The dense changes by module of a block, matrix and layer."""
-  out: dict[str, dict[str, list[np.ndarray | None]]] = {}
-  for i, level in enumerate(memory.levels if memory else ()):
-    delta = level.dense_change()
-    name = f'level_{1 if cfg.partition else i + 1}'
-    for key, stack in (delta or {}).items():
-      of_layers = out.setdefault(name, {}).setdefault(key, [None] * cfg.layers)
+) -> dict[str, list[np.ndarray | None]]:
+  """The dense changes of each layer, by dotted name of the weight.
+
+  Of a weight that is not of a layer, such as the embedding, it is one change.
+  """
+  if memory is None:
+    return {}
+  out: dict[str, list[np.ndarray | None]] = {}
+  delta = memory.backbone_delta() or {}
+  for name, change in tree_paths.leaf_paths(delta).items():
+    change = np.asarray(change)
+    out[name] = list(change if name.startswith('blocks.') else change[None])
+  for i, level in enumerate(memory.levels):
+    block = f'blocks.level_{1 if cfg.partition else i + 1}'
+    for key, stack in (level.dense_change() or {}).items():
+      of_layers = out.setdefault(f'{block}.{key}', [None] * cfg.layers)
       for row, layer in enumerate(cfg.layers_of(i)):
-        of_layers[layer] = np.asarray(stack[row])
+        before, change = of_layers[layer], np.asarray(stack[row])
+        of_layers[layer] = change if before is None else before + change
   return out
 
 

@@ -26,7 +26,7 @@ from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import untrusted
 from sleep_jax.models import memory as memory_lib
-from sleep_jax.models import transformer
+from sleep_jax.models import memory_init
 from sleep_jax.runtime import files
 from sleep_jax.runtime import tree_paths
 
@@ -132,7 +132,9 @@ def check_params(
       `config.DTYPES`, or holds a NaN or an infinite number.
   """
   _check_depth(cfg, leaves, where)
-  expected = tree_paths.leaf_paths(_shapes(_param_shapes, cfg, where))
+  expected = tree_paths.leaf_paths(
+    _shapes(memory_init.weight_shapes, cfg, where)
+  )
   expected = {k: v for k, v in expected.items() if k not in without}
   _check_names(expected, leaves, where)
   for name, leaf in expected.items():
@@ -145,15 +147,9 @@ def check_params(
 
 
 @functools.lru_cache(8)
-def _param_shapes(cfg: config.ModelConfig) -> at.Tree:
-  """Shapes and types of fresh weights."""
-  return jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-
-
-@functools.lru_cache(8)
 def _memory_shapes(cfg: config.ModelConfig) -> at.Tree:
   """Shapes and types of an empty memory."""
-  return jax.eval_shape(lambda: memory_lib.init_memory(cfg))
+  return jax.eval_shape(lambda: memory_init.init_memory(cfg))
 
 
 def _shapes(

@@ -44,7 +44,7 @@ class Rollouts(at.Pytree):
   advantage: at.Float[jax.Array, 'B']
 
   def rows(self, index: jax.Array) -> 'Rollouts':
-    """The rows at `index`; the labels' `head` belongs to none of them."""
+    """The rows at `index`; the labels' `vocabulary` belongs to none of them."""
     return Rollouts(
       self.labels.rows(index), self.old_logp[index], self.advantage[index]
     )

@@ -228,8 +228,7 @@ def _over_vocabulary(
   if archive is not None:
     used.append(np.asarray(archive.teacher.tokens))
   vocabulary = _vocabulary(job.teachers.current, used)
-  head = job.teachers.current.unembedding()[vocabulary]
-  return job.teachers.replace(head=head), vocabulary
+  return job.teachers.replace(vocabulary=jnp.asarray(vocabulary)), vocabulary
 
 
 def _new_rows(
@@ -240,7 +239,7 @@ def _new_rows(
   rng: np.random.Generator,
 ) -> archive_lib.Archive:
   """What tonight adds to the archive: the current model's dreams."""
-  on_host = sharding.fetch(labels.replace(head=None, prefix=None))
+  on_host = sharding.fetch(labels.replace(vocabulary=None, prefix=None))
   rows = _of_current(replay)
   on_host = on_host.rows(rows)
   if job.cfg.archive_only_new:

@@ -5,6 +5,7 @@ No outside data enters. The *current* model generates what this day taught; the
 token is labelled by the teacher that generated it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,12 +31,12 @@ class Teachers(at.Pytree):
   """The teachers S_1..S_k of Knowledge Seeding; they share their weights.
 
   previous_memory: None where the current model alone teaches.
-  head: the rows of the unembedding that are distilled over; None = all.
+  vocabulary: the tokens that are distilled over; None = all.
   """
 
   current: model_lib.Model
   previous_memory: memory_lib.Memory | None
-  head: at.Float[jax.Array, 'M D'] | None = None
+  vocabulary: at.Int[at.Array, 'M'] | None = None
 
   @property
   def previous(self) -> model_lib.Model | None:
@@ -43,6 +44,27 @@ class Teachers(at.Pytree):
     if self.previous_memory is None:
       return None
     return self.current.with_memory(self.previous_memory)
+
+  def logits_of(self) -> Callable[[Sequence[jax.Array]], list[jax.Array]]:
+    """From the hidden states of each teacher, current first, to its logits."""
+    models = [m for m in (self.current, self.previous) if m is not None]
+    heads = [head(model, self.vocabulary) for model in models]
+
+    def logits_of(hidden: Sequence[jax.Array]) -> list[jax.Array]:
+      return [
+        h @ matrix.T.astype(h.dtype)
+        for h, matrix in zip(hidden, heads, strict=True)
+      ]
+
+    return logits_of
+
+
+def head(
+  model: model_lib.Model, vocabulary: at.Int[at.Array, 'M'] | None
+) -> at.Float[jax.Array, 'M D']:
+  """The rows of a model's unembedding for these tokens; None = all."""
+  matrix = model.unembedding()
+  return matrix if vocabulary is None else matrix[vocabulary]
 
 
 class Replay(NamedTuple):

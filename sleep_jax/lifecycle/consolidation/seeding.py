@@ -79,7 +79,7 @@ def seed(
   replay_key, order_key, roll_key, probe_key = jax.random.split(rng, 4)
   rehearsal = rehearsal_lib.prepare(job, replay_key, probe_key)
   job = dataclasses.replace(
-    job, teachers=job.teachers.replace(head=rehearsal.labels.head)
+    job, teachers=job.teachers.replace(vocabulary=rehearsal.labels.vocabulary)
   )
   cfg, target = job.cfg, job.target
   student = target.activate(student)
@@ -169,7 +169,7 @@ def objective(
   """-J_KS of one batch, with the router's provenance loss beside it."""
   student = target.put(student, trained)
   parts = [labels] if rollouts is None else [labels, rollouts.labels]
-  batch = teacher_labels.concatenate(*parts).replace(head=None)
+  batch = teacher_labels.concatenate(*parts).replace(vocabulary=None)
   batch = sharding.shard_batch(batch, 'batch')
   inputs = batch.tokens if batch.prefix is None else batch.prefix
   out = student.forward(inputs, positions=batch.positions)
@@ -246,18 +246,18 @@ def _masked_divergence(
   rows: slice,
 ) -> jax.Array:
   """Mean divergence, in nats per token, of `rows` of the student's output."""
-  head = labels.head
+  head = functools.partial(replay_lib.head, student, labels.vocabulary)
   if isinstance(labels.teacher, divergences.TopK):
-    hidden = (
-      out.hidden[rows], student.unembedding() if head is None else head
-    )  # fmt: skip
     per_token = divergences.from_hidden(
-      measure, labels.teacher, hidden, chunk=teacher_labels.tokens_at_once(cfg)
+      measure,
+      labels.teacher,
+      (out.hidden[rows], head()),
+      chunk=teacher_labels.tokens_at_once(cfg),
     )
-  elif head is not None:
+  elif labels.vocabulary is not None:
     per_token = token_logits.map_tokens(
       lambda logits, teacher: measure(teacher, logits),
-      *(out.hidden[rows], head, labels.teacher),
+      *(out.hidden[rows], head(), labels.teacher),
     )
   else:
     per_token = student.map_logits(
@@ -283,7 +283,7 @@ def _with_rollouts(
   """
   labels = rollouts.labels
   first = len(out.hidden) - len(labels.tokens)
-  if isinstance(labels.teacher, divergences.TopK) and labels.head is None:
+  if isinstance(labels.teacher, divergences.TopK) and labels.vocabulary is None:
     loss, on_policy, imitation_loss = _rollouts_loss(
       cfg, student, out, measure, rollouts
     )

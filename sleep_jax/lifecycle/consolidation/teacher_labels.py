@@ -37,19 +37,19 @@ class LabeledBatch(at.Pytree):
   # `Model.frozen_prefix` of the rows, if the model has one.
   prefix: at.Float[jax.Array, 'N T D'] | None = None
   # Of `Teachers`: what the teachers' logits are of. It belongs to no row.
-  head: at.Float[jax.Array, 'M D'] | None = None
+  vocabulary: at.Int[at.Array, 'M'] | None = None
 
   def rows(self, index: jax.Array | np.ndarray) -> 'LabeledBatch':
     """The rows at `index`."""
-    rows = jax.tree.map(lambda x: x[index], self.replace(head=None))
-    return rows.replace(head=self.head)
+    rows = jax.tree.map(lambda x: x[index], self.replace(vocabulary=None))
+    return rows.replace(vocabulary=self.vocabulary)
 
 
 def concatenate(*parts: LabeledBatch) -> LabeledBatch:
-  """The rows of all parts, which have one head."""
-  bare = [part.replace(head=None) for part in parts]
+  """The rows of all parts, which are of one vocabulary."""
+  bare = [part.replace(vocabulary=None) for part in parts]
   rows = jax.tree.map(lambda *x: jnp.concatenate(x), *bare)
-  return rows.replace(head=parts[0].head)
+  return rows.replace(vocabulary=parts[0].vocabulary)
 
 
 def tokens_at_once(cfg: consolidation_config.SeedingConfig) -> int:
@@ -130,14 +130,12 @@ def label(
   outputs = [x for x in (out, previous) if x is not None]
   next_source = jnp.pad(source[:, 1:], ((0, 0), (0, 1)))
   rule = functools.partial(_teacher_logits, cfg)
-  if cfg.teacher_top_k or teachers.head is not None:
-    matrix = teachers.head
-    if matrix is None:
-      matrix = teachers.current.unembedding()
+  if cfg.teacher_top_k or teachers.vocabulary is not None:
+    logits_of = teachers.logits_of()
 
     def per_token(rows):
       hidden, share = rows
-      return rule(share, *(h @ matrix.T.astype(h.dtype) for h in hidden))
+      return rule(share, *logits_of(hidden))
 
     teacher, teacher_kl, contradicted = divergences.chunked(
       per_token, ([x.hidden for x in outputs], next_source),
@@ -160,7 +158,7 @@ def label(
     next_weight *= 1.0 - contradicted * (next_source < 0.5)
   labels = LabeledBatch(
     *(tokens, positions, next_weight, teacher),
-    *(gate, gate_weight * next_weight, prefix, teachers.head),
+    *(gate, gate_weight * next_weight, prefix, teachers.vocabulary),
   )
   return labels, out.hidden
 
@@ -188,7 +186,7 @@ def spliced(
   where: at.Int[np.ndarray, 'N T'],
 ) -> LabeledBatch:
   """Rows as `splicing.interleave` has them, with the labels of their tokens."""
-  own = sharding.fetch(labels.replace(head=None, prefix=None))
+  own = sharding.fetch(labels.replace(vocabulary=None, prefix=None))
   names = 'weight', 'teacher', 'gate', 'gate_weight'
   tokens, predictions, there = splicing.take(
     own.tokens, {name: getattr(own, name) for name in names}, where
@@ -221,7 +219,7 @@ def as_archive(
 
   Args:
     labels: with the likeliest tokens of each prediction.
-    vocabulary: `[M]`, what tokens the rows of the labels' head stand for; None
+    vocabulary: `[M]`, what tokens the labels' predictions are of; None
       where predictions are of all tokens.
     night: when they were dreamt.
   """
@@ -245,7 +243,7 @@ def from_archive(
   Args:
     cfg: says what of them the current model overrules.
     archive: with a row at least.
-    teachers: give what is computed once for a row, and the head.
+    teachers: give what is computed once for a row.
     vocabulary: see `as_archive`; it has every token of the archive.
   """
   if vocabulary is not None:
@@ -262,7 +260,7 @@ def from_archive(
   weight = archive.weight * (1.0 - contradicted)
   return LabeledBatch(
     *(archive.tokens, positions, weight, archive.teacher),
-    *(jnp.zeros_like(weight), weight, prefix, teachers.head),
+    *(jnp.zeros_like(weight), weight, prefix, teachers.vocabulary),
   )
 
 
@@ -279,14 +277,12 @@ def _read_archived(
   if cfg.contradicted == 1.0:
     return prefix, jnp.zeros(tokens.shape, bool)
   inputs = tokens if prefix is None else prefix
-  matrix = teachers.head
-  if matrix is None:
-    matrix = teachers.current.unembedding()
+  logits_of = teachers.logits_of()
   models = [m for m in (teachers.current, teachers.previous) if m is not None]
 
   def per_token(rows):
     past, hidden = rows
-    now, *before = (h @ matrix.T.astype(h.dtype) for h in hidden)
+    now, *before = logits_of(hidden)
     said = [logits.argmax(-1) for logits in before]
     return archive_lib.contradicted(cfg.contradicted, now, past, *said)
 

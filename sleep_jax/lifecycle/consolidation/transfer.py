@@ -27,6 +27,7 @@ from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.lifecycle.consolidation import slots as slots_lib
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 
 
@@ -150,7 +151,7 @@ def compute(
     return model.with_memory(memory.replace(states=states))
   level, fast = memory.levels[sender], memory.fast(sender)
   if cfg.sender_reset == 'restart':
-    initial = memory_lib.init_fast(model.cfg, sender)
+    initial = memory_init.init_fast(model.cfg, sender)
     fast = initial.replace(grads=fast.grads, chunks=fast.chunks)
   fast = _update_if_pending(model.cfg.levels[sender], fast)
   bank = level.bank.prune() if level.bank else None

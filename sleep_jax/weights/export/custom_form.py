@@ -106,7 +106,11 @@ def _differs(
   *parents, key = slot.name.split('.')
   for name in parents:
     changed = changed[name]
-  if slot.layer is None or not isinstance(changed[key], expert_bank.LazySum):
+  if slot.layer is None:
+    return before.nbytes != after.nbytes or bool(
+      (before.make() != after.make()).any()
+    )
+  if not isinstance(changed[key], expert_bank.LazySum):
     return False
   return before.nbytes != after.nbytes or (
     changed[key].changes_layer(slot.layer)

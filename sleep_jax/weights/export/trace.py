@@ -48,7 +48,8 @@ def blocks(
 ) -> Iterator[BlockTrace]:
   """The blocks of a model of attention, first to last."""
   cfg, inputs = model.cfg, mixer_inputs(model.cfg, tokens_BxT)
-  embedding = model.params['embed']['embedding'].astype(cfg.dtype)
+  params = model.weights()
+  embedding = params['embed']['embedding'].astype(cfg.dtype)
   x = embedding[jnp.asarray(tokens_BxT)]
   per_layer = cms.per_layer_memory(model.required_memory())
   for i in range(cfg.layers):
@@ -56,7 +57,7 @@ def blocks(
     memory = tuple(
       _select(per_layer[j], cfg.layers_of(j).index(i)) for j in levels
     )
-    weights = _select(model.params['blocks'], i)
+    weights = _select(params['blocks'], i)
     x, trace = _block(
       cfg, tuple(cfg.levels[j] for j in levels), weights, memory, x, inputs
     )
