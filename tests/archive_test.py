@@ -111,9 +111,11 @@ def two_nights(life, cfg=CONFIG):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('dream_vocab', [True, False])
+@pytest.mark.parametrize(
+  'dream_vocab, least_fresh, share', [(True, 0.0, 1 / 3), (False, 0.8, 0.2)]
+)
 def test_what_was_predicted_once_is_what_later_nights_learn(
-  life, monkeypatch, dream_vocab
+  life, monkeypatch, dream_vocab, least_fresh, share
 ):
   """Night 2 trains on night 1's rows, with night 1's predictions."""
   taught, prepare = [], rehearsal.prepare
@@ -123,11 +125,12 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
     return taught[-1]
 
   monkeypatch.setattr(rehearsal, 'prepare', record)
-  cfg = dataclasses.replace(CONFIG, dream_vocab=dream_vocab, splice=False)
+  changes = dict(dream_vocab=dream_vocab, least_fresh=least_fresh)
+  cfg = dataclasses.replace(CONFIG, splice=False, **changes)
   first, second = two_nights(life, cfg)
   assert np.bincount(first.archive.night).tolist() == [20]
   assert np.bincount(second.archive.night).tolist() == [10, 10]
-  assert [d.archived_share for d in taught] == [0.0, pytest.approx(1 / 3)]
+  assert [d.archived_share for d in taught] == [0.0, pytest.approx(share)]
   size = len(taught[1].replay.tokens)
   archived = taught[1].labels.rows(np.arange(size, size + 20))
   np.testing.assert_array_equal(archived.tokens, first.archive.tokens)
@@ -136,7 +139,7 @@ def test_what_was_predicted_once_is_what_later_nights_learn(
       getattr(archived.teacher, name), getattr(first.archive.teacher, name)
     )
   rows = taught[1].sample_rows(np.random.default_rng(0), 3000)
-  assert 0.3 < (rows >= size).mean() < 0.37
+  assert (rows >= size).mean() == pytest.approx(share, abs=0.035)
   assert set(rows[rows >= size]) == set(range(size, size + 20))
 
 

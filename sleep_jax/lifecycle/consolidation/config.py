@@ -69,6 +69,9 @@ class SeedingConfig:
   # Rows of earlier nights' dreams that are kept with what their teachers
   # predicted, and rehearsed beside D; needs `teacher_top_k`.
   archive: int = 0
+  # Least share of D in what is rehearsed; below it the archive's nights have as
+  # much each as today and the previous model, which make up D.
+  least_fresh: base.Fraction = 0.0
   # Rows of it that are there before the first day: what the base dreams of. A
   # day overwrites what it does not rehearse, and a base is never read again.
   archive_base: int = 0

@@ -117,7 +117,8 @@ def prepare(
 ) -> Rehearsal:
   """The job's data, sampled and labelled.
 
-  Today, the previous model and every archived night have equal shares.
+  Today, the previous model and every archived night have equal shares, as long
+  as D has `cfg.least_fresh`.
   """
   archive = job.archive if job.archive else None  # None if it has no rows.
   nights, num_archived, archived_share = job.nights, 0, 0.0
@@ -125,6 +126,7 @@ def prepare(
     nights, num_archived = 0, len(archive)
     archived_nights = len(np.unique(archive.night))
     archived_share = archived_nights / (archived_nights + 2)
+    archived_share = min(archived_share, 1.0 - job.cfg.least_fresh)
   replay, probe = _sample(job, nights, rng, probe_rng)
   teachers, vocabulary = _over_vocabulary(job, archive, replay, probe)
   kept = None
