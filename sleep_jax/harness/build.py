@@ -130,7 +130,7 @@ def build(
   tokenizers.check_fits(task.tokenizer, cfg.vocab)  # Before weights are read.
   costs = costs_lib.CostTracker(cfg, task.row_length)
   if absent:
-    params = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    params = memory_init.weight_shapes(cfg)
     memory = jax.eval_shape(lambda: memory_init.init_memory(cfg))
     sharding.check_leaves(params)
   else:
@@ -188,7 +188,8 @@ def _weights(
   """
   if not base:
     init = functools.partial(transformer.init, cfg)
-    return sharding.init(init, jax.random.key(seed))
+    # One program with a mesh and without, so that both draw the same bits.
+    return sharding.init(jax.jit(init), jax.random.key(seed))
   params = load_lib.load(base, cfg, data_dir)
   if sharding.current() is None:
     return jax.tree.map(jnp.asarray, params)

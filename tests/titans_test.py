@@ -1,0 +1,172 @@
+"""Titans' neural memory: against its equations, one token at a time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax.models import cache as cache_lib
+from sleep_jax.models import memory_init
+from sleep_jax.models import transformer
+from sleep_jax.models.mixers import base
+from sleep_jax.models.mixers import titans
+from tests import conftest
+
+SMALL = titans.TitansConfig(heads=2, width=4, chunk=4, max_rate=0.5)
+
+
+def random_tokens(r: titans.TitansConfig, rows=3, length=11) -> titans.Tokens:
+  keys = iter(jax.random.split(jax.random.key(3), 6))
+  shape = (rows, r.heads, length)
+  q, k, v = (jax.random.normal(next(keys), (*shape, r.width)) for _ in range(3))
+  gates = [jax.random.uniform(next(keys), shape) for _ in range(3)]
+  k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+  theta, eta, alpha = gates
+  return titans.Tokens(
+    *(q, k, v, 0.3 * theta, jnp.log(eta), jnp.log1p(-0.5 * alpha)),
+    real=jnp.ones(shape),
+  )
+
+
+def initial(r: titans.TitansConfig, rows=3) -> titans.Weights:
+  def matrices(seed):
+    return tuple(
+      0.4 * jax.random.normal(jax.random.key(seed + i), (rows, r.heads, *shape))
+      for i, shape in enumerate(r.matrices())
+    )
+
+  now = matrices(10)
+  return titans.Weights(now, matrices(20), now)
+
+
+def by_the_equations(r, weights, tokens):
+  """Titans Eq. 9 to 14 for one row and head, with JAX's own gradient."""
+
+  def answer(memory, x):
+    y = x
+    for matrix in memory[:-1]:
+      y = jax.nn.silu(y @ matrix)
+    return y @ memory[-1] + (x if len(memory) > 1 else 0)
+
+  def loss(memory, k, v):
+    return ((answer(memory, k) - v) ** 2).sum()
+
+  memory, momentum, began = weights
+  outs = []
+  for i, (q, k, v, theta, log_eta, log_keep, _) in enumerate(zip(*tokens)):
+    if i % r.chunk == 0:
+      began = memory
+    grads = jax.grad(loss)(began, k, v)
+    eta = jnp.exp(log_eta) if r.momentum else 0.0
+    momentum, memory = list(momentum), list(memory)
+    for j, g in enumerate(grads):
+      g = g * jnp.minimum(1.0, r.clip / jnp.linalg.norm(g))
+      momentum[j] = eta * momentum[j] - theta * g
+      memory[j] = jnp.exp(log_keep) * memory[j] + momentum[j]
+    outs.append(answer(memory, q))
+  return memory, momentum, jnp.stack(outs)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(depth=1),
+    dict(depth=3, expansion=3, chunk=3),
+    dict(momentum=False),
+    dict(chunk=1),
+    dict(chunk=64, clip=0.3),
+  ],
+)
+def test_chunks_equal_the_equations_token_by_token(changes):
+  r = dataclasses.replace(SMALL, **changes)
+  weights, tokens = initial(r), random_tokens(r)
+  with jax.default_matmul_precision('highest'):
+    after, out = titans.read(r, weights, jnp.zeros(3, int), tokens)
+  for row, head in ((0, 0), (2, 1)):
+    of_head = jax.tree.map(lambda x, i=row, j=head: x[i, j], (weights, tokens))
+    memory, momentum, want = by_the_equations(r, *of_head)
+    np.testing.assert_allclose(out[row, head], want, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+      after.now + after.momentum, [*memory, *momentum], strict=True
+    ):
+      np.testing.assert_allclose(ours[row, head], theirs, rtol=1e-4, atol=1e-5)
+
+
+def model_config(**changes) -> config.ModelConfig:
+  r = dataclasses.replace(SMALL, **changes)
+  return conftest.tiny(mixers=('titans', 'attention'), recurrent=r, layers=2)
+
+
+@pytest.mark.parametrize('sizes', [(16,), (5, 7, 4), (1,) * 16, (3, 1, 12)])
+def test_a_stream_may_come_in_any_pieces(tokens, sizes):
+  """Chunks are of 4: pieces end in the middle of one, and are shorter."""
+  cfg = model_config()
+  params, memory = conftest.weights(cfg), memory_init.init_memory(cfg)
+  step = jax.jit(
+    lambda tokens, cache: transformer.forward(
+      cfg, params, tokens, memory, cache=cache
+    )
+  )
+  full = transformer.forward(cfg, params, tokens, memory)
+  assert any(np.abs(s).max() > 1e-3 for s in full.states)
+  cache, parts, at = cache_lib.init_cache(cfg, 4, 16, memory), [], 0
+  for size in sizes:
+    out = step(tokens[:, at : at + size], cache)
+    parts.append(out.logits)
+    cache, at = out.cache, at + size
+  np.testing.assert_allclose(
+    full.logits, np.concatenate(parts, 1), rtol=1e-4, atol=1e-5
+  )
+  for got, want in zip(out.states, full.states, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_knows_nothing_of_the_others(tokens):
+  """The state is per row: rows in another order are the same rows."""
+  cfg = model_config()
+  params, order = conftest.weights(cfg), jnp.array([2, 0, 3, 1])
+  ours = transformer.forward(cfg, params, tokens)
+  other = transformer.forward(cfg, params, tokens[order])
+  np.testing.assert_allclose(
+    ours.logits[order], other.logits, rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    ours.states[0][order], other.states[0], rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('depth', [1, 2, 4])
+def test_long_and_repeated_text_stays_finite(depth):
+  """Deep memories diverged for others on long rows (Titans pitfalls)."""
+  cfg = conftest.tiny(
+    mixers=('titans',),
+    layers=1,
+    recurrent=dataclasses.replace(SMALL, depth=depth, chunk=32, max_rate=0.1),
+  )
+  rows = jnp.tile(jnp.array([[3, 7, 7, 1]]), (1, 500))
+
+  @jax.jit
+  def slope(params):
+    return jax.grad(
+      lambda p: (transformer.forward(cfg, p, rows).hidden ** 2).mean()
+    )(params)
+
+  grads = slope(conftest.weights(cfg))
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+  of_memory = grads['blocks']['block_0']['recurrence']['memory_1']
+  assert np.abs(of_memory).max() > 0
+
+
+def test_its_flops_grow_with_the_memory():
+  shallow, deep = (
+    base.find('titans').flops(model_config(depth=depth), 9.0)
+    for depth in (1, 2)
+  )
+  k = SMALL.width
+  # One matrix of K x K against two of K x 2K, and their sides.
+  more = 6 * 3 * k * k + SMALL.chunk * (6 * k - 2 * k)
+  assert deep - shallow == 2.0 * SMALL.heads * more
