@@ -69,7 +69,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
   )
   c.task.name = 'class_incremental'
 
-  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=16)
+  c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=8)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
     dreams=3072,
@@ -91,7 +91,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
     steps=600,
     batch=16,
     optimizer='muon',
-    learning_rate=0.003,
+    learning_rate=0.01,
     least_fresh=0.5,
     disagreement_weight=(1.0, 1.0),
     # Left out for its cost: a base of this size seldom earns a reward.
@@ -122,11 +122,13 @@ def _arms(c: common.Config) -> dict[str, dict[str, Any]]:
     # The archive of sleep and its day, by fine-tuning: no experts, no nights.
     'distilled_replay': {},
     'ewc': {},
-    'wake_only': common.WAKE_ONLY | dict(wake=dict(rehearsed=0)),
+    'wake_only': common.WAKE_ONLY
+    | dict(wake=dict(rehearsed=0), model=dict(levels=_read_at(c, 2e-3))),
     'sleep': {},
     # Updates of one MLP in each layer, with the settings tuned for them.
     'mlp_updates': dict(
       learner='sleep',
+      wake=dict(rehearsed=16),
       sleep=dict(learning_rate=0.06, least_fresh=0.0),
       model=dict(levels=_read_at(c, 3e-3, fast_weights='mlp')),
     ),
