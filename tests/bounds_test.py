@@ -39,7 +39,8 @@ _ZERO = {
     'InventedFactsConfig.held_out_rows '
     'ClassIncrementalConfig.late ClassIncrementalConfig.text_weight '
     'TrainingConfig.weight_decay TrainingConfig.warmup TrainingConfig.decay '
-    'FinetuneConfig.weight_decay RecurrenceConfig.ponder'
+    'FinetuneConfig.weight_decay RecurrenceConfig.ponder '
+    'RecallConfig.rewritten'
   ),
   'never': 'LevelConfig.chunk LevelConfig.sleep_every',
   'nothing is learnt: a control': (
@@ -57,6 +58,7 @@ _ZERO = {
     'SeedingConfig.chat_dreams SeedingConfig.day_dreams SeedingConfig.lam '
     'SeedingConfig.alpha SeedingConfig.gamma SeedingConfig.z0 '
     'SeedingConfig.router_weight SeedingConfig.beta '
+    'SeedingConfig.least_fresh '
     'DreamingConfig.random_expert FinetuneConfig.ewc_lambda '
     'FinetuneConfig.ewc_decay'
   ),

@@ -379,6 +379,7 @@ VARIANTS = {
   'depo': ('', 'paper'),
   'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),
   'quickstart': ('',),
+  'recall': ('', 'rewritten'),
   'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
   'smollm2': ('', 'short', 'tune', 'clinc', 'squad', 'placement'),
   'squad': ('small', 'paper'),

@@ -16,6 +16,7 @@ from tests import students
 TABLE = dict(zip(itertools.product((1, 0), repeat=3), (0, 1, 1, 0, 1, 1, 1, 0)))
 SETTINGS = {
   'rule110': dict(width=7, strings=3, steps=5),
+  'recall': dict(windows=3, pairs=9, rewritten=2, keys=9, values=4, queries=5),
   'depo': dict(nodes=9, vocab=5, hops=6, queries=4, window=10, windows=4),
   'symbolic': dict(max_ops=4, statements=12, modulus=5, window=20, windows=4),
 }
@@ -216,6 +217,41 @@ def test_rule110_metrics_count_rows_and_bits():
   depth = f'exact_t{batch.depth[0, 0]}'
   assert metrics[depth] == metrics['exact']
   assert task.chance_level()[depth] == task.chance_level()['exact']
+
+
+@pytest.mark.parametrize('rewritten', [0, 2])
+def test_recall_asks_for_what_was_told_last(rewritten):
+  task, batch = made('recall', rewritten=rewritten)
+  first_value = 1 + task.cfg.keys
+  again = 0
+  for row in range(64):
+    told, when, times = {}, {}, []
+    for window, tokens in enumerate(batch.context[row].tolist()):
+      for key, value in zip(tokens[::2], tokens[1::2]):
+        assert 1 <= key < first_value <= value < first_value + task.cfg.values
+        times.append(key)
+        told[key], when[key] = value, 3 - window
+    assert len(times) - len(told) == rewritten
+    keys = batch.inputs[row, ::2].tolist()
+    assert len(set(keys)) == task.cfg.queries
+    assert batch.targets[row, ::2].tolist() == [told[key] for key in keys]
+    assert batch.depth[row, ::2].tolist() == [when[key] for key in keys]
+    again += sum(times.count(key) == 2 for key in keys)
+  assert bool(again) == bool(rewritten)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(pairs=10), 'not a multiple'),
+    (dict(rewritten=4), 'task.rewritten=4'),
+    (dict(queries=8), 'task.queries=8'),
+    (dict(values=1), 'task.values=1'),
+  ],
+)
+def test_recall_refuses_contexts_that_cannot_be(changes, words):
+  with pytest.raises(config.ConfigError, match=words):
+    made('recall', **changes)
 
 
 @pytest.mark.parametrize('for_eval', [False, True])
