@@ -18,10 +18,9 @@ beta are the products of 1 - alpha. With A_tj and E_ji the products of 1 - alpha
 and of eta between two tokens, W = A E diag(theta), and gamma_t = sum_j A_tj
 E_j0. That is attention within the chunk, layer by layer of the MLP.
 
-Chunks are counted from the first token of a window, without padding, so a
-stream gives the same in whatever pieces it comes. Letters beside those of
-`sleep_jax.array_typing`: K is the width of keys and values, C tokens of a
-chunk, N and M the sides of a matrix of the memory.
+A stream gives the same in whatever pieces it comes (`slots`). Letters beside
+those of `sleep_jax.array_typing`: K is the width of keys and values, C tokens
+of a chunk, N and M the sides of a matrix of the memory.
 """
 
 import dataclasses
@@ -37,6 +36,7 @@ from sleep_jax import config
 from sleep_jax.models import lora
 from sleep_jax.models.mixers import base
 from sleep_jax.models.mixers import deltanet
+from sleep_jax.models.mixers import slots as slots_lib
 
 _LOG_ZERO = -1e3  # exp of it is 0, and its sums are exact.
 
@@ -205,39 +205,21 @@ def read(
     The weights after them, and the answers `[B, H, T, K]`; those of padding
     have no meaning.
   """
-  rows, heads, length, _ = tokens.q.shape
-  real = tokens.real[:, 0]
-  seen = count[:, None] % r.chunk + jnp.cumsum(real, axis=1).astype(jnp.int32)
-  if length == 1:
+  slots = slots_lib.of_stream(count, tokens.real[:, 0], r.chunk)
+  if tokens.q.shape[2] == 1:
     weights, out = read_chunk(r, weights, tokens)
-    ends = (seen[:, -1] == r.chunk) & (real[:, -1] > 0)
-    return _with_began(weights, ends), out
-  chunks = -(-(length + r.chunk - 1) // r.chunk)
-  # The slot of each token in whole chunks; padding goes to none.
-  slot = jnp.where(real > 0, seen - 1, chunks * r.chunk)
-  row = jnp.arange(rows)[:, None]
-  token = jnp.full((rows, chunks * r.chunk), length)
-  token = token.at[row, slot].set(jnp.arange(length)[None], mode='drop')
-
-  def split(x: jax.Array) -> jax.Array:
-    """`[B, H, T, ...]` to `[chunks, B, H, C, ...]`."""
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 3))
-    x = x[row[..., None], jnp.arange(heads)[:, None], token[:, None]]
-    x = x.reshape(rows, heads, chunks, r.chunk, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 0)
+    return _with_began(weights, slots.ends(0)), out
 
   def step(
     weights: Weights, xs: tuple[jax.Array, Tokens]
   ) -> tuple[Weights, jax.Array]:
     number, tokens = xs
     weights, out = read_chunk(r, weights, tokens)
-    return _with_began(weights, seen[:, -1] >= (number + 1) * r.chunk), out
+    return _with_began(weights, slots.ends(number)), out
 
-  xs = jnp.arange(chunks), Tokens(*map(split, tokens))
+  xs = jnp.arange(slots.chunks), Tokens(*map(slots.split, tokens))
   weights, out = jax.lax.scan(step, weights, xs)
-  out = jnp.moveaxis(out, 0, 2).reshape(rows, heads, chunks * r.chunk, -1)
-  at_most = jnp.minimum(slot, chunks * r.chunk - 1)[:, None, :, None]
-  return weights, jnp.take_along_axis(out, at_most, axis=2)
+  return weights, slots.join(out)
 
 
 def _with_began(weights: Weights, ends: jax.Array) -> Weights:
