@@ -370,7 +370,9 @@ def test_its_decode_loop_equals_the_full_forward(hybrid, tokens):
   np.testing.assert_allclose(jnp.stack(got, axis=1), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('mixer', ['attention', 'gdn', 'jet', 'titans', EMA])
+@pytest.mark.parametrize(
+  'mixer', ['attention', 'gdn', 'jet', 'titans', 'hope', EMA]
+)
 def test_gradients_of_a_token_by_later_tokens_are_zero(mixer):
   cfg = conftest.tiny(mixers=(mixer,))
   (mixer_cls, _) = mixers_base.of_layers(cfg)

@@ -150,10 +150,10 @@ def mixer_inputs(token_mask) -> mixers_base.MixerInputs:
   return mixers_base.MixerInputs(None, None, None, token_mask)
 
 
-@pytest.mark.parametrize('mixer', ['gdn', 'jet', 'titans'])
+@pytest.mark.parametrize('mixer', ['gdn', 'jet', 'titans', 'hope'])
 def test_padding_leaves_the_state_unchanged(mixer):
-  default = config.RecurrentConfig()  # Of titans that is its own settings.
-  recurrent = default if mixer == 'titans' else SMALL
+  # The default stands for a mixer's own settings.
+  recurrent = SMALL if mixer in ('gdn', 'jet') else config.RecurrentConfig()
   cfg = hybrid(mixers=(mixer,), layers=1, recurrent=recurrent)
   cls = mixers_base.find(mixer)
   layer, state = cls.module(cfg, None), cls.init_state(cfg, 2, 0)

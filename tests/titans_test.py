@@ -7,10 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleep_jax import config
-from sleep_jax.models import cache as cache_lib
-from sleep_jax.models import memory_init
-from sleep_jax.models import transformer
 from sleep_jax.models.mixers import base
 from sleep_jax.models.mixers import titans
 from tests import conftest
@@ -96,74 +92,15 @@ def test_chunks_equal_the_equations_token_by_token(changes):
       np.testing.assert_allclose(ours[row, head], theirs, rtol=1e-4, atol=1e-5)
 
 
-def model_config(**changes) -> config.ModelConfig:
-  r = dataclasses.replace(SMALL, **changes)
-  return conftest.tiny(mixers=('titans', 'attention'), recurrent=r, layers=2)
-
-
-@pytest.mark.parametrize('sizes', [(16,), (5, 7, 4), (1,) * 16, (3, 1, 12)])
-def test_a_stream_may_come_in_any_pieces(tokens, sizes):
-  """Chunks are of 4: pieces end in the middle of one, and are shorter."""
-  cfg = model_config()
-  params, memory = conftest.weights(cfg), memory_init.init_memory(cfg)
-  step = jax.jit(
-    lambda tokens, cache: transformer.forward(
-      cfg, params, tokens, memory, cache=cache
-    )
-  )
-  full = transformer.forward(cfg, params, tokens, memory)
-  assert any(np.abs(s).max() > 1e-3 for s in full.states)
-  cache, parts, at = cache_lib.init_cache(cfg, 4, 16, memory), [], 0
-  for size in sizes:
-    out = step(tokens[:, at : at + size], cache)
-    parts.append(out.logits)
-    cache, at = out.cache, at + size
-  np.testing.assert_allclose(
-    full.logits, np.concatenate(parts, 1), rtol=1e-4, atol=1e-5
-  )
-  for got, want in zip(out.states, full.states, strict=True):
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-
-
-def test_a_row_knows_nothing_of_the_others(tokens):
-  """The state is per row: rows in another order are the same rows."""
-  cfg = model_config()
-  params, order = conftest.weights(cfg), jnp.array([2, 0, 3, 1])
-  ours = transformer.forward(cfg, params, tokens)
-  other = transformer.forward(cfg, params, tokens[order])
-  np.testing.assert_allclose(
-    ours.logits[order], other.logits, rtol=1e-5, atol=1e-6
-  )
-  np.testing.assert_allclose(
-    ours.states[0][order], other.states[0], rtol=1e-5, atol=1e-6
-  )
-
-
-@pytest.mark.parametrize('depth', [1, 2, 4])
-def test_long_and_repeated_text_stays_finite(depth):
-  """Deep memories diverged for others on long rows (Titans pitfalls)."""
-  cfg = conftest.tiny(
-    mixers=('titans',),
-    layers=1,
-    recurrent=dataclasses.replace(SMALL, depth=depth, chunk=32, max_rate=0.1),
-  )
-  rows = jnp.tile(jnp.array([[3, 7, 7, 1]]), (1, 500))
-
-  @jax.jit
-  def slope(params):
-    return jax.grad(
-      lambda p: (transformer.forward(cfg, p, rows).hidden ** 2).mean()
-    )(params)
-
-  grads = slope(conftest.weights(cfg))
-  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-  of_memory = grads['blocks']['block_0']['recurrence']['memory_1']
-  assert np.abs(of_memory).max() > 0
-
-
 def test_its_flops_grow_with_the_memory():
   shallow, deep = (
-    base.find('titans').flops(model_config(depth=depth), 9.0)
+    base.find('titans').flops(
+      conftest.tiny(
+        mixers=('titans',),
+        recurrent=dataclasses.replace(SMALL, depth=depth),
+      ),
+      9.0,
+    )
     for depth in (1, 2)
   )
   k = SMALL.width

@@ -209,6 +209,26 @@ def _init_dt_bias(key: at.Key, shape: tuple[int, ...]) -> jax.Array:
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
+def gated_output(
+  layer: nn.Module,
+  cfg: config.ModelConfig,
+  x_BxTxD: jax.Array,
+  out_BxTxHxV: jax.Array,
+) -> at.Float[jax.Array, 'B T D']:
+  """The heads' outputs, normalized, gated by the tokens and projected.
+
+  Its parameters are those of `layer`: `norm`, `g` and `o`.
+  """
+  dtype, (*_, heads, width) = x_BxTxD.dtype, out_BxTxHxV.shape
+  scale = layer.param('norm', nn.initializers.ones_init(), (width,))
+  square = (out_BxTxHxV**2).mean(-1, keepdims=True)
+  out = out_BxTxHxV * jax.lax.rsqrt(square + cfg.norm_eps)
+  out = (out * scale).astype(dtype).reshape(*x_BxTxD.shape[:2], -1)
+  dense = functools.partial(nn.Dense, use_bias=False, dtype=dtype)
+  out = out * nn.silu(dense(heads * width, name='g')(x_BxTxD))
+  return dense(cfg.dim, name='o')(out)
+
+
 class GatedDeltaLayer(nn.Module):
   """The layer of `gdn`, and with `dynamic_conv` of `jet` (arXiv 2508.15884).
 
@@ -269,17 +289,7 @@ class GatedDeltaLayer(nn.Module):
       out, s = scan_tokens(q, k, v, log_alpha, beta, state.s)
     else:
       out, s = scan_chunks(q, k, v, log_alpha, beta, state.s, r.chunk)
-    return self._output(x_BxTxD, out), State(s, conv_state)
-
-  def _output(self, x_BxTxD: jax.Array, out_BxTxHxV: jax.Array) -> jax.Array:
-    """The heads' outputs, normalized, gated and projected: `[B, T, D]`."""
-    c, r, dtype, out = self.cfg, self.cfg.recurrent, x_BxTxD.dtype, out_BxTxHxV
-    scale = self.param('norm', nn.initializers.ones_init(), (r.value,))
-    out = out * jax.lax.rsqrt((out**2).mean(-1, keepdims=True) + c.norm_eps)
-    out = (out * scale).astype(dtype).reshape(*x_BxTxD.shape[:2], -1)
-    dense = functools.partial(nn.DenseGeneral, use_bias=False, dtype=dtype)
-    out = out * nn.silu(dense((r.heads * r.value,), name='g')(x_BxTxD))
-    return dense(c.dim, name='o')(out)
+    return gated_output(self, c, x_BxTxD, out), State(s, conv_state)
 
   def _kernel(self, x_BxTxD: jax.Array, width: int) -> jax.Array:
     """The convolution's kernel: one for all tokens, or one for each."""

@@ -283,9 +283,8 @@ class TitansLayer(nn.Module):
     )
     s = jnp.concatenate([added, _pack(weights.momentum, r.width)], axis=-1)
     count = state.count + inputs.token_mask.sum(1).astype(jnp.int32)
-    return self._output(x_BxTxD, out), State(
-      s, added - began, count, conv_state
-    )
+    out = deltanet.gated_output(self, self.cfg, x_BxTxD, out.swapaxes(1, 2))
+    return out, State(s, added - began, count, conv_state)
 
   def _tokens(
     self, x_BxTxD: jax.Array, token_mask: jax.Array, state: State
@@ -320,17 +319,6 @@ class TitansLayer(nn.Module):
       real=real,
     )
     return tokens, conv_state
-
-  def _output(self, x_BxTxD: jax.Array, out_BxHxTxK: jax.Array) -> jax.Array:
-    """The heads' answers, normalized, gated and projected: `[B, T, D]`."""
-    c, r, dtype = self.cfg, self.cfg.recurrent, x_BxTxD.dtype
-    out = out_BxHxTxK.swapaxes(1, 2)
-    scale = self.param('norm', nn.initializers.ones_init(), (r.width,))
-    out = out * jax.lax.rsqrt((out**2).mean(-1, keepdims=True) + c.norm_eps)
-    out = (out * scale).astype(dtype).reshape(*x_BxTxD.shape[:2], -1)
-    dense = functools.partial(nn.Dense, use_bias=False, dtype=dtype)
-    out = out * nn.silu(dense(r.heads * r.width, name='g')(x_BxTxD))
-    return dense(c.dim, name='o')(out)
 
 
 def _init_matrix(key: at.Key, shape: tuple[int, ...]) -> jax.Array:
