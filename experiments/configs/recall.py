@@ -8,8 +8,8 @@ with two layers (`titans`), one (`titans_linear`), and without momentum
 another value.
 
 States are 2 heads of 16 x 16 numbers for `gdn` and `jet`; Titans carries as
-many again for momentum, and `titans` four times these for its two layers; `hope`
-carries 2 x 16 x 50.
+many again for momentum, and `titans` four times these for its two layers;
+`hope` carries 2 x 16 x 50.
 
   python -m experiments.run --config=experiments/configs/recall.py \
       --workdir=runs/recall
