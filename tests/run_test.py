@@ -378,6 +378,7 @@ VARIANTS = {
   ),
   'depo': ('', 'paper'),
   'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),
+  'niah': ('multikey_1', 'multikey_2', 'multikey_3'),
   'quickstart': ('',),
   'recall': ('', 'rewritten'),
   'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
