@@ -8,6 +8,7 @@ import pytest
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
+from sleep_jax.tasks import long_text
 from sleep_jax.tasks import niah
 from tests import students
 
@@ -28,8 +29,12 @@ def build(**changes) -> niah.Niah:
   return task
 
 
-def samples(task) -> list[niah.Sample]:
-  return [c.source for c in task._samples]
+def samples(task):
+  return [c.source for c in task.samples]
+
+
+def key_of(sample) -> str:
+  return re.fullmatch(r'What is .* for (\S+) mentioned .*', sample.question)[1]
 
 
 @pytest.mark.parametrize(
@@ -47,14 +52,14 @@ def test_the_asked_needle_stands_once_in_its_text(kind, words, key, value):
     assert {kind for kind, *_ in found} == {words}
     pairs = {k: v for _, k, v in found}
     assert len(pairs) == len(found)
-    assert pairs[sample.key] == sample.value
+    assert pairs[key_of(sample)] == sample.answer
     assert all(re.fullmatch(key, k) for k in pairs)
     assert all(re.fullmatch(value, v) for v in pairs.values())
     if kind == 'multikey_1':  # Three distractors among noise.
       assert len(found) == 4 and 'The grass is green.' in sample.text
     else:
       assert len(found) == sample.text.count('\n') + 1 > 4
-  assert len({s.value for s in samples(task)}) == 4
+  assert len({s.answer for s in samples(task)}) == 4
 
 
 def test_needles_are_where_their_depths_say():
@@ -63,7 +68,7 @@ def test_needles_are_where_their_depths_say():
   places = []
   for i in range(40):
     sample = niah.make_sample('multikey_1', 1000, essay, str(i))
-    lines = niah.sentences(sample.text)
+    lines = long_text.sentences(sample.text)
     found = [j for j, line in enumerate(lines) if line.startswith('One of')]
     places += [j - number for number, j in enumerate(found)]
   depths = {int(1000 * round(x) / 100) for x in np.linspace(0, 100, 40)}
@@ -74,22 +79,22 @@ def test_a_longer_text_has_the_same_needles():
   short, long = (
     niah.make_sample('multikey_1', size, ['Yes.'], 'a') for size in (9, 90)
   )
-  assert (short.key, short.value) == (long.key, long.value)
+  assert (short.question, short.answer) == (long.question, long.answer)
   assert sorted(NEEDLE.findall(short.text)) == sorted(NEEDLE.findall(long.text))
   assert len(long.text) > len(short.text)
 
 
 def test_a_sample_is_as_long_as_fits():
   task = build()
-  lengths = [len(c.prompt) for c in task._samples]
+  lengths = [len(c.prompt) for c in task.samples]
   assert max(lengths[:1]) + 128 <= 700 < max(lengths[:1]) + 128 + 20
 
 
 def test_the_question_is_rulers_with_the_answers_prefix():
   task = build()
-  (context, *_) = task._samples
+  (context, *_) = task.samples
   text = task.tokenizer.decode(context.questions[0][1:])
-  key = context.source.key
+  key = key_of(context.source)
   assert text == (
     f'What is the special magic number for {key} mentioned in the provided '
     f'text? The special magic number for {key} mentioned in the provided text '
@@ -105,7 +110,7 @@ def test_the_question_is_rulers_with_the_answers_prefix():
 
 def test_rows_are_the_whole_text_as_often_as_it_is_read():
   task = build(reads=3)
-  (context, *_) = task._samples
+  (context, *_) = task.samples
   rows = task.format.from_context(context)
   once = len(rows.tokens) // 3
   np.testing.assert_array_equal(rows.tokens[:once], rows.tokens[once:][:once])
@@ -121,7 +126,7 @@ def test_scores_are_the_share_of_values_that_occur():
   def study(requests: list[contexts.StudyRequest]):
     asked.extend(r.contexts[0].name for r in requests)
     return [
-      [[task.tokenizer.encode(f'it is {r.contexts[0].source.value}!' * right)]]
+      [[task.tokenizer.encode(f'it is {r.contexts[0].source.answer}!' * right)]]
       for r, right in zip(requests, (1, 0, 1, 1))
     ]
 
@@ -135,14 +140,14 @@ def test_what_is_read_before_is_none_of_the_samples():
   text = task.tokenizer.decode(
     [int(t) for t in task.experience(0).tokens[:, 1:].ravel()]
   )
-  assert not any(s.value in text for s in samples(task))
+  assert not any(s.answer in text for s in samples(task))
 
 
 @pytest.mark.parametrize(
   'changes, words',
   [
     (dict(kind='multikey_4'), 'task.kind'),
-    (dict(context=128), 'task.context=128'),
+    (dict(context=100), 'task.context=100'),
     (dict(context=200), 'task.context=200'),
     (dict(haystack='nowhere.txt'), 'task.haystack=nowhere.txt'),
   ],

@@ -13,6 +13,7 @@ niah_multikey_1 (default), 2 and 3; keys are those of the extra `niah`.
 from experiments.configs import common
 from experiments.configs import smollm2
 from sleep_jax import config
+from sleep_jax.tasks import long_text
 from sleep_jax.tasks import niah
 
 _KINDS = {'multikey_1': 1, 'multikey_2': 2, 'multikey_3': 3}
@@ -22,19 +23,33 @@ _CONTEXT, _LENGTH = 1024, 256
 def get_config(variant: str = 'multikey_1') -> common.Config:
   """Settings; `variant` is one of RULER's multi-key tasks."""
   number = config.lookup(variant, _KINDS, 'variant')
+  return studied(f'niah_{number}', 'niah', niah.NiahConfig, kind=variant)
+
+
+def studied(
+  name: str, task: str, cls: type[long_text.LongTextConfig], **changes: str
+) -> common.Config:
+  """SmolLM2 and samples of a task on long texts.
+
+  Args:
+    name: of the experiment.
+    task: its name.
+    cls: its settings.
+    **changes: of these.
+  """
   c = smollm2.get_config()
-  c.name = f'niah_{number}'
+  c.name = name
   c.seeds = (1,)
   c.task = common.settings(
-    niah.NiahConfig,
-    kind=variant,
+    cls,
     chat=True,
     context=_CONTEXT,
     samples=20,
     length=_LENGTH,
     reads=8,
+    **changes,
   )
-  c.task.name = 'niah'
+  c.task.name = task
   c.model.levels[0].update(chunk=_LENGTH, sleep_every=8)
   c.model.levels[1].update(slots=2, top_k=2)
   # Texts have no frame: they are dreamt from their beginning.
