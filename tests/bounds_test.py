@@ -67,7 +67,10 @@ _ZERO = {
     'SeedingConfig.router_margin SeedingConfig.semantic_threshold '
     'DreamingConfig.retention_margin'
   ),
-  'a seed': 'FactsConfig.world_seed BulletinsConfig.world_seed',
+  'a seed': (
+    'FactsConfig.world_seed BulletinsConfig.world_seed NiahConfig.sample_seed '
+    'BabilongConfig.sample_seed'
+  ),
 }
 _ZERO_ALLOWED = set(' '.join(_ZERO.values()).split())
 
