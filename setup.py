@@ -62,6 +62,7 @@ setuptools.setup(
       'tokenizers',
     ],
     'niah': ['wonderwords'],
+    'rag': ['rank_bm25'],
     'docs': ['mkdocs<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
@@ -83,6 +84,7 @@ setuptools.setup(
       'pyright[nodejs]',
       'pytest',
       'pytest-xdist',
+      'rank_bm25',
       'rapidfuzz',
       'ruff',
       'safetensors>=0.8',
