@@ -5,6 +5,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.data import contexts
+from sleep_jax.learners import rag
 from sleep_jax.tasks import long_text
 from tests import baselines_test
 from tests import learners_test
@@ -35,6 +36,7 @@ DOCUMENTS = 'the cat sat on the mat.', 'the dog ran on the road.', 'the king.'
 def build(documents=DOCUMENTS, **settings):
   setup = learners_test.setup(tokenizer=TOKENIZER)
   learner, life = baselines_test.build('rag', setup, **settings)
+  assert isinstance(learner, rag.Rag)
   rows = [[1, *TOKENIZER.encode(text)] for text in documents]
   return setup, learner, baselines_test.read(life, learner, rows)
 
@@ -69,14 +71,14 @@ def test_all_that_was_read_is_kept_once():
   _, learner, life = build()
   rows = [prompt(DOCUMENTS[0])]
   life = baselines_test.read(life, learner, rows)
-  kept = [learner.setup.tokenizer.decode(p) for p in learner._pieces_of(life)]
+  kept = [learner.setup.tokenizer.decode(p) for p in learner.pieces_of(life)]
   assert kept == [DOCUMENTS[1], DOCUMENTS[2], DOCUMENTS[0]]
 
 
 def test_pieces_may_be_sentences_that_go_over_rows():
   texts = 'the cat sat on the mat. the dog', 'ran on the road. the king.'
   _, learner, life = build(texts, pieces='sentence')
-  kept = [learner.setup.tokenizer.decode(p) for p in learner._pieces_of(life)]
+  kept = [learner.setup.tokenizer.decode(p) for p in learner.pieces_of(life)]
   assert kept == list(DOCUMENTS)
 
 

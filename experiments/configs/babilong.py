@@ -1,9 +1,10 @@
 """Facts hidden in a book, in context and in weights: SmolLM2-135M.
 
 Twenty questions of bAbI, each with a text of 1,024 tokens (`task.babilong`):
-`icl` has the text before the question, `wake_only` and `sleep` read it eight
-times and are asked with nothing in context, `frozen` is the floor, and
-`unread` the same question without the text. Variants: `qa1` (default) to `qa5`.
+`icl` has the text before the question and `rag` (an extra) its three likeliest
+sentences, `wake_only` and `sleep` read it eight times and are asked with
+nothing in context, `frozen` is the floor, and `unread` the same question
+without the text. Variants: `qa1` (default) to `qa5`.
 
   python -m experiments.run --config=experiments/configs/babilong.py \
       --workdir=runs/babilong

@@ -1,10 +1,11 @@
 """RULER's needles in a haystack, in context and in weights: SmolLM2-135M.
 
 Twenty texts of 1,024 tokens with one question each (`task.niah`): `icl` has the
-text before the question, `wake_only` and `sleep` read it eight times and are
-asked with nothing in context, `frozen` is the floor. `unread` is the same
-question without the text, which must be at the floor for all. Variants: RULER's
-niah_multikey_1 (default), 2 and 3; keys are those of the extra `niah`.
+text before the question and `rag` its three likeliest sentences, `wake_only`
+and `sleep` read it eight times and are asked with nothing in context, `frozen`
+is the floor. `unread` is the same question without the text, which must be at
+the floor for all. Variants: RULER's niah_multikey_1 (default), 2 and 3; the
+extras `niah` and `rag` are needed.
 
   python -m experiments.run --config=experiments/configs/niah.py \
       --workdir=runs/niah
@@ -66,6 +67,7 @@ def studied(
   c.arms = {
     'frozen': {},
     'icl': {},
+    'rag': dict(learner_config=dict(top=3, pieces='sentence')),
     'wake_only': common.WAKE_ONLY,
     'sleep': {},
   }

@@ -64,7 +64,7 @@ class Rag(in_context.InContext):
     """Answers with the retrieved pieces before every prompt, scored."""
     return scoring.score(
       life.model,
-      self._retrieve(self._pieces_of(life), prompts, max(map(len, answers))),
+      self._retrieve(self.pieces_of(life), prompts, max(map(len, answers))),
       answers,
       pad=self.setup.tokenizer.pad,
       costs=self.setup.costs,
@@ -74,7 +74,7 @@ class Rag(in_context.InContext):
     self, life: life_lib.Life, prompts: list[list[int]], max_new: int
   ) -> list[list[int]]:
     """Greedy completions with the retrieved pieces before every prompt."""
-    prompts = self._retrieve(self._pieces_of(life), prompts, max_new)
+    prompts = self._retrieve(self.pieces_of(life), prompts, max_new)
     return self._complete(life.model, prompts, max_new, None)
 
   def study(
@@ -97,7 +97,8 @@ class Rag(in_context.InContext):
       answers.append([completions] * request.attempts)
     return answers
 
-  def _pieces_of(self, life: life_lib.Life) -> list[list[int]]:
+  def pieces_of(self, life: life_lib.Life) -> list[list[int]]:
+    """The pieces of all that a life has read, as token ids."""
     state = life.learner_state
     ends = np.cumsum(np.asarray(state['lengths']))[:-1]
     documents = np.split(np.asarray(state['context']), ends)
