@@ -28,7 +28,15 @@ def _cfg(request) -> config.ModelConfig:
   )
 
 
-@pytest.mark.parametrize('sizes', [(16,), (5, 7, 4), (1,) * 16, (3, 1, 12)])
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    (5, 7, 4),
+    (3, 1, 12),
+    pytest.param((16,), marks=pytest.mark.slow),
+    pytest.param((1,) * 16, marks=pytest.mark.slow),
+  ],
+)
 def test_a_stream_may_come_in_any_pieces(cfg, tokens, sizes):
   """Chunks are of 4: pieces end in the middle of one, and are shorter."""
   params, memory = conftest.weights(cfg), memory_init.init_memory(cfg)
@@ -67,10 +75,10 @@ def test_a_row_knows_nothing_of_the_others(cfg, tokens):
 @pytest.mark.parametrize(
   'mixer, changes',
   [
-    ('titans', dict(depth=1)),
-    ('titans', dict(depth=2)),
+    pytest.param('titans', dict(depth=1), marks=pytest.mark.slow),
+    pytest.param('titans', dict(depth=2), marks=pytest.mark.slow),
     ('titans', dict(depth=4)),
-    ('hope', dict(negative=False)),
+    pytest.param('hope', dict(negative=False), marks=pytest.mark.slow),
     ('hope', dict(negative=True)),
   ],
 )

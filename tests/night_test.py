@@ -1,6 +1,7 @@
 """The memory and the minutes of a night, by formula."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -12,7 +13,7 @@ from launch import night
 from launch import programs
 from sleep_jax import config
 from sleep_jax.harness import build
-from sleep_jax.models import memory as memory_lib
+from sleep_jax.models import memory_init
 from sleep_jax.runtime import sharding
 from tests import aot_test
 
@@ -33,11 +34,11 @@ def test_a_save_grows_with_what_moves_and_not_with_the_backbone():
   moving = [i for i, x in enumerate(cfg.levels) if x.chunk]
   frozen = night.sizes(dataclasses.replace(cfg, levels=tuple(levels))).saved
   # Change, gradient, two moments and the last night's change, in float32.
-  weights = sum(
-    math.prod(shape)
+  changes = [
+    jax.eval_shape(functools.partial(memory_init.init_change, cfg, i))
     for i in moving
-    for shape in memory_lib.base_shapes(cfg, i).values()
-  )
+  ]
+  weights = sum(math.prod(x.shape) for x in jax.tree.leaves(changes))
   grown = night.sizes(cfg).saved - frozen
   assert 20 * weights <= grown < 20 * weights + 100
 

@@ -150,7 +150,10 @@ def mixer_inputs(token_mask) -> mixers_base.MixerInputs:
   return mixers_base.MixerInputs(None, None, None, token_mask)
 
 
-@pytest.mark.parametrize('mixer', ['gdn', 'jet', 'titans', 'hope'])
+@pytest.mark.parametrize(
+  'mixer',
+  ['gdn', pytest.param('jet', marks=pytest.mark.slow), 'titans', 'hope'],
+)
 def test_padding_leaves_the_state_unchanged(mixer):
   # The default stands for a mixer's own settings.
   recurrent = SMALL if mixer in ('gdn', 'jet') else config.RecurrentConfig()
