@@ -375,7 +375,7 @@ VARIANTS = {
   'bulletins': ('',),
   'class_incremental': (
     *('clinc', 'banking', 'dbpedia'),
-    *('clinc_tune', 'clinc_late'),
+    *('clinc_tune', 'clinc_late', 'clinc_reference'),
   ),
   'depo': ('', 'paper'),
   'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),

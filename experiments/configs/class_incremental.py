@@ -15,6 +15,8 @@ that part (results/clinc_tune*); the arms have the rates and lambda of the best,
 and `joint` the rate of `sft`. `sleep` has the rate of its best trial, and
 wake.rehearsed=16 as `distilled_replay` has: the trial with 8 was 0.005 better.
 With `:clinc_late` nights do not fall on the borders between sets of classes.
+`:clinc_reference` is `klda`, no language model (extra `hf`; its gamma was
+chosen among four on the same part).
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
@@ -43,7 +45,7 @@ _VARIANTS = {
 
 
 def get_config(variant: str = 'clinc') -> common.Config:
-  """Settings; `variant` is a data set, with `_tune` or `_late` or alone."""
+  """Settings; `variant` is a data set, alone or with a part: `clinc_late`."""
   variant, _, part = variant.partition('_')
   v = config.lookup(variant, _VARIANTS, 'variant')
   c = common.experiment(f'class_incremental_{variant}')
@@ -103,7 +105,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
     finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.01
   )
   c.arms = _arms(c)
-  common.vary(c, part, tune=_tune, late=_late)
+  common.vary(c, part, tune=_tune, late=_late, reference=_reference)
   return c
 
 
@@ -160,6 +162,11 @@ def _read_at(
 def _late(c: common.Config) -> None:
   """A quarter of each episode's rows is read on the next day."""
   c.task.late = 0.25
+
+
+def _reference(c: common.Config) -> None:
+  """A classifier over an encoder of another origin, beside the model."""
+  c.arms, c.reference = {'klda': {}}, 'klda'
 
 
 def _tune(c: common.Config) -> None:
