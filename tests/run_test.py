@@ -146,7 +146,7 @@ def test_bad_settings_stop_before_any_life(tmp_path, extra, words):
   [
     ([], '--config is missing; give a file, or a name as in --config=quicks'),
     (['--config'], 'Missing value for flag --config'),
-    (['--config='], 'there is no such file, nor such a name: arc, backbones'),
+    (['--config='], 'there is no such file, nor such a name: arc, babilong'),
     (['--config=quikstart'], 'no such file; is --config=quickstart meant?'),
     (['--config', 'x/fcts.py'], 'no such file; is --config=facts meant?'),
     (['--config=experiments/configs'], 'there is no such file'),
