@@ -55,7 +55,7 @@ def get_config(variant: str = '') -> common.Config:
   c.model = common.hybrid(64, 2, 128, vocab=33)
   c.model.recurrent.update(heads=2, key=16, value=16)
   c.training.update(
-    steps=1500, batch=64, muon_learning_rate=1e-2, adam_learning_rate=2e-3
+    steps=5000, batch=64, muon_learning_rate=2e-2, adam_learning_rate=5e-3
   )
   c.reference = 'titans'
   c.arms = {
