@@ -44,13 +44,14 @@ def build(**settings):
   )
 
 
-def day(*examples):
+def day(*examples, frame=FRAME):
   """Texts and their classes, as rows of one frame."""
-  rows = [[1, *text, MARK, *answer] for text, answer in examples]
+  before, between = frame
+  rows = [[*before, *text, *between, *answer] for text, answer in examples]
   length = max(map(len, rows)) + 1
   tokens = np.array([r + [0] * (length - len(r)) for r in rows], np.int32)
   weight = (np.arange(length) < [[len(r)] for r in rows]).astype(np.float32)
-  return experience_lib.Experience(tokens, weight, frames=(FRAME,))
+  return experience_lib.Experience(tokens, weight, frames=(frame,))
 
 
 def examples(topic: int, answer: list[int], seed=0, n=8):
@@ -111,6 +112,20 @@ def test_what_was_not_read_is_not_answered():
   *_, response = asked(learner, life, C)
   assert not response.exact.any()
   np.testing.assert_allclose(np.exp(response.answer_logprob), 1e-9, rtol=1e-3)
+
+
+def test_what_stands_around_a_text_is_no_part_of_it(monkeypatch):
+  """A chat's template, say; the encoder gets the text alone, read or asked."""
+  embed, texts = encoder.load(), []
+  monkeypatch.setattr(
+    encoder, 'load', lambda: lambda new: texts.extend(new) or embed(new)
+  )
+  frame = ((1, 60, 61), (62, MARK))
+  learner, life = build()
+  texts.clear()
+  life, _ = learner.wake(life, day(([10, 11], [50, STOP]), frame=frame))
+  learner.complete(life, [[1, 60, 61, 20, 21, 62, MARK]], 4)
+  assert texts == ['w10 w11', 'w20 w21']
 
 
 def test_no_example_is_kept():

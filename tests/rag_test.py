@@ -99,9 +99,15 @@ def test_a_study_retrieves_from_its_own_contexts(monkeypatch):
   assert asked == [prompt(f'{DOCUMENTS[2]} where is king')]
 
 
+def test_nothing_asked_is_nothing_answered():
+  _, learner, life = build()
+  assert learner.complete(life, [], 4) == []
+  assert len(learner.respond(life, [], []).exact) == 0
+
+
 def test_too_many_pieces_are_refused():
-  long = ['the cat sat on the mat . the dog ran on the road .'] * 1
-  _, learner, life = build([f'{long[0]} {long[0]} king'], top=3)
+  long = 'the cat sat on the mat . the dog ran on the road .'
+  _, learner, life = build([f'{long} {long} king'], top=3)
   with pytest.raises(config.ConfigError, match='lower learner_config.top'):
     learner.respond(life, [prompt('where is king')], [[12]])
 

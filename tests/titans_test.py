@@ -39,7 +39,7 @@ def initial(r: titans.TitansConfig, rows=3) -> titans.Weights:
 
 
 def by_the_equations(r, weights, tokens):
-  """Titans Eq. 9 to 14 for one row and head, with JAX's own gradient."""
+  """Titans section 3.1 for one row and head, with JAX's own gradient."""
 
   def answer(memory, x):
     y = x

@@ -59,7 +59,7 @@ def get_config(variant: str = 'clinc') -> common.Config:
     sleep_every=v['period'],
     optimizer='adam',
     learning_rate=1e-3,
-    # Of one MLP in each layer, plain fine-tuning learns these classes poorly.
+    # One MLP of each layer forgets what it rehearses: arm `mlp_updates`.
     fast_weights='backbone',
   )
   slow.update(slots=v['episodes'], rank=96, top_k=v['episodes'])
@@ -73,10 +73,21 @@ def get_config(variant: str = 'clinc') -> common.Config:
   c.task.name = 'class_incremental'
 
   c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=16)
-  c.sleep = common.settings(
+  c.sleep = _night(v['length'])
+  c.finetune = common.settings(
+    finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.01
+  )
+  c.arms = _arms(c)
+  common.vary(c, part, tune=_tune, late=_late, reference=_reference)
+  return c
+
+
+def _night(length: int) -> common.Config:
+  """Dreams are rows of `length` tokens."""
+  return common.settings(
     consolidation_config.SeedingConfig,
     dreams=3072,
-    dream_length=v['length'],
+    dream_length=length,
     # Other texts every time, and to each the label that is meant.
     day_dreams=1.0,
     question_temperature=1.0,
@@ -101,12 +112,6 @@ def get_config(variant: str = 'clinc') -> common.Config:
     alpha=1.0,
     lam=0.0,
   )
-  c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=BATCH, learning_rate=1e-3, ewc_lambda=0.01
-  )
-  c.arms = _arms(c)
-  common.vary(c, part, tune=_tune, late=_late, reference=_reference)
-  return c
 
 
 def _arms(c: common.Config) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 Dark experience replay (arXiv 2004.07211) in which the documents are those that
 the model itself wrote on each evening: the archive of the learner sleep, and
 its rule for what a day contradicts, without fast weights, experts and nights.
-Unlike sleep's, its day trains all weights.
+A day trains all weights.
 """
 
 import dataclasses

@@ -87,7 +87,7 @@ class InContext(base.Learner):
     A row is a document, or, where a frame of the stream begins within it, more
     than one.
     """
-    bos = self.bos()
+    bos = self._bos()
     begins = [np.array(frame[0]) for frame in experience.frames]
     for tokens, weight in zip(
       experience.tokens, experience.weight, strict=True
@@ -140,7 +140,7 @@ class InContext(base.Learner):
     prefix, prompts = self._read_context(life, prompts, longest)
     return self._complete(life.model, prompts, max_new, prefix)
 
-  def bos(self) -> list[int]:
+  def _bos(self) -> list[int]:
     """What stands once before all documents, and is no part of any."""
     tokenizer = self.setup.tokenizer
     return [tokenizer.bos] if tokenizer_lib.prepends_bos(tokenizer) else []
@@ -160,7 +160,7 @@ class InContext(base.Learner):
     Raises:
       ConfigError: context and question are longer than `model.max_len`.
     """
-    bos, context = self.bos(), life.learner_state['context'].tolist()
+    bos, context = self._bos(), life.learner_state['context'].tolist()
     max_len = life.model.cfg.max_len
     if len(context) + longest > max_len:
       raise config.ConfigError(

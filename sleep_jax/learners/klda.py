@@ -1,9 +1,9 @@
 """klda: a classifier beside the model, which never changes.
 
 Kernel linear discriminant analysis over a frozen encoder, after the KLDA of
-Momeni et al. (github.com/salehmomeni/klda): random Fourier features of the
+Momeni et al. (github.com/SalehMomeni/KLDA): random Fourier features of the
 text's embedding, a mean for each class and one covariance for all, summed up as
-examples are read, so that no example is kept and no class is forgotten. Several
+examples are read, so that no example is kept. Several
 draws of the features vote by their probabilities. It answers a question with a
 class, which is all that it can say: the reference for class-incremental tasks.
 """
@@ -39,8 +39,8 @@ class Klda(base.Learner):
 
   `learner_state`: 'classes' `[C, A]`, the tokens of the answers, -1 after their
   end; 'count' `[C]`; 'sum' `[E, C, F]` and 'outer' `[E, F, F]`, sums of the
-  features and of their products, E draws; 'frame', the tokens between a text
-  and its answer.
+  features and of their products, E draws; 'before' and 'between', the tokens
+  of an example before its text, and between that and the answer.
   """
 
   name: ClassVar[str] = 'klda'
@@ -61,7 +61,8 @@ class Klda(base.Learner):
       'count': np.zeros((0,), np.float32),
       'sum': np.zeros((c.draws, 0, c.features), np.float32),
       'outer': np.zeros((c.draws, c.features, c.features), np.float32),
-      'frame': np.zeros((0,), np.int32),
+      'before': np.zeros((0,), np.int32),
+      'between': np.zeros((0,), np.int32),
     }
     return life_lib.init_life(self.setup.model, rng, learner_state=state)
 
@@ -74,26 +75,27 @@ class Klda(base.Learner):
         'learner klda reads examples of one frame, a text and its class; take '
         'it for task class_incremental.'
       )
-    before, between = experience.frames[0]
+    before, between = map(list, experience.frames[0])
     texts, classes = [], []
     for tokens, weight in zip(
       experience.tokens, experience.weight, strict=True
     ):
       row = tokens[: np.flatnonzero(weight)[-1] + 1].tolist()
-      cut = _last(row, list(between))
+      cut = _last(row, between)
       texts.append(self._text(row[:cut], before))
       classes.append(tuple(row[cut + len(between) :]))
     state = jax.tree.map(np.asarray, life.learner_state)
     state = self._with(state, texts, classes)
-    state['frame'] = np.array(between, np.int32)
+    state['before'] = np.array(before, np.int32)
+    state['between'] = np.array(between, np.int32)
     clock = life.clock.replace(
       tokens=life.clock.tokens + experience.tokens.size
     )
     return life.replace(learner_state=state, clock=clock), {}
 
-  def _text(self, tokens: list[int], before: tuple[int, ...]) -> str:
+  def _text(self, tokens: list[int], before: list[int]) -> str:
     """What stands after a frame's first part."""
-    if tuple(tokens[: len(before)]) == before:
+    if tokens[: len(before)] == before:
       tokens = tokens[len(before) :]
     return self.setup.tokenizer.decode(tokens)
 
@@ -168,13 +170,9 @@ class Klda(base.Learner):
   def _probabilities(
     self, state: dict[str, np.ndarray], prompts: list[list[int]]
   ) -> at.Float[np.ndarray, 'N C']:
-    """Of each class, the mean over draws (equal priors, as the reference)."""
-    between = state['frame'].tolist()
-    before = (self.setup.tokenizer.bos,)
-    texts = []
-    for prompt in prompts:
-      text = prompt[: _last(prompt, between)]
-      texts.append(self._text(text, before))
+    """Of each class, the mean over draws; classes have equal priors."""
+    before, between = (state[k].tolist() for k in ('before', 'between'))
+    texts = [self._text(p[: _last(p, between)], before) for p in prompts]
     out = 0.0
     for x, sums, outer in zip(
       self._features(texts), state['sum'], state['outer'], strict=True

@@ -64,7 +64,9 @@ class Rag(in_context.InContext):
     """Answers with the retrieved pieces before every prompt, scored."""
     return scoring.score(
       life.model,
-      self._retrieve(self.pieces_of(life), prompts, max(map(len, answers))),
+      self._retrieve(
+        self.pieces_of(life), prompts, max(map(len, answers), default=0)
+      ),
       answers,
       pad=self.setup.tokenizer.pad,
       costs=self.setup.costs,
@@ -122,9 +124,9 @@ class Rag(in_context.InContext):
     Raises:
       ConfigError: they and an answer of `longest` tokens exceed the model.
     """
-    if not pieces:
+    if not pieces or not prompts:
       return prompts
-    decode, bos = self.setup.tokenizer.decode, self.bos()
+    decode, bos = self.setup.tokenizer.decode, self._bos()
     index = _bm25()([words(decode(piece)) or [''] for piece in pieces])
     out = []
     for prompt in prompts:

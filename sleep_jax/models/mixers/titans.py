@@ -2,7 +2,7 @@
 
 Each head's memory M is an MLP whose weights are what the layer carries. A
 token's surprise, the gradient of how wrong M is about its value, moves M by
-gradient descent with momentum S and forgetting (Titans Eq. 9 to 14):
+gradient descent with momentum S and forgetting (Titans section 3.1):
 
   S_t = eta_t S_{t-1} - theta_t grad |M_c(k_t) - v_t|^2
   M_t = (1 - alpha_t) M_{t-1} + S_t

@@ -90,7 +90,7 @@ class Recall(algorithmic.WindowTask):
     cfg, row = self.cfg, np.arange(rows)[:, None]
     keys = rng.random((rows, cfg.keys)).argsort(1)[:, : cfg.different]
     first = cfg.pairs // cfg.windows * (cfg.windows - 1)
-    again = rng.random((rows, min(first, cfg.different))).argsort(1)
+    again = rng.random((rows, first)).argsort(1)
     # Those of the last window that are told again take the places at its end.
     places = np.concatenate(
       [

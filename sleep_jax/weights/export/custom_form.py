@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import assets
 from sleep_jax.models import memory as memory_lib
@@ -41,7 +42,7 @@ def write(
   base = {
     name: tensor.make()
     for name, tensor in base.items()
-    if _differs(changed, layout[name], tensor, tensors[name])
+    if _differs(model.params, changed, layout[name])
   }
   with folder_lib.atomic_dir(out) as part:
     values, warning = companions.add(part, cfg, source, cfg.dtype)
@@ -97,24 +98,18 @@ def slots(cfg: config.ModelConfig) -> dict[str, huggingface.TensorSlot]:
 
 
 def _differs(
-  changed: Any,
-  slot: huggingface.TensorSlot,
-  before: huggingface.LazyTensor,
-  after: huggingface.LazyTensor,
+  params: at.Params, changed: at.Params, slot: huggingface.TensorSlot
 ) -> bool:
   """Whether a tensor is not what it was, in value or type."""
-  *parents, key = slot.name.split('.')
-  for name in parents:
-    changed = changed[name]
-  if slot.layer is None:
-    return before.nbytes != after.nbytes or bool(
-      (before.make() != after.make()).any()
-    )
-  if not isinstance(changed[key], expert_bank.LazySum):
+  before: Any = params
+  after: Any = changed
+  for name in slot.name.split('.'):
+    before, after = before[name], after[name]
+  if after is before:
     return False
-  return before.nbytes != after.nbytes or (
-    changed[key].changes_layer(slot.layer)
-  )
+  if slot.layer is None or before.dtype != after.dtype:
+    return True
+  return after.changes_layer(slot.layer)
 
 
 def _used(memory: memory_lib.Memory | None, level: int) -> list[int]:
