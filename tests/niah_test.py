@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from experiments.configs import babilong as babilong_config
+from experiments.configs import niah as niah_config
 from sleep_jax import config
 from sleep_jax import tasks
 from sleep_jax.data import contexts
@@ -161,3 +163,15 @@ def test_the_largest_size():
   assert [
     niah.largest(lambda n, m=m: n <= m) for m in (0, 1, 2, 7, 8, 100)
   ] == [*(0, 1, 2, 7, 8, 100)]
+
+
+@pytest.mark.parametrize('recipe', [niah_config, babilong_config])
+def test_a_text_is_studied_by_reading_and_a_night(recipe):
+  """And not by dreams about it, which is how SEAL studies."""
+  c = recipe.get_config()
+  assert c.dreaming.study_night and not c.dreaming.enabled
+  fast = c.model.levels[0]
+  updates = c.dreaming.study_rows * c.task.length // c.wake.batch // fast.chunk
+  assert updates >= fast.sleep_every  # So that the night is due.
+  assert c.dreaming.study_rows % c.wake.batch == 0
+  assert c.model.levels[1].slots >= c.task.episodes + 1

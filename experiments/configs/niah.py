@@ -14,11 +14,12 @@ extras `niah` and `rag` are needed.
 from experiments.configs import common
 from experiments.configs import smollm2
 from sleep_jax import config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.tasks import long_text
 from sleep_jax.tasks import niah
 
 _KINDS = {'multikey_1': 1, 'multikey_2': 2, 'multikey_3': 3}
-_CONTEXT, _LENGTH = 1024, 256
+_CONTEXT, _LENGTH, _READS = 1024, 256, 8
 
 
 def get_config(variant: str = 'multikey_1') -> common.Config:
@@ -47,7 +48,7 @@ def studied(
     context=_CONTEXT,
     samples=20,
     length=_LENGTH,
-    reads=8,
+    reads=_READS,
     **changes,
   )
   c.task.name = task
@@ -63,6 +64,13 @@ def studied(
     archive=0,
     batch=2,
     steps=100,
+  )
+  # Studied by a day and a night; without dreams about what will be asked.
+  c.dreaming = common.settings(
+    dreaming_config.DreamingConfig,
+    enabled=False,
+    study_night=True,
+    study_rows=_READS * _CONTEXT // _LENGTH,
   )
   c.arms = {
     'frozen': {},
