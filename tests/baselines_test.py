@@ -11,6 +11,7 @@ from sleep_jax.lifecycle import wake
 from sleep_jax.lifecycle.consolidation import generation
 from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.runtime import checkpoint
+from sleep_jax.training import loss as loss_lib
 from tests import learners_test
 
 TASK, SECTIONS = learners_test.TASK, learners_test.SECTIONS
@@ -128,6 +129,7 @@ def test_documents_of_the_base_are_kept_before_the_first_day():
   'name,settings',
   [
     ('replay', dict(finetune=ADAPTER | dict(passes=2))),
+    ('experience_replay', dict(finetune=ADAPTER)),
     pytest.param(
       'distilled_replay', dict(shared=ARCHIVED), marks=pytest.mark.slow
     ),
@@ -349,3 +351,61 @@ def test_a_context_that_leaves_no_room_is_refused():
   life = read(life, learner, [[1, *range(40, 69)]])
   with pytest.raises(config.ConfigError, match='29 tokens and .* of 4 exceed'):
     learner.respond(life, [[1, 5, 6]], [[7]])
+
+
+KEPT = dict(learning_rate=0.03, batch=8)
+
+
+def test_experience_replay_reads_a_share_of_the_days_before():
+  learner, life = build('experience_replay', finetune=KEPT, share=0.25)
+  days = [TASK.experience(episode) for episode in (0, 1, 0)]
+  for day in days[:2]:
+    life, _ = learner.sleep(learner.wake(life, day)[0])
+  kept = life.learner_state['tokens']
+  num = [len(np.unique(day.tokens, axis=0)) for day in days[:2]]
+  assert len(kept) == sum(round(0.25 * n) for n in num)
+  of_first = {tuple(row) for row in days[0].tokens.tolist()}
+  assert {tuple(x) for x in kept[: round(0.25 * num[0])].tolist()} <= of_first
+  (tokens, weight), *_ = learner._blocks(life, days[2])
+  batches = tokens.reshape(-1, 8, tokens.shape[1])
+  np.testing.assert_array_equal(
+    batches[:, :4].reshape(days[2].tokens.shape), days[2].tokens
+  )
+  known = {tuple(row) for row in kept.tolist()}
+  replayed = batches[:, 4:].reshape(-1, tokens.shape[1])
+  assert {tuple(row) for row in replayed.tolist()} == known
+  assert weight.reshape(batches.shape)[:, 4:].any(axis=(1, 2)).all()
+
+
+def test_experience_replay_forgets_less_than_sft():
+  def lost(name, finetune, **own):
+    learner, life = build(name, finetune=finetune, **own)
+    losses = []
+    for episode in range(2):
+      life, _ = learner.wake(life, TASK.experience(episode))
+      first = TASK.experience(0)
+      losses.append(
+        float(
+          loss_lib.next_token_loss(
+            life.model.merged(), first.tokens, first.weight
+          )
+        )
+      )
+    return losses[-1] - losses[0]
+
+  plain = lost('sft', KEPT | dict(batch=4))
+  assert lost('experience_replay', KEPT, share=1.0) < 0.5 * plain
+
+
+@pytest.mark.parametrize(
+  'own,message',
+  [
+    (dict(mix=0.0), 'mix=0.0 of finetune.batch=8 rows'),
+    (dict(mix=1.0), 'mix=1.0 of finetune.batch=8 rows'),
+    (dict(share=0.0), 'share=0.0 keeps no row'),
+    (dict(share=1.5), 'share=1.5'),
+  ],
+)
+def test_experience_replay_keeps_something(own, message):
+  with pytest.raises(config.ConfigError, match=message):
+    build('experience_replay', finetune=KEPT, **own)

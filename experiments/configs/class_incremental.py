@@ -15,8 +15,9 @@ that part (results/clinc_tune*); the arms have the rates and lambda of the best,
 and `joint` the rate of `sft`. `sleep` has the rate of its best trial, and
 wake.rehearsed=16 as `distilled_replay` has: the trial with 8 was 0.005 better.
 With `:clinc_late` nights do not fall on the borders between sets of classes.
-`:clinc_reference` is `klda`, no language model (extra `hf`; its gamma was
-chosen among four on the same part).
+`:clinc_reference` is what sleep may not have: `klda`, another encoder and no
+language model (extra `hf`; its gamma was chosen among four on the same part),
+and a tenth of all rows read, kept and replayed, by an adapter or all weights.
 
   python -m experiments.run --config=experiments/configs/class_incremental.py \
       --workdir=runs/clinc
@@ -30,6 +31,7 @@ from sleep_jax import config
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.models import lora
 from sleep_jax.tasks import class_incremental
 
 BATCH = 8
@@ -170,8 +172,22 @@ def _late(c: common.Config) -> None:
 
 
 def _reference(c: common.Config) -> None:
-  """A classifier over an encoder of another origin, beside the model."""
-  c.arms, c.reference = {'klda': {}}, 'klda'
+  """Another encoder, and the rows of earlier days."""
+  c.arms, c.reference = {'klda': {}} | _row_replay(c), 'klda'
+
+
+def _row_replay(c: common.Config) -> dict[str, dict[str, Any]]:
+  """Rows of earlier days beside each batch, for all weights or an adapter."""
+  c.lora = common.settings(
+    lora.LoraConfig, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  )
+  rows = dict(batch=2 * BATCH)
+  return {
+    'experience_replay': dict(finetune=rows),
+    'lora_replay': dict(
+      learner='experience_replay', finetune=rows | dict(target='lora')
+    ),
+  }
 
 
 def _tune(c: common.Config) -> None:
@@ -201,10 +217,16 @@ def _tune(c: common.Config) -> None:
     f'{rate:.0e}': dict(model=dict(levels=_read_at(c, rate)))
     for rate in (5e-4, 1e-3, 2e-3, 4e-3)
   }
+  c.arms.update(_row_replay(c))
   common.tune(
     c,
     11,
     dict(
+      experience_replay=finetuned,
+      lora_replay={
+        f'{rate:.0e}': dict(finetune=dict(learning_rate=rate))
+        for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)
+      },
       sft=finetuned,
       replay=finetuned,
       replay_archive=finetuned,

@@ -151,7 +151,9 @@ class Finetune(base.Learner):
     """A step per batch of rows; the loss of each."""
     shape = (-1, self.cfg.finetune.batch, tokens.shape[1])
     batches = tokens.reshape(shape), weight.reshape(shape)
-    penalty = dict(penalty=self.penalty, penalty_state=life.learner_state)
+    # What else a learner keeps may grow, and would compile the steps again.
+    state = life.learner_state if self.penalty else None
+    penalty = dict(penalty=self.penalty, penalty_state=state)
     model = life.model.with_memory(None)
     with self.setup.costs.phase('wake') as cost:
       if not self.trains_backbone:

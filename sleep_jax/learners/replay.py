@@ -19,6 +19,7 @@ import numpy as np
 from sleep_jax import array_typing as at
 from sleep_jax import config
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import mixing
 from sleep_jax.data import order as order_lib
 from sleep_jax.data import packing
 from sleep_jax.learners import finetune
@@ -223,47 +224,15 @@ class ReplayFinetune(finetune.Finetune):
     day = experience_lib.in_memory(experience, self.name)
     documents = self.documents(life.with_frames(day.frames), day.tokens.shape)
     key = jax.random.fold_in(life.rng, life.clock.nights)
-    order = self._order(len(documents[0]), jax.random.fold_in(key, 2))
+    beside = mixing.Beside(
+      documents,
+      self.cfg.documents_per_batch,
+      order_lib.numpy_rng(jax.random.fold_in(key, 2)),
+    )
     for rows in super()._blocks(life, day):
-      yield self._interleave(rows, documents, order)
-
-  def _order(self, rows: int, rng: at.Key) -> Iterator[int]:
-    """Numbers of documents: each once in every round, endlessly."""
-    numpy_rng = order_lib.numpy_rng(rng)
-    while True:
-      yield from numpy_rng.permutation(rows).tolist()
-
-  def _interleave(
-    self,
-    rows: tuple[np.ndarray, np.ndarray],
-    documents: tuple[np.ndarray, np.ndarray],
-    order: Iterator[int],
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Batches of rows of the day, then documents; the last ones may lack rows.
-
-    Returns:
-      Tokens and weights `[N, T]`, T that of the longer kind of rows.
-    """
-    count = self.cfg.documents_per_batch
-    per_batch = self.cfg.finetune.batch - count
-    length = max(rows[0].shape[1], documents[0].shape[1])
-    batches = []
-    for start in range(0, len(rows[0]), per_batch):
-      drawn = [next(order) for _ in range(count)]
-      batch = [
-        np.concatenate(
-          [
-            _widen(day[start : start + per_batch], length, per_batch, pad),
-            _widen(written[drawn], length, count, pad),
-          ]
-        )
-        for day, written, pad in zip(
-          rows, documents, (self.setup.tokenizer.pad, 0.0), strict=True
-        )
-      ]
-      batches.append(batch)
-    tokens, weight = (np.concatenate(x) for x in zip(*batches, strict=True))
-    return tokens, weight
+      yield beside.batches(
+        rows, self.cfg.finetune.batch, self.setup.tokenizer.pad
+      )
 
 
 def _with_weights(
@@ -283,11 +252,3 @@ def _kept(
     'weight': np.asarray(weight, np.float32),
     'night': np.asarray(night, np.int32),
   }
-
-
-def _widen(
-  array: np.ndarray, length: int, rows: int, fill: float
-) -> np.ndarray:
-  """`array` `[n, t]` filled up to `[rows, length]`."""
-  extra = ((0, rows - array.shape[0]), (0, length - array.shape[1]))
-  return np.pad(array, extra, constant_values=fill)
