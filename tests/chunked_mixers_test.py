@@ -12,12 +12,14 @@ from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import memory_init
 from sleep_jax.models import transformer
 from sleep_jax.models.mixers import hope
+from sleep_jax.models.mixers import sliding_window
 from sleep_jax.models.mixers import titans
 from tests import conftest
 
 TITANS = titans.TitansConfig(heads=2, width=4, chunk=4, max_rate=0.5)
 HOPE = hope.HopeConfig(heads=2, width=4, chunk=4)
-SETTINGS = {'titans': TITANS, 'hope': HOPE}
+WINDOW = sliding_window.SlidingWindowConfig(window=4, sinks=2, persistent=1)
+SETTINGS = {'titans': TITANS, 'hope': HOPE, 'sliding_window': WINDOW}
 
 
 @pytest.fixture(name='cfg', params=SETTINGS)
