@@ -14,12 +14,22 @@ from sleep_jax.models import transformer
 from sleep_jax.models.mixers import hope
 from sleep_jax.models.mixers import sliding_window
 from sleep_jax.models.mixers import titans
+from sleep_jax.models.mixers import titans_attention
 from tests import conftest
 
 TITANS = titans.TitansConfig(heads=2, width=4, chunk=4, max_rate=0.5)
 HOPE = hope.HopeConfig(heads=2, width=4, chunk=4)
 WINDOW = sliding_window.SlidingWindowConfig(window=4, sinks=2, persistent=1)
-SETTINGS = {'titans': TITANS, 'hope': HOPE, 'sliding_window': WINDOW}
+BOTH = titans_attention.TitansAttentionConfig(
+  heads=2, width=4, chunk=4, max_rate=0.5, window=4, sinks=1, persistent=1
+)
+SETTINGS = {
+  'titans': TITANS,
+  'hope': HOPE,
+  'sliding_window': WINDOW,
+  'titans_mag': BOTH,
+  'titans_mal': BOTH,
+}
 
 
 @pytest.fixture(name='cfg', params=SETTINGS)

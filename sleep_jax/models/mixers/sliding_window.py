@@ -252,6 +252,16 @@ def init_state(
   return State(jnp.zeros((rows, cfg.num_kv_heads, r.kept, width)))
 
 
+def flops(
+  cfg: config.ModelConfig, r: SlidingWindowConfig, context: float
+) -> float:
+  """Of a token at `context` keys a query, as far as they are kept."""
+  keys = min(context, r.kept) + r.persistent
+  e, kv_heads = cfg.resolved_head_dim, cfg.num_kv_heads
+  projections = cfg.dim * e * (2 * cfg.heads + 2 * kv_heads)
+  return 2.0 * (projections + 2 * cfg.heads * e * keys)
+
+
 class SlidingWindow(base.Mixer):
   """Sliding-window attention with sinks."""
 
@@ -272,8 +282,4 @@ class SlidingWindow(base.Mixer):
 
   @classmethod
   def flops(cls, cfg: config.ModelConfig, context: float) -> float:
-    """At `context` keys a query, as far as they are kept."""
-    r, e = cfg.recurrent, cfg.resolved_head_dim
-    keys = min(context, r.kept) + r.persistent
-    projections = cfg.dim * e * (2 * cfg.heads + 2 * cfg.num_kv_heads)
-    return 2.0 * (projections + 2 * cfg.heads * e * keys)
+    return flops(cfg, cfg.recurrent, context)
