@@ -15,6 +15,7 @@ from sleep_jax.models.mixers import hope
 from sleep_jax.models.mixers import sliding_window
 from sleep_jax.models.mixers import titans
 from sleep_jax.models.mixers import titans_attention
+from sleep_jax.models.mixers import titans_mac
 from tests import conftest
 
 TITANS = titans.TitansConfig(heads=2, width=4, chunk=4, max_rate=0.5)
@@ -29,6 +30,9 @@ SETTINGS = {
   'sliding_window': WINDOW,
   'titans_mag': BOTH,
   'titans_mal': BOTH,
+  'titans_mac': titans_mac.TitansMACConfig(
+    heads=2, width=4, chunk=4, max_rate=0.5, persistent=1
+  ),
 }
 
 

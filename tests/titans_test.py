@@ -38,8 +38,12 @@ def initial(r: titans.TitansConfig, rows=3) -> titans.Weights:
   return titans.Weights(now, matrices(20), now)
 
 
-def by_the_equations(r, weights, tokens):
-  """Titans section 3.1 for one row and head, with JAX's own gradient."""
+def one_chunk(r, weights, tokens):
+  """Titans section 3.1 within a chunk of one row and head, by JAX's gradient.
+
+  Returns:
+    Memory, momentum, and the answers.
+  """
 
   def answer(memory, x):
     y = x
@@ -50,11 +54,8 @@ def by_the_equations(r, weights, tokens):
   def loss(memory, k, v):
     return ((answer(memory, k) - v) ** 2).sum()
 
-  memory, momentum, began = weights
-  outs = []
-  for i, (q, k, v, theta, log_eta, log_keep, _) in enumerate(zip(*tokens)):
-    if i % r.chunk == 0:
-      began = memory
+  (memory, momentum, began), outs = weights, []
+  for q, k, v, theta, log_eta, log_keep, _ in zip(*tokens):
     grads = jax.grad(loss)(began, k, v)
     eta = jnp.exp(log_eta) if r.momentum else 0.0
     momentum, memory = list(momentum), list(memory)
@@ -63,7 +64,17 @@ def by_the_equations(r, weights, tokens):
       momentum[j] = eta * momentum[j] - theta * g
       memory[j] = jnp.exp(log_keep) * memory[j] + momentum[j]
     outs.append(answer(memory, q))
-  return memory, momentum, jnp.stack(outs)
+  return tuple(memory), tuple(momentum), jnp.stack(outs)
+
+
+def by_the_equations(r, weights, tokens):
+  """The same, chunk by chunk."""
+  (memory, momentum, _), outs = weights, []
+  for first in range(0, len(tokens.q), r.chunk):
+    of_chunk = jax.tree.map(lambda x, i=first: x[i : i + r.chunk], tokens)
+    memory, momentum, out = one_chunk(r, (memory, momentum, memory), of_chunk)
+    outs.append(out)
+  return memory, momentum, jnp.concatenate(outs)
 
 
 @pytest.mark.parametrize(

@@ -76,35 +76,61 @@ def attend(
     tokens: the kept ones and then the new ones, in the order of the stream.
     persistent: keys and values `[P, K, E]`, without positions.
   """
-  (b, t, h, e), (k, v, real) = q_BxTxHxE.shape, tokens
+  k, v, real = tokens
   rank = jnp.cumsum(real, axis=1).astype(jnp.int32) - 1
-  of_query = rank[:, -t:]
+  of_query = rank[:, -q_BxTxHxE.shape[1] :]
   is_sink = (rank < r.sinks)[:, None]
   behind = of_query[..., None] - rank[:, None]
   seen = (behind >= 0) & ((behind < r.window) | is_sink)
   seen &= real[:, None] > 0
-
-  def scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """`[B, K, G, T, N]` of G = H / K queries that share a key."""
-    q = q.reshape(b, t, k.shape[-2], -1, e) * e**-0.5
-    sides = 'btkge,nke->bkgtn' if k.ndim == 3 else 'btkge,bnke->bkgtn'
-    return jnp.einsum(sides, q, k, preferred_element_type=jnp.float32)
-
-  rotated = rotate(k, rank)
-  s = scores(rotate(q_BxTxHxE, of_query), rotated)
+  k = rotate(k, rank)
+  s = scores(rotate(q_BxTxHxE, of_query), k)
   if r.sinks:
     near = jnp.minimum(of_query, r.kept - 1)
-    of_sinks = scores(rotate(q_BxTxHxE, near), rotated)
+    of_sinks = scores(rotate(q_BxTxHxE, near), k)
     s = jnp.where(is_sink[:, None, None], of_sinks, s)
-  s = jnp.where(seen[:, None, None], s, _MASKED)
+  return softmax_over(s, v, seen, q_BxTxHxE, persistent)
+
+
+def scores(q_BxTxHxE: jax.Array, k_xNxKxE: jax.Array) -> jax.Array:
+  """`[B, K, G, T, N]` of G = H / K queries that share a key, float32.
+
+  Args:
+    q_BxTxHxE: queries.
+    k_xNxKxE: keys `[B, N, K, E]`, or of all rows `[N, K, E]`.
+  """
+  b, t, _, e = q_BxTxHxE.shape
+  q = q_BxTxHxE.reshape(b, t, k_xNxKxE.shape[-2], -1, e) * e**-0.5
+  shared = k_xNxKxE.ndim == 3
+  sides = 'btkge,nke->bkgtn' if shared else 'btkge,bnke->bkgtn'
+  return jnp.einsum(sides, q, k_xNxKxE, preferred_element_type=jnp.float32)
+
+
+def softmax_over(
+  s_BxKxGxTxN: jax.Array,
+  v_BxNxKxE: jax.Array,
+  seen_BxTxN: jax.Array,
+  q_BxTxHxE: jax.Array,
+  persistent: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+  """What queries read, `[B, T, H, E]`.
+
+  Args:
+    s_BxKxGxTxN: scores.
+    v_BxNxKxE: values.
+    seen_BxTxN: which of them a query sees.
+    q_BxTxHxE: the queries as they are without positions.
+    persistent: keys and values `[P, K, E]` that all queries see.
+  """
+  size = v_BxNxKxE.shape[1]
+  s = jnp.where(seen_BxTxN[:, None, None], s_BxKxGxTxN, _MASKED)
   if persistent is not None:
     s = jnp.concatenate([s, scores(q_BxTxHxE, persistent[0])], axis=-1)
-  p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
-  y = jnp.einsum('bkgtn,bnke->btkge', p[..., : k.shape[1]], v)
+  p = jax.nn.softmax(s, axis=-1).astype(v_BxNxKxE.dtype)
+  y = jnp.einsum('bkgtn,bnke->btkge', p[..., :size], v_BxNxKxE)
   if persistent is not None:
-    of_weights = p[..., k.shape[1] :]
-    y += jnp.einsum('bkgtn,nke->btkge', of_weights, persistent[1])
-  return y.reshape(b, t, h, e)
+    y += jnp.einsum('bkgtn,nke->btkge', p[..., size:], persistent[1])
+  return y.reshape(q_BxTxHxE.shape)
 
 
 def keep(r: SlidingWindowConfig, tokens: Tokens) -> Tokens:

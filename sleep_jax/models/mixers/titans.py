@@ -44,14 +44,13 @@ Matrices = tuple[jax.Array, ...]  # Of the memory's layers, [B, H, N, M] each.
 
 
 @dataclasses.dataclass(frozen=True)
-class TitansConfig:
-  """Settings of `titans`."""
+class MemoryConfig:
+  """Settings of a neural memory."""
 
   heads: config.Count = 4
   width: config.Count = 32  # Of a head's keys and values.
   depth: config.Count = 2  # Layers of the memory; 1 = a matrix.
   expansion: config.Count = 2  # Of its hidden layers, against `width`.
-  conv: config.Count = 4  # Tokens that the short convolution sees.
   chunk: config.Count = 16  # Tokens whose gradients are of the same weights.
   max_rate: config.Positive = 0.1  # Largest theta.
   momentum: bool = True  # False: S_t is the token's surprise alone.
@@ -64,6 +63,27 @@ class TitansConfig:
     if self.depth == 1:
       return [(k, k)]
     return [(k, hidden), *[(hidden, hidden)] * (self.depth - 2), (hidden, k)]
+
+  @property
+  def columns(self) -> int:
+    """Y: all numbers of a memory, in rows of `width`."""
+    return sum(n * m for n, m in self.matrices()) // self.width
+
+  def flops(self) -> float:
+    """Of a token: forward, backward, two reads, and what it adds to both sums.
+
+    With the products within a chunk, which the recurrence has not.
+    """
+    matrices = sum(n * m for n, m in self.matrices())
+    sides = sum(n + m for n, m in self.matrices())
+    return 2.0 * self.heads * (6 * matrices + self.chunk * sides)
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig(MemoryConfig):
+  """Settings of `titans`."""
+
+  conv: config.Count = 4  # Tokens that the short convolution sees.
 
 
 class State(at.Pytree):
@@ -138,7 +158,7 @@ def surprise(
 
 
 def read_chunk(
-  r: TitansConfig, weights: Weights, tokens: Tokens
+  r: MemoryConfig, weights: Weights, tokens: Tokens
 ) -> tuple[Weights, jax.Array]:
   """Reads tokens of one chunk, and answers each: `[B, H, C, K]`.
 
@@ -208,34 +228,77 @@ def read(
   slots = slots_lib.of_stream(count, tokens.real[:, 0], r.chunk)
   if tokens.q.shape[2] == 1:
     weights, out = read_chunk(r, weights, tokens)
-    return _with_began(weights, slots.ends(0)), out
+    return with_began(weights, slots.ends(0)), out
 
   def step(
     weights: Weights, xs: tuple[jax.Array, Tokens]
   ) -> tuple[Weights, jax.Array]:
     number, tokens = xs
     weights, out = read_chunk(r, weights, tokens)
-    return _with_began(weights, slots.ends(number)), out
+    return with_began(weights, slots.ends(number)), out
 
   xs = jnp.arange(slots.chunks), Tokens(*map(slots.split, tokens))
   weights, out = jax.lax.scan(step, weights, xs)
   return weights, slots.join(out)
 
 
-def _with_began(weights: Weights, ends: jax.Array) -> Weights:
+def answer(memory: Matrices, q: jax.Array) -> jax.Array:
+  """M(q) of queries `[B, H, C, K]`."""
+  x = q
+  for matrix in memory[:-1]:
+    x = jax.nn.silu(x @ matrix)
+  return x @ memory[-1] + q * (len(memory) > 1)
+
+
+def with_began(weights: Weights, ends: jax.Array) -> Weights:
   """The weights, where in rows whose chunk has ended a new one begins."""
   where = functools.partial(jnp.where, ends[:, None, None, None])
   return weights._replace(began=tuple(map(where, weights.now, weights.began)))
 
 
-def _pack(matrices: Matrices, width: int) -> at.Float[jax.Array, 'B H K Y']:
+def initial_memory(layer: nn.Module, r: MemoryConfig) -> Matrices:
+  """The weights that a memory begins with, parameters of `layer`."""
+  return tuple(
+    layer.param(f'memory_{i}', _init_matrix, (r.heads, *shape))
+    for i, shape in enumerate(r.matrices(), 1)
+  )
+
+
+def unpack(
+  r: MemoryConfig,
+  initial: Matrices,
+  s: at.Float[jax.Array, 'B H K X'],
+  since: at.Float[jax.Array, 'B H K Y'],
+) -> Weights:
+  """The memory that `State.s` and `State.since` say."""
+  added, momentum = jnp.split(s, 2, axis=-1)
+  return Weights(
+    now=tuple(map(jnp.add, initial, _matrices(r, added))),
+    momentum=_matrices(r, momentum),
+    began=tuple(map(jnp.add, initial, _matrices(r, added - since))),
+  )
+
+
+def pack(
+  r: MemoryConfig, initial: Matrices, weights: Weights
+) -> tuple[jax.Array, jax.Array]:
+  """The inverse of `unpack`: `State.s` and `State.since`."""
+  added, began = (
+    _in_one(tuple(map(jnp.subtract, x, initial)), r.width)
+    for x in (weights.now, weights.began)
+  )
+  s = jnp.concatenate([added, _in_one(weights.momentum, r.width)], axis=-1)
+  return s, added - began
+
+
+def _in_one(matrices: Matrices, width: int) -> at.Float[jax.Array, 'B H K Y']:
   """The matrices of a memory in one array."""
   parts = [m.reshape(*m.shape[:2], width, -1) for m in matrices]
   return jnp.concatenate(parts, axis=-1)
 
 
-def _unpack(
-  r: TitansConfig, packed: at.Float[jax.Array, 'B H K Y']
+def _matrices(
+  r: MemoryConfig, packed: at.Float[jax.Array, 'B H K Y']
 ) -> Matrices:
   cuts, parts = 0, []
   for n, m in r.matrices():
@@ -244,6 +307,39 @@ def _unpack(
     parts.append(part.reshape(*packed.shape[:2], n, m))
     cuts += columns
   return tuple(parts)
+
+
+def init_gates(r: MemoryConfig) -> jax.Array:
+  """Biases of what `tokens` reads: slow to write and to forget at first."""
+  return jnp.repeat(jnp.array([-2.0, 2.0, 4.0]), r.heads)
+
+
+def tokens(
+  r: MemoryConfig,
+  qkv_BxHxTx3K: jax.Array,
+  gates_BxHxTx3: jax.Array,
+  real_BxT: jax.Array,
+) -> Tokens:
+  """What a memory reads of projections, before any non-linearity.
+
+  Args:
+    r: the settings.
+    qkv_BxHxTx3K: query, key and value of each head.
+    gates_BxHxTx3: of theta, of eta and of 1 - alpha.
+    real_BxT: 0 where a token is padding.
+  """
+  q, k, v = jnp.split(nn.silu(qkv_BxHxTx3K), 3, axis=-1)
+  theta, eta, keep = jnp.moveaxis(gates_BxHxTx3.astype(jnp.float32), -1, 0)
+  real = jnp.broadcast_to(real_BxT[:, None], theta.shape).astype(jnp.float32)
+  return Tokens(
+    q=deltanet.l2_normalize(q),
+    k=deltanet.l2_normalize(k),
+    v=v.astype(jnp.float32),
+    theta=real * r.max_rate * nn.sigmoid(theta),
+    log_eta=real * nn.log_sigmoid(eta),
+    log_keep=real * nn.log_sigmoid(keep),
+    real=real,
+  )
 
 
 class TitansLayer(nn.Module):
@@ -264,27 +360,15 @@ class TitansLayer(nn.Module):
     r, rows = self.cfg.recurrent, len(x_BxTxD)
     if state is None:
       state = Titans.init_state(self.cfg, rows, 0)
-    tokens, conv_state = self._tokens(x_BxTxD, inputs.token_mask, state)
-    initial = tuple(
-      self.param(f'memory_{i}', _init_matrix, (r.heads, *shape))
-      for i, shape in enumerate(r.matrices(), 1)
-    )
-    added, momentum = jnp.split(state.s, 2, axis=-1)
-    weights = Weights(
-      now=tuple(map(jnp.add, initial, _unpack(r, added))),
-      momentum=_unpack(r, momentum),
-      began=tuple(map(jnp.add, initial, _unpack(r, added - state.since))),
-    )
+    read_of, conv_state = self._tokens(x_BxTxD, inputs.token_mask, state)
+    initial = initial_memory(self, r)
+    weights = unpack(r, initial, state.s, state.since)
     with jax.default_matmul_precision('highest'):
-      weights, out = read(r, weights, state.count, tokens)
-    added, began = (
-      _pack(tuple(map(jnp.subtract, x, initial)), r.width)
-      for x in (weights.now, weights.began)
-    )
-    s = jnp.concatenate([added, _pack(weights.momentum, r.width)], axis=-1)
+      weights, out = read(r, weights, state.count, read_of)
+    s, since = pack(r, initial, weights)
     count = state.count + inputs.token_mask.sum(1).astype(jnp.int32)
     out = deltanet.gated_output(self, self.cfg, x_BxTxD, out.swapaxes(1, 2))
-    return out, State(s, added - began, count, conv_state)
+    return out, State(s, since, count, conv_state)
 
   def _tokens(
     self, x_BxTxD: jax.Array, token_mask: jax.Array, state: State
@@ -297,28 +381,21 @@ class TitansLayer(nn.Module):
     init = nn.initializers.normal(r.conv**-0.5)
     kernel = self.param('conv', init, (r.conv, qkv.shape[-1]))
     qkv, conv_state = deltanet.convolve(qkv, state.conv_state, kernel)
-    qkv = nn.silu(qkv).reshape(*qkv.shape[:2], 3, r.heads, r.width)
-    q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
-    # Slow to write and to forget at first: sigmoid(-2) and sigmoid(-4).
-    bias = jnp.repeat(jnp.array([-2.0, 2.0, 4.0]), r.heads)
     gates = nn.Dense(
-      3 * r.heads, bias_init=lambda *_: bias, dtype=jnp.float32, name='gates'
+      3 * r.heads,
+      bias_init=lambda *_: init_gates(r),
+      dtype=jnp.float32,
+      name='gates',
     )(x_BxTxD)
-    theta, eta, keep = jnp.moveaxis(
-      gates.reshape(*gates.shape[:2], 3, r.heads), (2, 3), (0, 2)
-    )
-    real = jnp.broadcast_to(token_mask[:, None], theta.shape)
-    real = real.astype(jnp.float32)
-    tokens = Tokens(
-      q=deltanet.l2_normalize(q),
-      k=deltanet.l2_normalize(k),
-      v=v.astype(jnp.float32),
-      theta=real * r.max_rate * nn.sigmoid(theta),
-      log_eta=real * nn.log_sigmoid(eta),
-      log_keep=real * nn.log_sigmoid(keep),
-      real=real,
-    )
-    return tokens, conv_state
+    qkv, gates = heads_of(qkv, r.heads), heads_of(gates, r.heads)
+    return tokens(r, qkv, gates, token_mask), conv_state
+
+
+def heads_of(x_BxTx3X: jax.Array, heads: int) -> jax.Array:
+  """`[B, T, 3 H X]`, by the third and then by head, as `[B, H, T, 3 X]`."""
+  x = x_BxTx3X.reshape(*x_BxTx3X.shape[:2], 3, heads, -1)
+  x = x.transpose(0, 3, 1, 2, 4)
+  return x.reshape(*x.shape[:3], -1)
 
 
 def _init_matrix(key: at.Key, shape: tuple[int, ...]) -> jax.Array:
@@ -343,10 +420,9 @@ class Titans(base.Mixer):
   ) -> State:
     del capacity  # The state does not grow with what was read.
     r = cfg.recurrent
-    columns = sum(n * m for n, m in r.matrices()) // r.width
     return State(
-      s=jnp.zeros((rows, r.heads, r.width, 2 * columns)),
-      since=jnp.zeros((rows, r.heads, r.width, columns)),
+      s=jnp.zeros((rows, r.heads, r.width, 2 * r.columns)),
+      since=jnp.zeros((rows, r.heads, r.width, r.columns)),
       count=jnp.zeros((rows,), jnp.int32),
       conv_state=jnp.zeros(
         (rows, r.conv - 1, 3 * r.heads * r.width), cfg.dtype
@@ -355,13 +431,8 @@ class Titans(base.Mixer):
 
   @classmethod
   def flops(cls, cfg: config.ModelConfig, context: float) -> float:
-    """With the products within a chunk, which the recurrence has not."""
     del context
     r = cfg.recurrent
-    matrices = sum(n * m for n, m in r.matrices())
-    sides = sum(n + m for n, m in r.matrices())
-    # Forward, backward, two reads, and what a token adds to both sums.
-    memory = 6 * matrices + r.chunk * sides
     projections = cfg.dim * (5 * r.heads * r.width + 3 * r.heads)
     convolution = r.conv * 3 * r.heads * r.width
-    return 2.0 * (projections + convolution + r.heads * memory)
+    return 2.0 * (projections + convolution) + r.flops()
