@@ -169,6 +169,27 @@ def test_seeding_touches_the_new_slot_alone(cfg, life):
   assert seeded_bank.status.tolist() == [memory_lib.ACTIVE, 0, 0]
 
 
+def test_earlier_experts_may_go_on_training(life):
+  """With it a second night changes the first expert too, and no locked one."""
+  first, _ = consolidate(life)
+  first = life_lib.end_night(first)
+  again = dataclasses.replace(
+    CONFIG, retrain_experts=True, sender_reset='carry', max_kl_share=9.0
+  )
+  changed = {}
+  for cfg in (dataclasses.replace(again, retrain_experts=False), again):
+    after, report = consolidate(first, cfg)
+    assert report.transferred
+    old, new = (x.memory.levels[1].bank for x in (first, after))
+    assert new.status.tolist() == [memory_lib.ACTIVE, memory_lib.ACTIVE, 0]
+    differ = [
+      bool((np.asarray(old.experts.b) != new.experts.b)[:, slot].any())
+      for slot in range(3)
+    ]
+    changed[cfg.retrain_experts] = differ
+  assert changed == {False: [False, True, False], True: [True, True, False]}
+
+
 def test_the_update_commits_and_resets_the_sender(life):
   # Level 2 sends its own expert on: its slots must be locked again.
   life, _ = consolidate(life)

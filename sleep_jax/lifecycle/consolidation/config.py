@@ -97,6 +97,10 @@ class SeedingConfig:
   beta: base.Fraction = 0.5  # Of jsd; must stay away from 0 and 1.
   lam: base.Fraction = 0.25  # lambda: fraction of the student's own rollouts.
   alpha: base.Fraction = 0.9  # 1 = imitation (LTI) off.
+  # Whether the experts of earlier nights go on training beside the new one. The
+  # paper leaves them as they are; what they say of a fact that is rehearsed
+  # then has to be mended by the new one alone.
+  retrain_experts: bool = False
   # Routing of the new expert.
   router_weight: float = 0.1  # Weight of the provenance loss; 0 = off.
   router_margin: float = 0.1  # Nats of disagreement that make a token new.

@@ -51,6 +51,29 @@ class SlotId(at.Pytree):
     return jnp.take(out.router_logits(self.level), self.slot, axis=-1)
 
 
+class WholeBank(SlotId):
+  """A new expert and all that are in force beside it; the gate is its own."""
+
+  def get(self, model: model_lib.Model) -> memory_lib.Expert:
+    """The experts of all slots and layers, as those of one slot of L S."""
+    experts = model.bank(self.level).experts
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), experts)
+
+  def put(
+    self, model: model_lib.Model, expert: memory_lib.Expert
+  ) -> model_lib.Model:
+    """The model with the trained experts, where slots are in force."""
+    bank = model.bank(self.level)
+    active = bank.status == memory_lib.ACTIVE
+
+    def merged(old: jax.Array, new: jax.Array) -> jax.Array:
+      where = active.reshape(1, -1, *[1] * (old.ndim - 2))
+      return jnp.where(where, new.reshape(old.shape), old)
+
+    experts = jax.tree.map(merged, bank.experts, expert)
+    return model.with_level(self.level, bank=bank.replace(experts=experts))
+
+
 class DenseBase(at.Pytree):
   """The dense base of a level (0 = fastest, static), which always runs."""
 
@@ -80,8 +103,8 @@ class DenseBase(at.Pytree):
     del out
 
 
-# What a job trains: one expert, or a level's dense base.
-Target = SlotId | DenseBase
+# What a job trains: one expert, all of a bank, or a level's dense base.
+Target = SlotId | WholeBank | DenseBase
 
 
 @dataclasses.dataclass(frozen=True)

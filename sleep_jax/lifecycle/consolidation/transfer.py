@@ -112,10 +112,11 @@ def transfer(
   if int(bank.status[slot]) == memory_lib.LOCKED:
     bank = bank.unlock(slot, life.clock.nights, slot_key)
   student = student.with_level(pair.receiver, bank=bank)
+  target = job_lib.WholeBank if cfg.retrain_experts else job_lib.SlotId
   job = job_lib.SeedingJob(
     cfg,
     teachers,
-    job_lib.SlotId(pair.receiver, slot),
+    target(pair.receiver, slot),
     int(life.clock.nights),
     tokenizer,
     costs,
