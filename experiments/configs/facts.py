@@ -200,6 +200,8 @@ def _hard(c: common.Config) -> None:
       wake=dict(rehearsed=0),
     ),
     'sleep': {},
+    # Experts of earlier nights go on training beside the new one.
+    'retrain_experts': dict(learner='sleep', sleep=dict(retrain_experts=True)),
     # One expert, trained every night, with as many parameters as twenty have,
     # or as one of them.
     'no_expansion': one_expert(160),
