@@ -156,7 +156,7 @@ def test_dreams_of_the_base_are_rehearsed_on_the_first_day():
 def test_an_unknown_learner_lists_the_known():
   with pytest.raises(
     config.ConfigError,
-    match='ewc, experience_replay, finetune_passage, frozen, icl, joint, klda,',
+    match='cartridge, distilled_replay, ewc, experience_replay, finetune_passa',
   ):
     build('hope', setup())
 

@@ -18,7 +18,7 @@ from sleep_jax import config
 
 _FACTS = (
   *('wake_only', 'icl', 'sft', 'replay', 'ewc', 'joint', 'replay_archive'),
-  *('distilled_replay', 'experience_replay'),
+  *('distilled_replay', 'experience_replay', 'cartridge'),
 )
 _DREAMING = ('ttt', 'seal', 'finetune_passage')
 VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING)
@@ -29,6 +29,7 @@ _ARMS = {
     learner='replay',
     learner_config=dict(archive=8, archive_base=4),
   ),
+  'cartridge': dict(learner_config=dict(tokens=8)),
   'distilled_replay': dict(
     wake=dict(rehearsed=2),
     sleep=dict(dreams=16, archive=8, archive_base=4, teacher_top_k=8),

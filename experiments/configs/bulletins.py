@@ -79,6 +79,7 @@ def _arms() -> dict[str, dict[str, Any]]:
     'icl': {},
     'finetune_passage': {},
     'ttt': {},
+    'cartridge': dict(learner_config=dict(tokens=16)),
     'seal': {},
     # At a rate that was not chosen: none was tried.
     'seal_reads_day': common.seal_reads_day(1e-3),
