@@ -18,7 +18,7 @@ from sleep_jax import config
 
 _FACTS = (
   *('wake_only', 'icl', 'sft', 'replay', 'ewc', 'joint', 'replay_archive'),
-  *('distilled_replay', 'experience_replay', 'cartridge'),
+  *('distilled_replay', 'experience_replay', 'cartridge', 'rag'),
 )
 _DREAMING = ('ttt', 'seal', 'finetune_passage')
 VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING)
