@@ -119,3 +119,20 @@ def test_too_many_pieces_are_refused():
 def test_an_unknown_choice_is_refused(settings, words):
   with pytest.raises(config.ConfigError, match=f'learner_config.{words}'):
     build(**settings)
+
+
+def test_pieces_may_be_ranked_by_word_vectors(monkeypatch):
+  """By the cosine alone: no word of the question need be in a piece."""
+
+  class Vectors:
+    def __call__(self, texts):
+      like_dog = [float('dog' in t or 'king' in t) for t in texts]
+      return np.array([[x, 1 - x] for x in like_dog])
+
+  monkeypatch.setattr(rag.encoder_lib, 'load', Vectors)
+  _, learner, life = build(top=1, retriever='encoder')
+  pieces = learner.pieces_of(life)
+  (found,) = learner._retrieve(pieces, [prompt('where is king')], 1)
+  assert TOKENIZER.decode(found) == f'{DOCUMENTS[1]} where is king'
+  with pytest.raises(config.ConfigError, match='learner_config.retriever'):
+    build(retriever='faiss')

@@ -1,7 +1,9 @@
-"""A frozen judge of meaning: static word embeddings (r_sem of Sleep Eq. 3).
+"""Static word embeddings, frozen and of another origin than any model here.
 
-`wordllama` has a vector of 256 numbers for each of 32,000 pieces; the mean over
-a text is its embedding. It has no order, and tells topics better than facts.
+They judge meaning (r_sem of Sleep Eq. 3), retrieve (`rag`) and classify
+(`klda`). `wordllama` has a vector of 256 numbers for each of 32,000 pieces; the
+mean over a text is its embedding. It has no order, and tells topics better than
+facts.
 """
 
 from collections.abc import Sequence
@@ -82,6 +84,7 @@ def _library(name: str) -> ModuleType:
     return importlib.import_module(name)
   except ImportError:
     raise config.ConfigError(
-      f'sleep.semantic=encoder needs the library {name.partition(".")[0]!r}; '
+      f'static word vectors (sleep.semantic=encoder, learner klda, retriever '
+      f'encoder) need the library {name.partition(".")[0]!r}; '
       "pip install 'sleep_jax[hf]'."
     ) from None

@@ -50,7 +50,7 @@ class CartridgeConfig:
   # Begins as keys and values of the text's first tokens, of random tokens, or
   # drawn: the paper's controls, which lose.
   initial: str = 'text'
-  learning_rate: float = 2e-2  # Of Adam, constant.
+  learning_rate: config.Positive = 2e-2  # Of Adam, constant.
   batch: config.Count = 8  # Rows of a step.
   passes: config.Count = 1  # Over a day's rows, or a study's conversations.
   # What a study talks about: the task's own prompt for dreams (task), or pieces

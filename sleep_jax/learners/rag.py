@@ -1,11 +1,12 @@
 """rag: nothing learns; what is likest the question stands before it.
 
-All that was read is kept, in pieces. For each question the pieces that BM25
-ranks highest (Okapi BM25 of the package rank_bm25) stand before it, in the
-order of their rank or of the stream. A study ranks the pieces of its own
-contexts.
+All that was read is kept, in pieces. For each question the pieces that rank
+highest stand before it, in the order of their rank or of the stream: by common
+words (Okapi BM25 of the package rank_bm25), or by the cosine of static word
+vectors (`inference.encoder`). A study ranks the pieces of its own contexts.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import numpy as np
 from sleep_jax import config
 from sleep_jax.data import contexts
 from sleep_jax.data import experience as experience_lib
+from sleep_jax.inference import encoder as encoder_lib
 from sleep_jax.inference import scoring
 from sleep_jax.learners import in_context
 from sleep_jax.lifecycle import life as life_lib
@@ -30,8 +32,12 @@ class RagConfig:
   top: config.Count = 5  # Pieces before a question.
   pieces: str = 'document'  # or sentence.
   order: str = 'rank'  # Best first; or stream, as they were read.
+  retriever: str = 'bm25'  # or encoder.
 
   def __post_init__(self):
+    config.lookup(
+      self.retriever, {'bm25': 0, 'encoder': 0}, 'learner_config.retriever'
+    )
     config.lookup(self.pieces, _PIECES, 'learner_config.pieces')
     config.lookup(self.order, {'rank': 0, 'stream': 0}, 'learner_config.order')
 
@@ -49,7 +55,7 @@ class Rag(in_context.InContext):
 
   def check(self) -> None:
     super(in_context.InContext, self).check()
-    _bm25()
+    self._index(['a'])
 
   def _kept(self, documents: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """All different ones, in the order of their last reading."""
@@ -127,11 +133,11 @@ class Rag(in_context.InContext):
     if not pieces or not prompts:
       return prompts
     decode, bos = self.setup.tokenizer.decode, self._bos()
-    index = _bm25()([words(decode(piece)) or [''] for piece in pieces])
+    scores_of = self._index([decode(piece) for piece in pieces])
     out = []
     for prompt in prompts:
       question = prompt[len(bos) :] if prompt[: len(bos)] == bos else prompt
-      scores = index.get_scores(words(decode(question)))
+      scores = scores_of(decode(question))
       best = np.argsort(-scores, kind='stable')[: self.cfg.top]
       if self.cfg.order == 'stream':
         best = np.sort(best)
@@ -145,6 +151,15 @@ class Rag(in_context.InContext):
         'set learner_config.pieces=sentence.'
       )
     return out
+
+  def _index(self, pieces: list[str]) -> Callable[[str], np.ndarray]:
+    """A function from a question to the score of every piece."""
+    if self.cfg.retriever == 'encoder':
+      encoder = encoder_lib.load()
+      vectors = encoder(pieces)
+      return lambda question: vectors @ encoder([question])[0]
+    index = _bm25()([words(piece) or [''] for piece in pieces])
+    return lambda question: index.get_scores(words(question))
 
 
 def _bm25() -> Any:
