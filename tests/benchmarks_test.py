@@ -14,6 +14,7 @@ from benchmarks import accelerator
 from benchmarks import jsd
 from benchmarks import run
 from benchmarks import soak
+from benchmarks import streaming
 from benchmarks import timing
 from sleep_jax.inference import sampling
 from sleep_jax.models import model as model_lib
@@ -96,6 +97,13 @@ def test_cache_bytes_after_eviction_are_constant(tmp_path):
   assert (
     bytes_of[0]['attention throughout'] < bytes_of[1]['attention throughout']
   )
+
+
+def test_a_stream_is_measured_length_by_length():
+  short, longer = streaming.measure('gdn', [5000, 9000])
+  assert (short['tokens'], longer['tokens']) == (5000, 9000)
+  assert short['state_bytes'] == longer['state_bytes']
+  assert 0 < longer['resident_mb'][0] <= longer['resident_mb'][1]
 
 
 def test_sides_alternate():
