@@ -118,14 +118,14 @@ def test_labels_are_what_the_model_predicts_with_the_text():
 
 def test_self_study_brings_the_model_nearer_to_what_it_says_with_the_text():
   setup = learners_test.setup()
-  learner, life = build(setup, passes=30)
+  learner, life = build(setup)
   prompt = [1, 5, 9, 4, 4, 3, 8]
   talks = study(life.model).about_prompts([prompt] * 8, jax.random.key(2))
   assert len(talks) == 8 and all(t.student == [1] for t in talks)
   rows = study(life.model).label(talks, top_k=8, rows=4)
   layers = learner._initial(life.model, prompt[1:], jax.random.key(0))
   state = layers, learner.optimizer.init(layers)
-  _, loss = learner._train(life.model, state, rows, jax.random.key(1))
+  _, loss = learner._train(life.model, state, rows, jax.random.key(1), 30)
   # Not below the teacher's own entropy over what is kept.
   entropy = -(np.exp(rows.logprobs) * rows.logprobs).sum(-1)
   least = (entropy * rows.weight).sum() / rows.weight.sum()
@@ -173,9 +173,15 @@ def test_messages_about_pieces_are_answered_with_the_piece(monkeypatch):
     assert len(talk.teacher) > len(talk.student)
 
 
-def test_a_study_has_a_prefix_of_its_own():
+def test_a_study_has_a_prefix_of_its_own(monkeypatch):
   setup = learners_test.setup(format=learners_test.FactFormat())
-  learner, life = build(setup)
+  learner, life = build(setup, joint_passes=5)
+  steps, train = [], learner._train
+  monkeypatch.setattr(
+    learner,
+    '_train',
+    lambda *args: steps.append(args[-1]) or train(*args),
+  )
   requests = [
     dataclasses.replace(
       request,
@@ -188,6 +194,8 @@ def test_a_study_has_a_prefix_of_its_own():
   ]
   first, second = (learner.study(life, requests) for _ in range(2))
   assert first == second
+  # One context asked twice, and two together.
+  assert steps[: len(steps) // 2] == [2, 2, 5]
   assert [len(x) for x in first] == [r.attempts for r in requests]
   assert int(life.learner_state['read']) == 0
   pieces = learner._pieces(list(range(40)), 50, np.random.default_rng(0))

@@ -11,7 +11,9 @@ batch 1, 4, 8 and 16, 5 to 20 epochs, learning rates 1e-3 to 1e-2, ranks 8 and
 16, q and v alone, on statements of all four facts, on records and on the base's
 dreams. Dreaming (seed 100, seal alone, by `n1`, `n50` and what was lost): 20
 epochs at 3e-3 and 12 at 2e-3 in batches of 4, the latter also of 8. The
-retention margin was widened because four levels were rolled back at 0.2.
+retention margin was widened because four levels were rolled back at 0.2. Of
+`cartridge` (seed 100): 1, 20 and 60 passes, and over the fifty together 4, 20
+and 60, some with 64 tokens and rates of 5e-3 and 1e-2.
 
   python -m experiments.run --config=experiments/configs/bulletins.py \
       --workdir=runs/bulletins
@@ -79,7 +81,11 @@ def _arms() -> dict[str, dict[str, Any]]:
     'icl': {},
     'finetune_passage': {},
     'ttt': {},
-    'cartridge': dict(learner_config=dict(tokens=16)),
+    'cartridge': dict(
+      learner_config=dict(
+        tokens=16, conversations=32, passes=60, joint_passes=4
+      )
+    ),
     'seal': {},
     # At a rate that was not chosen: none was tried.
     'seal_reads_day': common.seal_reads_day(1e-3),

@@ -53,6 +53,7 @@ class CartridgeConfig:
   learning_rate: config.Positive = 2e-2  # Of Adam, constant.
   batch: config.Count = 8  # Rows of a step.
   passes: config.Count = 1  # Over a day's rows, or a study's conversations.
+  joint_passes: int = 0  # Of a study of several contexts; 0 = as many.
   # What a study talks about: the task's own prompt for dreams (task), or pieces
   # of the text by the model's chat template (chat).
   seeds: str = 'task'
@@ -135,9 +136,8 @@ class Cartridge(base.Learner):
       jnp.asarray(day.tokens),
       jnp.asarray(np.pad(weight[:, 1:], ((0, 0), (0, 1)))),
     )
-    trained, loss = self._train(
-      life.model, (state['layers'], state['opt_state']), rows, key
-    )
+    trained = state['layers'], state['opt_state']
+    trained, loss = self._train(life.model, trained, rows, key, self.cfg.passes)
     layers, opt_state = trained
     clock = life.clock.replace(tokens=life.clock.tokens + day.tokens.size)
     state = state | {'layers': layers, 'opt_state': opt_state}
@@ -213,7 +213,12 @@ class Cartridge(base.Learner):
     if talks:
       trained = layers, self.optimizer.init(layers)
       labels = study.label(talks, cfg.top_k, cfg.batch)
-      (layers, _), _ = self._train(life.model, trained, labels, train_key)
+      passes = cfg.passes
+      if len(request.contexts) > 1 and cfg.joint_passes:
+        passes = cfg.joint_passes
+      (layers, _), _ = self._train(
+        life.model, trained, labels, train_key, passes
+      )
     return _prefix(layers)
 
   def _pieces(
@@ -258,10 +263,11 @@ class Cartridge(base.Learner):
     state: tuple[Layers, Any],
     rows: self_study.Rows,
     rng: at.Key,
+    passes: int,
   ) -> tuple[tuple[Layers, Any], np.ndarray]:
     """All passes over the rows; the new state, and every step's loss."""
     (layers, opt_state), losses = state, []
-    for index in self._steps(len(rows.tokens), rng):
+    for index in self._steps(len(rows.tokens), rng, passes):
       batches = jax.tree.map(lambda x, i=index: jnp.asarray(x)[i], rows)
       empty = jnp.asarray(index < 0)[..., None]
       batches = batches.replace(weight=jnp.where(empty, 0.0, batches.weight))
@@ -276,15 +282,15 @@ class Cartridge(base.Learner):
       observation.steps({'loss': losses[-1]})
     return (layers, opt_state), np.concatenate(losses)
 
-  def _steps(self, rows: int, rng: at.Key) -> Iterator[np.ndarray]:
+  def _steps(self, rows: int, rng: at.Key, passes: int) -> Iterator[np.ndarray]:
     """Numbers of rows `[K, B]`, -1 where a batch lacks one."""
     batch, order = self.cfg.batch, order_lib.numpy_rng(rng)
     size = -(-rows // batch) * batch
-    passes = [
+    orders = [
       np.pad(order.permutation(rows), (0, size - rows), constant_values=-1)
-      for _ in range(self.cfg.passes)
+      for _ in range(passes)
     ]
-    steps = np.concatenate(passes).reshape(-1, batch)
+    steps = np.concatenate(orders).reshape(-1, batch)
     for start in range(0, len(steps), _STEPS_PER_CALL):
       yield steps[start : start + _STEPS_PER_CALL]
 
