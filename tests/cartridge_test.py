@@ -9,6 +9,7 @@ import pytest
 
 from sleep_jax import config
 from sleep_jax.inference import sampling
+from sleep_jax.learners import cartridge
 from sleep_jax.lifecycle import self_study
 from sleep_jax.metrics import costs as costs_lib
 from tests import conftest
@@ -23,6 +24,7 @@ def build(setup=None, **own):
   learner = learners_test.learners.build(
     'cartridge', sections, setup or learners_test.setup()
   )
+  assert isinstance(learner, cartridge.Cartridge)
   return learner, learner.init(jax.random.PRNGKey(0))
 
 
@@ -111,6 +113,7 @@ def test_labels_are_what_the_model_predicts_with_the_text():
     logits = model.forward(whole).logits[0]
     for t in np.flatnonzero(rows.weight[i]):
       place = t + len(talk.teacher) - len(talk.student)
+      assert rows.ids is not None and rows.logprobs is not None
       logp, ids = jax.lax.top_k(jax.nn.log_softmax(logits[place]), 5)
       np.testing.assert_allclose(rows.logprobs[i, t], logp, atol=1e-4)
       assert rows.ids[i, t].tolist() == ids.tolist()
@@ -127,6 +130,7 @@ def test_self_study_brings_the_model_nearer_to_what_it_says_with_the_text():
   state = layers, learner.optimizer.init(layers)
   _, loss = learner._train(life.model, state, rows, jax.random.key(1), 30)
   # Not below the teacher's own entropy over what is kept.
+  assert rows.logprobs is not None
   entropy = -(np.exp(rows.logprobs) * rows.logprobs).sum(-1)
   least = (entropy * rows.weight).sum() / rows.weight.sum()
   assert (
@@ -139,11 +143,11 @@ class _Chat:
 
   vocab, pad, bos, separator, stop = 30, 0, 1, -1, 2
 
-  def encode(self, text):
+  def encode(self, text: str) -> list[int]:
     return [3 + ord(c) % 20 for c in text]
 
-  def decode(self, ids):
-    return ''.join(chr(97 + i) for i in ids)
+  def decode(self, tokens: list[int]) -> str:
+    return ''.join(chr(97 + i) for i in tokens)
 
 
 def test_messages_about_pieces_are_answered_with_the_piece(monkeypatch):
