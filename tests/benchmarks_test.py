@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks import jsd
+from benchmarks import quick
 from benchmarks import run
 from benchmarks import soak
 from benchmarks import streaming
@@ -104,6 +105,33 @@ def test_a_stream_is_measured_length_by_length():
   assert (short['tokens'], longer['tokens']) == (5000, 9000)
   assert short['state_bytes'] == longer['state_bytes']
   assert 0 < longer['resident_mb'][0] <= longer['resident_mb'][1]
+
+
+def test_two_checkouts_are_compared_by_phase():
+  ours, theirs = dict(wake=1.0, update=2.0), dict(wake=2.0, update=2.0)
+  table = quick.compare([(ours, theirs)] * 3 + [(theirs, theirs)])
+  wake, update, both = table.splitlines()[2:]
+  assert wake.startswith('| wake | 1250 | 1.68 (')
+  assert update == '| update | 2000 | 1.00 (1.00 to 1.00) |'
+  assert both.startswith('| all | 3250 | 1.24 (')
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [('--against=no_such', 'no_such'), ('--rounds=1', 'give at least 2')],
+)
+def test_what_cannot_be_compared_is_refused(flag, message, capsys, monkeypatch):
+  monkeypatch.setattr(quick, 'live', lambda *_: {})
+  with pytest.raises(SystemExit) as error:
+    quick.main([flag])
+  assert message in f'{error.value} {capsys.readouterr().err}'
+
+
+@pytest.mark.slow
+def test_the_life_that_is_compared_has_all_phases(tmp_path):
+  seconds = quick.live(quick.ROOT, tmp_path)
+  assert {'wake', 'rollout', 'update', 'eval'} <= set(seconds)
+  assert all(x > 0 for x in seconds.values())
 
 
 def test_sides_alternate():

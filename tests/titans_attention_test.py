@@ -55,7 +55,7 @@ def mac_by_the_equations(cfg, p, x):
   momentum = tuple(map(jnp.zeros_like, memory))
 
   def answer(memory, q):
-    return jax.nn.silu(q @ memory[0]) @ memory[1] + q
+    return jax.nn.silu(q @ memory[0]) @ memory[1]
 
   def turned(y, place):
     return rotate(cfg)(y[None, None], jnp.full((1, 1), place))[0, 0]

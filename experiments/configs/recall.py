@@ -3,9 +3,10 @@
 A hybrid of two layers reads pairs of a key and a value in windows that are
 evicted; what its second layer carries must answer (MQAR, arXiv 2312.04927).
 Arms: `gdn`, `jet`, self-modifying Titans (`hope`), and Titans' neural memory
-with two layers (`titans`), one (`titans_linear`), and without momentum
-(`titans_plain`). In the variant `:rewritten` two keys are told again with
-another value.
+with two layers (`titans`), one (`titans_linear`), without momentum
+(`titans_plain`), and with attention (`titans_mac`, `titans_mag`, `titans_mal`).
+`sliding_window` has no memory, the control. In the variant `:rewritten` two
+keys are told again with another value.
 
 States are 2 heads of 16 x 16 numbers for `gdn` and `jet`; Titans carries as
 many again for momentum, and `titans` four times these for its two layers;
@@ -20,12 +21,17 @@ from typing import Any
 
 from experiments.configs import common
 from sleep_jax.models.mixers import hope
+from sleep_jax.models.mixers import sliding_window
 from sleep_jax.models.mixers import titans
+from sleep_jax.models.mixers import titans_attention
+from sleep_jax.models.mixers import titans_mac
 
 
 def _mixer(mixer: Any, **changes: Any) -> dict[str, Any]:
   """What an arm with another mixer changes, at the same width."""
-  settings = mixer.Config(heads=2, width=16, chunk=8, **changes)
+  if mixer is not sliding_window.SlidingWindow:
+    changes = dict(heads=2, width=16, chunk=8) | changes
+  settings = mixer.Config(**changes)
   return dict(
     model=dict(
       mixers=('attention', mixer.name),
@@ -65,6 +71,11 @@ def get_config(variant: str = '') -> common.Config:
     'titans': _mixer(titans.Titans),
     'titans_linear': _mixer(titans.Titans, depth=1),
     'titans_plain': _mixer(titans.Titans, momentum=False),
+    'titans_mac': _mixer(titans_mac.TitansMAC),
+    'titans_mag': _mixer(titans_attention.TitansMAG, window=8),
+    'titans_mal': _mixer(titans_attention.TitansMAL, window=8),
+    # No memory: it sees the last window, and half of the pairs were before.
+    'sliding_window': _mixer(sliding_window.SlidingWindow, window=8, sinks=0),
   }
   common.vary(c, variant, rewritten=_rewritten)
   return c

@@ -18,6 +18,10 @@ beta are the products of 1 - alpha. With A_tj and E_ji the products of 1 - alpha
 and of eta between two tokens, W = A E diag(theta), and gamma_t = sum_j A_tj
 E_j0. That is attention within the chunk, layer by layer of the MLP.
 
+M has no residual connection, and its last matrix begins at zero, so that what
+it says is what was written: with both, its own noise was as large as that, and
+recall was learnt at less than half the speed (docs/architecture.md).
+
 A stream gives the same in whatever pieces it comes (`slots`). Letters beside
 those of `sleep_jax.array_typing`: K is the width of keys and values, C tokens
 of a chunk, N and M the sides of a matrix of the memory.
@@ -52,7 +56,7 @@ class MemoryConfig:
   depth: config.Count = 2  # Layers of the memory; 1 = a matrix.
   expansion: config.Count = 2  # Of its hidden layers, against `width`.
   chunk: config.Count = 16  # Tokens whose gradients are of the same weights.
-  max_rate: config.Positive = 0.1  # Largest theta.
+  max_rate: config.Positive = 0.5  # Largest theta.
   momentum: bool = True  # False: S_t is the token's surprise alone.
   # Largest norm of a token's gradient of a matrix: a deep memory may diverge.
   clip: config.Positive = 1.0
@@ -143,7 +147,7 @@ def surprise(
     hidden.append(read[-1] @ matrix)
     read.append(jax.nn.silu(hidden[-1]))
   out = read[-1] @ memory[-1]
-  error = 2.0 * (out + k * (len(memory) > 1) - v)
+  error = 2.0 * (out - v)
   errors = [error]
   for matrix, h in zip(memory[:0:-1], hidden[::-1], strict=True):
     gate = jax.nn.sigmoid(h)
@@ -192,7 +196,6 @@ def read_chunk(
       - of_chunk
     )
     x = jax.nn.silu(x) if i + 1 < len(pairs) else x
-  out = x + tokens.q * (len(pairs) > 1)
 
   def end(of_now: jax.Array, of_momentum: jax.Array, by: jax.Array) -> Matrices:
     """What the last token leaves: a sum of both, and the chunk's gradients."""
@@ -207,7 +210,7 @@ def read_chunk(
 
   now = end(beta, gamma, written)
   momentum = end(jnp.zeros_like(beta), from_start, carried)
-  return Weights(now, momentum, weights.began), out
+  return Weights(now, momentum, weights.began), x
 
 
 def read(
@@ -247,7 +250,7 @@ def answer(memory: Matrices, q: jax.Array) -> jax.Array:
   x = q
   for matrix in memory[:-1]:
     x = jax.nn.silu(x @ matrix)
-  return x @ memory[-1] + q * (len(memory) > 1)
+  return x @ memory[-1]
 
 
 def with_began(weights: Weights, ends: jax.Array) -> Weights:
@@ -257,10 +260,15 @@ def with_began(weights: Weights, ends: jax.Array) -> Weights:
 
 
 def initial_memory(layer: nn.Module, r: MemoryConfig) -> Matrices:
-  """The weights that a memory begins with, parameters of `layer`."""
+  """The weights that a memory begins with, parameters of `layer`.
+
+  The last matrix is zero: what a memory says is then what was written, and not
+  the noise of its first weights.
+  """
+  inits = [_init_matrix] * (r.depth - 1) + [nn.initializers.zeros_init()]
   return tuple(
-    layer.param(f'memory_{i}', _init_matrix, (r.heads, *shape))
-    for i, shape in enumerate(r.matrices(), 1)
+    layer.param(f'memory_{i}', init, (r.heads, *shape))
+    for i, (init, shape) in enumerate(zip(inits, r.matrices(), strict=True), 1)
   )
 
 
