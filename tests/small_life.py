@@ -30,6 +30,7 @@ _ARMS = {
     learner_config=dict(archive=8, archive_base=4),
   ),
   'cartridge': dict(learner_config=dict(tokens=8)),
+  'rag': dict(learner_config=dict(top=1)),
   'distilled_replay': dict(
     wake=dict(rehearsed=2),
     sleep=dict(dreams=16, archive=8, archive_base=4, teacher_top_k=8),
