@@ -172,7 +172,7 @@ def test_messages_about_pieces_are_answered_with_the_piece(monkeypatch):
   kinds = [text.split('\n\n')[1] for text in asked[:6]]
   assert kinds == [*self_study.SEEDS, self_study.SEEDS[0]]
   for talk in talks:
-    assert talk.answer == [5, 6] and talk.shared == len(talk.student) - 1
+    assert talk.answer == [5, 6, 2] and talk.shared == len(talk.student) - 1
     assert talk.teacher[-talk.shared :] == talk.student[1:]
     assert len(talk.teacher) > len(talk.student)
 

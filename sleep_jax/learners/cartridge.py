@@ -34,6 +34,7 @@ from sleep_jax.metrics import observation
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import finite
+from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 
 _INITIAL = {'text': 0, 'random_tokens': 0, 'normal': 0}
@@ -273,7 +274,11 @@ class Cartridge(base.Learner):
       batches = batches.replace(weight=jnp.where(empty, 0.0, batches.weight))
       with self.setup.costs.phase('wake') as cost:
         layers, opt_state, loss = train_steps(
-          self.optimizer, model, layers, opt_state, batches
+          self.optimizer,
+          model,
+          layers,
+          opt_state,
+          sharding.shard_batch(batches, None, 'batch'),
         )
         loss = jax.block_until_ready(loss)
         cost.add_partial_training(batches.tokens.size, steps=loss.size)

@@ -88,7 +88,7 @@ class SelfStudy:
     return [
       Conversation(prompt, bos, 0, answer)
       for prompt, answer in zip(prompts, answers, strict=True)
-      if answer
+      if answer and answer[0] != self.tokenizer.stop
     ]
 
   def about_pieces(
@@ -110,7 +110,8 @@ class SelfStudy:
       rng,
       self.temperature,
     )
-    questions = [decode(ids).strip() for ids in asked]
+    stop = self.tokenizer.stop
+    questions = [decode([t for t in x if t != stop]).strip() for x in asked]
     pairs = [(t, q) for t, q in zip(texts, questions, strict=True) if q]
     teachers = [chat.prompt(f'{t}\n\n{_ANSWER}\n\n{q}') for t, q in pairs]
     answers = self._write(teachers, rng, 0.0)
@@ -126,20 +127,19 @@ class SelfStudy:
   def _write(
     self, prompts: list[contexts.TokenIds], rng: at.Key, temperature: float
   ) -> list[contexts.TokenIds]:
-    """What follows each prompt, without stop tokens."""
-    stop = self.tokenizer.stop
+    """What follows each prompt; one that ended has the stop token as last."""
     if not prompts:
       return []
     sampler = sampling.SamplerConfig(
       max_new=self.length,
       temperature=temperature,
-      stop=stop,
+      stop=self.tokenizer.stop,
       pad=self.tokenizer.pad,
     )
     with self.costs.phase('rollout') as cost:
       written = sampling.complete(self.model, prompts, rng, sampler)
       cost.add_forward(sum(map(len, prompts)) + sum(map(len, written)))
-    return [[t for t in ids if t != stop] for ids in written]
+    return written
 
   def label(
     self, conversations: list[Conversation], top_k: int, rows: int
