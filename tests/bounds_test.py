@@ -26,7 +26,8 @@ _ZERO = {
     'TrialConfig.window TrialConfig.joint_epochs '
     'TrialConfig.joint_learning_rate SeedingConfig.question_temperature '
     'ClassIncrementalConfig.episodes ClassIncrementalConfig.train_examples '
-    'ClassIncrementalConfig.test_examples FinetuneConfig.warmup_cosine_steps'
+    'ClassIncrementalConfig.test_examples FinetuneConfig.warmup_cosine_steps '
+    'CartridgeConfig.joint_passes'
   ),
   'none of them': (
     'LevelConfig.slots LevelConfig.rank LevelConfig.weight_decay '

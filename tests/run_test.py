@@ -379,6 +379,7 @@ VARIANTS = {
   ),
   'depo': ('', 'paper'),
   'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),
+  'meta_wake': ('',),
   'niah': ('multikey_1', 'multikey_2', 'multikey_3'),
   'quickstart': ('',),
   'recall': ('', 'rewritten'),

@@ -225,11 +225,14 @@ def read_rows(
   dreams: archive_lib.Archive | None = None,
   *,
   defer_due_update: bool,
+  second_order: bool = True,
 ) -> tuple[memory_lib.Memory, jax.Array]:
   """Reads B rows side by side, chunk by chunk.
 
   Attention reaches back through the row; the gradient stops at the chunk. Each
-  chunk's update also rehearses its `dreams`, see `dreams_loss`.
+  chunk's update also rehearses its `dreams`, see `dreams_loss`. Who
+  differentiates the losses goes through the updates to the weights that they
+  began with, unless `second_order` is false: then updates are constants.
 
   Returns:
     The memory after the rows, and the loss of every chunk `[T / c]`.
@@ -256,6 +259,8 @@ def read_rows(
     grads, (loss, cache) = jax.grad(objective, has_aux=True)(
       memory.deltas(), model.with_memory(memory), cache, *xs
     )
+    if not second_order:
+      grads = jax.lax.stop_gradient(grads)
     clock += c
     memory = update_levels(
       model.cfg, memory, grads, clock, defer_due_update=defer_due_update
