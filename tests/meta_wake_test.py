@@ -107,14 +107,17 @@ def test_it_learns(second_order):
   assert losses[2] < losses[1] < losses[0]
 
 
-def test_both_orders_learn_other_weights():
-  ends = []
+def test_both_orders_learn_other_weights_at_their_own_cost():
+  ends, costs = [], []
   for second_order in (True, False):
-    learner, _ = build(second_order)
+    learner, setup = build(second_order)
     life = learner.init(jax.random.PRNGKey(0))
     life, _ = learner.wake(life, TASK.experience(0))
     ends.append(jax.tree.leaves(life.model.params))
+    costs.append(setup.costs.totals()['wake'])
   assert any(np.abs(a - b).max() > 1e-5 for a, b in zip(*ends))
+  assert costs[0]['tokens'] == costs[1]['tokens'] > 0
+  assert costs[0]['flops'] > 1.3 * costs[1]['flops']
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ from sleep_jax.data import padding
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.lifecycle import wake as wake_lib
+from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.metrics import observation
+from sleep_jax.models import flops
 from sleep_jax.models import memory_init
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import finite
@@ -83,8 +85,11 @@ class MetaWake(finetune.Finetune):
         sharding.shard_batch(batches, None, 'batch'),
       )
       loss = jax.block_until_ready(loss)
-      cost.add_online(tokens.size, steps=0)
-      cost.add_training(tokens.size, steps=loss.size)
+      cost.add(
+        tokens=tokens.size,
+        flops=tokens.size * self._flops_per_token(cost),
+        steps=loss.size,
+      )
     finite.check_finite('wake', loss, model.params)
     loss = np.asarray(loss)
     observation.steps({'loss': loss})
@@ -117,6 +122,14 @@ class MetaWake(finetune.Finetune):
       cost.add_online(tokens.size, steps=0)
     logprob = -np.concatenate(parts)[: len(prompts)]
     return dataclasses.replace(response, answer_logprob=logprob)
+
+  def _flops_per_token(self, cost: costs_lib.PhaseCost) -> float:
+    """A gradient costs twice what it is of: here of reading as well."""
+    args = cost.cfg, cost.context
+    reading = flops.wake_flops(*args)
+    if self.cfg.second_order:
+      return 3.0 * reading
+    return flops.train_flops(*args) + reading - flops.forward_flops(*args)
 
   def _pad(self) -> int:
     return self.setup.tokenizer.pad
