@@ -47,8 +47,8 @@ def _cfg(request) -> config.ModelConfig:
 @pytest.mark.parametrize(
   'sizes',
   [
-    (5, 7, 4),
     (3, 1, 12),
+    pytest.param((5, 7, 4), marks=pytest.mark.slow),
     pytest.param((16,), marks=pytest.mark.slow),
     pytest.param((1,) * 16, marks=pytest.mark.slow),
   ],
