@@ -1,4 +1,4 @@
-"""This checkout against another commit, in two minutes.
+"""This checkout against another commit, in three minutes.
 
   python -m benchmarks.quick --against=main
 
@@ -38,6 +38,7 @@ compilation.enable_cache()
 c = quickstart.get_config()
 c.task.update(rows=160)
 c.sleep.update(dreams=256, steps=60)
+c.model.levels[0].sleep_every = c.task.rows // c.wake.batch
 c = json.loads(c.to_json())
 task, learner, costs = build.build(build.arm_config(c, 'sleep'), 1)
 life = learner.init(jax.random.PRNGKey(1))
