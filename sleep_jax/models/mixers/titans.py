@@ -19,8 +19,7 @@ and of eta between two tokens, W = A E diag(theta), and gamma_t = sum_j A_tj
 E_j0. That is attention within the chunk, layer by layer of the MLP.
 
 M has no residual connection, and its last matrix begins at zero, so that what
-it says is what was written: with both, its own noise was as large as that, and
-recall was learnt at less than half the speed (docs/architecture.md).
+it says is what was written and not its own noise (docs/architecture.md).
 
 A stream gives the same in whatever pieces it comes (`slots`). Letters beside
 those of `sleep_jax.array_typing`: K is the width of keys and values, C tokens
