@@ -378,7 +378,7 @@ VARIANTS = {
     *('clinc_tune', 'clinc_late', 'clinc_reference'),
   ),
   'depo': ('', 'paper'),
-  'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_tune'),
+  'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_levels', 'hard_tune'),
   'meta_wake': ('',),
   'niah': ('multikey_1', 'multikey_2', 'multikey_3'),
   'quickstart': ('',),

@@ -4,9 +4,9 @@ Variants: none, the table of learners and ablations (95 core minutes, the
 seconds in lives.json); `:cost`, what a step costs at equal rows and whether
 more passes bring `sft` to the retention of `sleep`; `:hard`, twenty nights of
 32 facts into experts of rank 8, told in two wordings and asked in a third, and
-eight a night that get another value; `:hard_ablations` and `:hard_tune` go with
-it; `:hundred`, a hundred nights of eight facts, by what a full bank does. A
-table under results/ is written by, for example,
+eight a night that get another value; `:hard_ablations`, `:hard_levels` and
+`:hard_tune` go with it; `:hundred`, a hundred nights of eight facts, by what a
+full bank does. A table under results/ is written by, for example,
 
   python -m experiments.run --config=experiments/configs/facts.py:hard \
       --workdir=runs/facts_hard
@@ -127,6 +127,7 @@ def get_config(variant: str = '') -> common.Config:
       'cost': _cost,
       'hard': _hard,
       'hard_ablations': _hard_ablations,
+      'hard_levels': _hard_levels,
       'hard_tune': _hard_tune,
       'hundred': _hundred,
     }
@@ -244,6 +245,45 @@ def _hard_ablations(c: common.Config) -> None:
   }
 
 
+def _slow_levels(
+  c: common.Config, policy: str, *slots: int, rank: int = 8
+) -> dict[str, Any]:
+  """Sleep with `policy`, and the slots of every level but the fast one.
+
+  A level of several sends its experts to the next slower one when it has slept
+  four times.
+  """
+  fast, slow = (dict(level) for level in c.model.levels)
+  levels, day = [fast], LENGTH * ROWS // BATCH
+  for i, n in enumerate(slots):
+    clock = {}
+    if i < len(slots) - 1:  # It reads nothing itself: experts alone move.
+      clock = dict(chunk=day * 4**i, sleep_every=4, learning_rate=0.0)
+    levels.append(slow | clock | dict(slots=n, rank=rank, top_k=n))
+    if i:  # Silent but for its experts.
+      levels[-1].update(hidden=8)
+  levels[-1].update(folds=policy == 'fold')
+  return dict(
+    learner='sleep', model=dict(levels=levels), sleep=dict(slot_policy=policy)
+  )
+
+
+def _hard_levels(c: common.Config) -> None:
+  """`:hard` with two to four levels, whose experts have 160 ranks together.
+
+  Levels sleep every night, every four and every sixteen; `merge` has as many
+  experts of that rank as the arms of more levels, and one level for them.
+  """
+  _hard(c)
+  c.seeds = (1, 2, 3)
+  c.arms = {
+    'sleep': {},
+    'merge': _slow_levels(c, 'merge', 10, rank=16),
+    'three_levels': _slow_levels(c, 'merge', 4, 6, rank=16),
+    'four_levels': _slow_levels(c, 'merge', 4, 4, 2, rank=16),
+  }
+
+
 def _hundred(c: common.Config) -> None:
   """A hundred nights of `:hard` in small, with a slot for each, or twelve.
 
@@ -266,37 +306,19 @@ def _hundred(c: common.Config) -> None:
     archive_only_new=True,
   )
 
-  def asleep(policy: str, *slots: int) -> dict[str, Any]:
-    """The policy, and the slots of all levels but the fast one."""
-    fast, slow = (dict(level) for level in c.model.levels)
-    levels, day = [fast], LENGTH * ROWS // BATCH
-    for i, n in enumerate(slots):
-      clock = {}
-      if i < len(slots) - 1:  # It reads nothing itself: experts alone move.
-        clock = dict(chunk=day * 4**i, sleep_every=4, learning_rate=0.0)
-      levels.append(slow | clock | dict(slots=n, top_k=n))
-      if i:  # Silent but for its experts.
-        levels[-1].update(hidden=8)
-    levels[-1].update(folds=policy == 'fold')
-    return dict(
-      learner='sleep',
-      model=dict(levels=levels),
-      sleep=dict(slot_policy=policy),
-    )
-
   c.arms = {
-    'sleep': asleep('error', nights),
-    'merge': asleep('merge', 12),
-    'recycle': asleep('recycle', 12),
-    'fold': asleep('fold', 12),
+    'sleep': _slow_levels(c, 'error', nights),
+    'merge': _slow_levels(c, 'merge', 12),
+    'recycle': _slow_levels(c, 'recycle', 12),
+    'fold': _slow_levels(c, 'fold', 12),
     # One expert with as many parameters, that goes on training every night.
-    'no_expansion': asleep('error', 1)
+    'no_expansion': _slow_levels(c, 'error', 1)
     | dict(
       sleep=dict(expand=False),
       model=dict(sleeping_model(1, 96, 6e-3, base_facts.WORDINGS)),
     ),
-    'three_levels': asleep('merge', 4, 8),
-    'four_levels': asleep('merge', 4, 4, 4),
+    'three_levels': _slow_levels(c, 'merge', 4, 8),
+    'four_levels': _slow_levels(c, 'merge', 4, 4, 4),
     'replay_archive': dict(c.arms.replay_archive),
     'replay_archive_base': dict(
       c.arms.replay_archive,
