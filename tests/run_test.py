@@ -379,6 +379,10 @@ VARIANTS = {
   ),
   'depo': ('', 'paper'),
   'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_levels', 'hard_tune'),
+  'formal_languages': (
+    *('parity', 'aa_star', 'abab_star'),
+    *('a_n_b_n', 'a_n_b_n_c_n', 'shuffle_2'),
+  ),
   'meta_wake': ('',),
   'niah': ('multikey_1', 'multikey_2', 'multikey_3'),
   'quickstart': ('',),
