@@ -488,6 +488,16 @@ def test_a_night_above_the_retention_margin_is_rolled_back(model, caplog):
   assert report.metrics()['rolled_back'] == 1.0
 
 
+def test_what_is_rehearsed_is_kept(model):
+  life, lost = life_of(model), []
+  for rehearsed in (0, 64):
+    cfg = dataclasses.replace(DREAMING, rounds=2, rehearsed=rehearsed)
+    _, report = dreaming_night.night(dreamer_of(cfg), life, jax.random.key(1))
+    assert report.rewarded > 0
+    lost.append(report.retention)
+  assert lost[1] < 0.5 * lost[0]
+
+
 def test_best_selects_one_dream_per_context_and_all_selects_all():
   a, b = contexts_of(2)
 

@@ -106,6 +106,7 @@ def night(
   if not cfg.enabled or not life.contexts:
     return life, report
   target_key, retention_key, *keys = jax.random.split(rng, 2 + cfg.rounds)
+  known = _rehearsed(dreamer, original.model, jax.random.fold_in(rng, 1))
   life, target, start = rest_em.allocate(dreamer, life, target_key)
   trainable, changed = start, False
   for key in keys:
@@ -130,7 +131,7 @@ def night(
       life.model,
       target,
       start if cfg.restart else trainable,
-      _training_rows(dreamer, rewarded),
+      _training_rows(dreamer, rewarded, known),
       learn_key,
     )
     changed = True
@@ -182,10 +183,30 @@ def _show(results: list[reward.TrialResult]) -> None:
     observation.dreams(kind, dreams)
 
 
+def _rehearsed(
+  dreamer: dreamer_lib.Dreamer, model: model_lib.Model, rng: at.Key
+) -> list[tuple[contexts.TokenIds, contexts.TokenIds]]:
+  """First token and rest of documents of the model before dreaming."""
+  rows = dreamer.cfg.rehearsed
+  if not rows:
+    return []
+  with dreamer.costs.phase('rollout') as cost:
+    tokens, lengths, *_ = retention.sample_documents(
+      dreamer, model.merged(), rows, rng
+    )
+    cost.add_forward(tokens.size)
+  documents = (
+    row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)
+  )
+  return [(document[:1], document[1:]) for document in documents]
+
+
 def _training_rows(
-  dreamer: dreamer_lib.Dreamer, dreams: list[propose_lib.Dream]
+  dreamer: dreamer_lib.Dreamer,
+  dreams: list[propose_lib.Dream],
+  known: list[tuple[contexts.TokenIds, contexts.TokenIds]],
 ) -> contexts.TrainingRows:
-  """Prompt and dream as rows, the dream as target."""
+  """Prompt and dream as rows, the dream as target; and what is rehearsed."""
   end = [dreamer.format.stop] if dreamer.format.stop >= 0 else []
   pairs = [(d.context.prompt, d.tokens + end) for d in dreams]
-  return padding.prompt_rows(pairs, dreamer.tokenizer.pad)
+  return padding.prompt_rows(pairs + known, dreamer.tokenizer.pad)

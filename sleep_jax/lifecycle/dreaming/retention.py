@@ -22,6 +22,18 @@ def _nll(
   return loss_lib.next_token_loss(model, *batch)
 
 
+def sample_documents(
+  dreamer: dreamer_lib.Dreamer, model: model_lib.Model, rows: int, rng: at.Key
+) -> generation.Documents:
+  """`rows` of `retention_length` tokens, as the model generates them."""
+  replay_cfg = dataclasses.replace(
+    dreamer.replay, dream_length=dreamer.cfg.retention_length
+  )
+  return generation.sample_as_it_is(
+    replay_cfg, model, dreamer.tokenizer, rows, rng
+  )
+
+
 def retention_loss(
   dreamer: dreamer_lib.Dreamer,
   before: model_lib.Model,
@@ -30,12 +42,9 @@ def retention_loss(
 ) -> float:
   """Nats per token that `after` loses against `before` on its own documents."""
   before, after = before.merged(), after.merged()
-  replay_cfg = dataclasses.replace(
-    dreamer.replay, dream_length=dreamer.cfg.retention_length
-  )
   with dreamer.costs.phase('eval') as cost:
-    tokens, lengths, *_ = generation.sample_as_it_is(
-      replay_cfg, before, dreamer.tokenizer, dreamer.cfg.retention_rows, rng
+    tokens, lengths, *_ = sample_documents(
+      dreamer, before, dreamer.cfg.retention_rows, rng
     )
     weight = np.arange(tokens.shape[1]) < lengths[:, None]
     weight = jnp.asarray(weight, jnp.float32)
