@@ -145,14 +145,14 @@ def day_ngrams(night: Night, episode: int) -> set[tuple[int, ...]]:
   return set().union(*map(ngrams, rows))
 
 
-def dreams(night: Night, rng: at.Key) -> dict[str, dict[str, Any]]:
-  """How whole, how different and about which days each teacher's dreams are."""
-  days = [day_ngrams(night, i) for i in range(night.episode + 1)]
-  teachers, out = night.teachers(), {}
+def dream(night: Night, rng: at.Key) -> dict[str, generation.Documents]:
+  """Dreams of both teachers, as many as a night has."""
+  teachers = night.teachers()
   models = {'before the day': teachers.previous, 'after it': teachers.current}
+  drawn = {}
   for i, (name, model) in enumerate(models.items()):
     assert model is not None
-    drawn = generation.sample(
+    drawn[name] = generation.sample(
       night.cfg,
       model,
       night.task.tokenizer,
@@ -160,16 +160,50 @@ def dreams(night: Night, rng: at.Key) -> dict[str, dict[str, Any]]:
       jax.random.fold_in(rng, i),
       night.awake.frames,
     )
+  return drawn
+
+
+def coverage(
+  night: Night, dreamt: dict[str, generation.Documents]
+) -> dict[str, dict[str, Any]]:
+  """How whole, how different and about which days each teacher's dreams are."""
+  days = [day_ngrams(night, i) for i in range(night.episode + 1)]
+  out = {}
+  for name, drawn in dreamt.items():
     rows = [r[:n] for r, n in zip(drawn.tokens, drawn.lengths, strict=True)]
     # Past its beginning, which a frame gives.
     ended = [night.stop in r[s:] for r, s in zip(rows, drawn.starts)]
-    dreamt = set().union(*map(ngrams, rows))
+    said = set().union(*map(ngrams, rows))
     out[name] = {
       'ended': float(np.mean(ended)),
       'distinct': len({r.tobytes() for r in rows}) / len(rows),
-      'of the days': [len(day & dreamt) / len(day) for day in days],
+      'of the days': [len(day & said) / len(day) for day in days],
     }
   return out
+
+
+def audit(
+  night: Night, dreamt: dict[str, generation.Documents]
+) -> dict[str, dict[str, float]]:
+  """What each teacher's dreams say, and whether it is believed in the morning.
+
+  Empty for a task that is not `Audited`.
+  """
+  task = night.task
+  if not isinstance(task, task_lib.Audited):
+    return {}
+  student = student_lib.Student(night.learner, night.after)
+  return {
+    name: task.audit(
+      student,
+      night.episode,
+      [
+        row[:length].tolist()
+        for row, length in zip(drawn.tokens, drawn.lengths, strict=True)
+      ],
+    )
+    for name, drawn in dreamt.items()
+  }
 
 
 def seeding_left(night: Night, rng: at.Key) -> dict[str, dict[str, float]]:
@@ -258,10 +292,11 @@ def _measure(
 
 def report(
   results: dict[str, experience_lib.EvalResult],
-  dreamt: dict[str, dict[str, Any]],
+  covered: dict[str, dict[str, Any]],
+  said: dict[str, dict[str, float]],
   left: dict[str, dict[str, float]],
 ) -> str:
-  """The three tables as Markdown."""
+  """The tables as Markdown."""
 
   def row(values: list[float]) -> list[str]:
     return [f'{x:.3f}' for x in values]
@@ -287,9 +322,16 @@ def report(
     ['by the model', 'ended', 'distinct', *days],
     [
       [name, *row([x['ended'], x['distinct']]), *by_day(x['of the days'])]
-      for name, x in dreamt.items()
+      for name, x in covered.items()
     ],
   )
+  if said:
+    kinds = list(next(iter(said.values())))
+    text += '\nStatements in the dreams, and wrong ones believed after:\n\n'
+    text += tables.markdown(
+      ['by the model', *kinds],
+      [[name, *row(list(shares.values()))] for name, shares in said.items()],
+    )
   text += '\nSeeding, on fresh dreams (KL in nats per token):\n\n'
   return text + tables.markdown(
     ['tokens of', 'KL without the expert', 'KL with it', 'gate'],
@@ -306,9 +348,11 @@ def diagnose(c: dict[str, Any], life: str, workdir: pathlib.Path) -> str:
     )
   night = load(c, arm, int(seed), workdir / 'lives' / life)
   key = jax.random.key(int(seed))
+  dreamt = dream(night, jax.random.fold_in(key, 1))
   return report(
     marks(night),
-    dreams(night, jax.random.fold_in(key, 1)),
+    coverage(night, dreamt),
+    audit(night, dreamt),
     seeding_left(night, jax.random.fold_in(key, 2)),
   )
 

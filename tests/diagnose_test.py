@@ -15,6 +15,7 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.harness import live as live_lib
 from sleep_jax.harness import report as report_lib
 from sleep_jax.harness import workers
+from sleep_jax.lifecycle.consolidation import generation
 
 SMALL = {
   'task.episodes': 2,
@@ -75,6 +76,17 @@ def test_the_report_has_a_row_of_every_stage(lived):
     assert re.search(r'\d\.\d{3}', row)
 
 
+def test_dreams_are_audited_where_the_task_knows_the_truth(lived):
+  c, workdir, _ = lived
+  night = diagnose.load(c, 'sleep', 1, workdir / 'lives' / 'sleep_1')
+  told = night.task.experience(1).tokens[:4]
+  lengths = np.full(4, told.shape[1])
+  documents = generation.Documents(told, lengths, lengths, lengths, lengths)
+  (shares,) = diagnose.audit(night, {'the day': documents}).values()
+  assert shares.pop('true') == 1.0 and np.isnan(shares.pop('believed'))
+  assert not any(shares.values())
+
+
 def test_coverage_counts_what_dreams_have_of_a_day():
   assert diagnose.ngrams(np.array([1, 2, 3, 4, 5])) == {
     (1, 2, 3, 4),
@@ -104,7 +116,7 @@ def test_of_many_days_means_of_several_are_shown():
     metrics={'accuracy': 0.5}, by_episode=days
   )
   dreamt = {'ended': 1.0, 'distinct': 1.0, 'of the days': days}
-  text = diagnose.report({'after': answered}, {'after it': dreamt}, {})
+  text = diagnose.report({'after': answered}, {'after it': dreamt}, {}, {})
   header, _, cells = text.splitlines()[2:5]
   columns = [x.strip() for x in header.strip('|').split('|')]
   assert columns[1:3] == ['day 1 to 3', 'day 4 to 6'] and len(columns) == 17

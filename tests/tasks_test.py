@@ -148,6 +148,36 @@ def test_a_changed_fact_is_told_again_and_asked_by_its_newest_value():
     tasks.build('facts', SMALL | dict(wordings=0), seed=1)
 
 
+def test_an_audit_knows_what_was_told_and_what_is_believed():
+  task = tasks.build('facts', SMALL | dict(changes=3, wordings=2), seed=1)
+  stop = task.tokenizer.separator
+  days = [facts_in(task.experience(i)) for i in range(3)]
+  first = {f[:3]: f for f in days[0]}
+  (new, *_) = (f for f in days[1] if f[:3] in first)
+  old = first[new[:3]]
+  never = task._encoder.change(np.array([new]), np.random.default_rng(0))
+  while tuple(never[0]) in (old, new):
+    never = task._encoder.change(never, np.random.default_rng(0))
+  known = {f[:2] for f in days[0] | days[1]}
+  of_tomorrow = next(f for f in days[2] if f[:2] not in known)
+  documents = [
+    [task.tokenizer.bos, *new, *old, *never[0].tolist()],
+    [task.tokenizer.bos, *of_tomorrow, stop, *new[1:], *new[:3]],
+    task._encoder.as_asked(np.array([new]))[0].tolist(),
+  ]
+  # Believes what was true yesterday, in the wording of questions.
+  believed = task._encoder.as_asked(np.array([old]))
+  student = oracle(task, {tuple(believed[0].tolist())})
+  assert task.audit(student, 1, documents) == dict(
+    true=2 / 7,
+    outdated=1 / 7,
+    false=1 / 7,
+    unread=1 / 7,
+    unreadable=2 / 7,
+    believed=1 / 2,
+  )
+
+
 def test_too_many_entities_are_refused():
   with pytest.raises(config.ConfigError, match='names are left'):
     tasks.build('facts', SMALL | dict(entities=5000), seed=0)

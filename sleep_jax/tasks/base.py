@@ -90,3 +90,23 @@ class Task(Protocol):
   def chance_level(self) -> dict[str, float]:
     """Metrics of a guess without the context; empty where none is known."""
     return {}
+
+
+@runtime_checkable
+class Audited(Protocol):
+  """A task that can tell whether what a model says by itself is true."""
+
+  def audit(
+    self, student: Student, episode: int, documents: list[list[int]]
+  ) -> dict[str, float]:
+    """Shares of the statements in documents, after `episode`.
+
+    true: as the newest day that spoke of it told it, or the base knows it.
+    outdated: as an earlier day told it.
+    false: of something that was told, and never so.
+    unread: of something that nobody told.
+    unreadable: no statement.
+    believed: of the different outdated and false ones, what `student` says so
+      when it is asked; NaN if there is none.
+    """
+    ...

@@ -123,6 +123,32 @@ class FactEncoder:
   def _relation_of(self, facts: np.ndarray) -> np.ndarray:
     return (facts[..., 3] - self._first_value) // _VALUES
 
+  def parse(self, document: list[int]) -> list[tuple[int, ...] | None]:
+    """The facts of a document in the first wording; None for what is none.
+
+    What is cut off at its end is left out.
+    """
+    words = [token for token in document if token != self._bos]
+    ends = [i for i, token in enumerate(words) if token == self._stop]
+    starts = [0, *(i + 1 for i in ends)]
+    facts: list[tuple[int, ...] | None] = []
+    for start, end in zip(starts, ends):  # The last start has no end.
+      fact = words[start : end + 1]
+      if not self._is_fact(fact):
+        facts.append(None)
+      else:
+        (in_first,) = self._in(np.array([fact]), np.array(0)).tolist()
+        facts.append(tuple(in_first))
+    return facts
+
+  def _is_fact(self, words: list[int]) -> bool:
+    if len(words) != _FACT or not np.isin(words[:2], self._name).all():
+      return False
+    (relation,) = self._relation_of(np.array([words])).tolist()
+    return (
+      0 <= relation < len(RELATIONS) and words[2] in self._wordings[:, relation]
+    )
+
   def change(self, facts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The facts with other values."""
     facts, first = facts.copy(), self._relation_of(facts) * _VALUES
@@ -342,3 +368,38 @@ class Facts(task_lib.Task):
     answers = [[int(fact[3])] for fact, _ in probes]
     response = student.respond(prompts, answers)
     return response.exact.astype(float), np.exp(response.answer_logprob)
+
+  def audit(
+    self, student: task_lib.Student, episode: int, documents: list[list[int]]
+  ) -> dict[str, float]:
+    """See `Audited`; outdated and false facts are asked for by themselves."""
+    newest, told = {}, set()
+    for facts in (self._base, *self._told[: episode + 1]):
+      for *about, value, _ in facts.tolist():
+        newest[tuple(about)] = value
+        told.add((*about, value))
+    kinds: dict[str, list[tuple[int, ...]]] = {
+      kind: [] for kind in ('true', 'outdated', 'false', 'unread')
+    }
+    statements = [x for row in documents for x in self._encoder.parse(row)]
+    for fact in statements:
+      if fact is None:
+        continue
+      *about, value, _ = fact
+      if tuple(about) not in newest:
+        kind = 'unread'
+      elif value == newest[tuple(about)]:
+        kind = 'true'
+      else:
+        kind = 'outdated' if (*about, value) in told else 'false'
+      kinds[kind].append(fact)
+    total = max(len(statements), 1)
+    shares = {kind: len(facts) / total for kind, facts in kinds.items()}
+    shares['unreadable'] = statements.count(None) / total
+    wrong = sorted(set(kinds['outdated'] + kinds['false']))
+    shares['believed'] = float('nan')
+    if wrong:
+      nothing = self._base[:0]
+      hits, _ = self._probe(student, [(x, nothing) for x in np.array(wrong)])
+      shares['believed'] = float(hits.mean())
+    return shares
