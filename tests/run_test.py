@@ -371,6 +371,7 @@ VARIANTS = {
   'base_facts': ('', 'words'),
   'base_facts_hybrid': ('',),
   'base_text': ('',),
+  'base_translation': ('',),
   'both_sleeps': ('',),
   'bulletins': ('',),
   'class_incremental': (
@@ -392,6 +393,7 @@ VARIANTS = {
   'squad': ('small', 'paper'),
   'stories': ('',),
   'symbolic': ('', 'paper'),
+  'translation': ('', 'reversed', 'tune'),
 }
 
 

@@ -3,8 +3,8 @@
 Streams are drawn while they are read; all tokens are targets. The evaluation is
 the mean loss on held-out rows, in nats per token. Which corpus: `corpus=`
 
-arc, bulletins, facts: documents of the base of `arc_few_shot` (synthetic), of
-  `bulletins` and of `facts`.
+arc, bulletins, facts, translation: documents of the base of `arc_few_shot`
+  (synthetic), of `bulletins`, of `facts` and of `translation`.
 text: rows from old novels, each row beginning where a paragraph does; those of
   the books in `held_out` are held out. If the file `tokenizer` does not exist,
   a sentencepiece vocabulary of `vocab` pieces is trained on the other books.
@@ -30,6 +30,7 @@ from sleep_jax.data.datasets import gutenberg
 from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import bulletins
 from sleep_jax.tasks import facts
+from sleep_jax.tasks import translation
 from sleep_jax.tasks.arc import synthetic
 
 _GROWTH = 0.6  # Share of the episodes in which `new_entities` grows.
@@ -43,7 +44,7 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 class CorpusConfig:
   """The corpus, and the size of an episode and of the evaluation."""
 
-  corpus: str = 'facts'  # | arc | bulletins | text | facts_windows.
+  corpus: str = 'facts'  # arc, bulletins, text, translation, facts_windows.
   episodes: config.Count = 10  # Evaluations.
   rows: config.Count = 12_800  # Of an episode; facts_windows has no end.
   length: config.Count = 64  # Tokens of a row, or of a window.
@@ -133,11 +134,19 @@ def _text(cfg: CorpusConfig) -> Source:
   )
 
 
+def _translation(cfg: CorpusConfig) -> Source:
+  def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return translation.pretraining_rows(rng, rows, cfg.length)
+
+  return Source(translation.build_tokenizer(), draw, draw)
+
+
 _CORPORA = {
   'arc': _arc,
   'bulletins': _bulletins,
   'facts': _facts,
   'text': _text,
+  'translation': _translation,
 }
 
 
