@@ -379,7 +379,10 @@ VARIANTS = {
     *('clinc_tune', 'clinc_late', 'clinc_reference'),
   ),
   'depo': ('', 'paper'),
-  'facts': ('', 'cost', 'hard', 'hard_ablations', 'hard_levels', 'hard_tune'),
+  'facts': (
+    *('', 'capacity', 'cost', 'hard'),
+    *('hard_ablations', 'hard_levels', 'hard_tune', 'hundred'),
+  ),
   'formal_languages': (
     *('parity', 'aa_star', 'abab_star'),
     *('a_n_b_n', 'a_n_b_n_c_n', 'shuffle_2'),

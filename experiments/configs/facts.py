@@ -5,8 +5,9 @@ seconds in lives.json); `:cost`, what a step costs at equal rows and whether
 more passes bring `sft` to the retention of `sleep`; `:hard`, twenty nights of
 32 facts into experts of rank 8, told in two wordings and asked in a third, and
 eight a night that get another value; `:hard_ablations`, `:hard_levels` and
-`:hard_tune` go with it; `:hundred`, a hundred nights of eight facts, by what a
-full bank does. A table under results/ is written by, for example,
+`:hard_tune` go with it; `:capacity`, its two first nights with 4 to 256 facts;
+`:hundred`, a hundred nights of eight facts, by what a full bank does. A table
+under results/ is written by, for example,
 
   python -m experiments.run --config=experiments/configs/facts.py:hard \
       --workdir=runs/facts_hard
@@ -124,6 +125,7 @@ def get_config(variant: str = '') -> common.Config:
     c.name = f'facts_{variant}'
     c.seeds = (1, 2, 3)
     variants = {
+      'capacity': _capacity,
       'cost': _cost,
       'hard': _hard,
       'hard_ablations': _hard_ablations,
@@ -282,6 +284,34 @@ def _hard_levels(c: common.Config) -> None:
     'three_levels': _slow_levels(c, 'merge', 4, 6, rank=16),
     'four_levels': _slow_levels(c, 'merge', 4, 4, 2, rank=16),
   }
+
+
+def _capacity(c: common.Config) -> None:
+  """Two nights of 4 to 256 facts each: what is kept of the first night's.
+
+  All days have as many tokens, so that of more facts each is told less often.
+  """
+  _hard(c)
+  c.seeds = (1, 2, 3)
+  c.model = sleeping_model(2, 8, 6e-3, base_facts.WORDINGS)
+  c.task.update(episodes=2, changes=0)
+  learners = {
+    'sleep': {},
+    'sleep_rank_32': dict(
+      learner='sleep',
+      model=dict(sleeping_model(2, 32, 6e-3, base_facts.WORDINGS)),
+    ),
+    'distilled_replay': dict(c.arms.distilled_replay),
+    'replay_archive': dict(c.arms.replay_archive),
+  }
+  c.arms = {
+    f'{name}_{entities * len(facts.RELATIONS)}': dict(learner=name)
+    | changes
+    | dict(task=dict(entities=entities))
+    for entities in (1, 4, 16, 64)
+    for name, changes in learners.items()
+  }
+  c.reference = 'sleep_256'
 
 
 def _hundred(c: common.Config) -> None:
