@@ -106,7 +106,7 @@ def test_the_update_of_dreams_is_split_by_rows(model):
       target,
       model.replace(adapter=None),
       model.adapter,
-      *(tokens, weight, order),
+      *((tokens, weight), order),
     )
 
   compare(step, model, *rows(16, 16), share=0.3)

@@ -69,8 +69,9 @@ class DreamingConfig:
   epochs: base.Count = 4
   batch: base.Count = 8
   learning_rate: float = 1e-3
-  # Documents of the model before dreaming that are trained on beside them: what
-  # ReST^EM does not rehearse it overwrites. SEAL and the paper have none.
+  # Rows of documents of the model before dreaming beside each batch, on which
+  # it stays close to that model (KL): what ReST^EM does not rehearse it
+  # overwrites. SEAL and the paper have none.
   rehearsed: int = 0
   # If documents of the model before dreaming lose more than so many nats per
   # token, the night's dreaming is rolled back.

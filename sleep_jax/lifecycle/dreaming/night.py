@@ -17,6 +17,7 @@ import dataclasses
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import array_typing as at
@@ -32,6 +33,9 @@ from sleep_jax.lifecycle.dreaming import retention
 from sleep_jax.lifecycle.dreaming import reward
 from sleep_jax.metrics import observation
 from sleep_jax.models import model as model_lib
+
+# Documents that are sampled for each that stands beside a batch.
+_DOCUMENTS = 32
 
 
 @dataclasses.dataclass
@@ -105,8 +109,10 @@ def night(
   cfg, original, report = dreamer.cfg, life, DreamingReport()
   if not cfg.enabled or not life.contexts:
     return life, report
-  target_key, retention_key, *keys = jax.random.split(rng, 2 + cfg.rounds)
-  known = _rehearsed(dreamer, original.model, jax.random.fold_in(rng, 1))
+  target_key, retention_key, *keys, known_key = jax.random.split(
+    rng, 3 + cfg.rounds
+  )
+  known = _known(dreamer, original.model, known_key)
   life, target, start = rest_em.allocate(dreamer, life, target_key)
   trainable, changed = start, False
   for key in keys:
@@ -131,8 +137,9 @@ def night(
       life.model,
       target,
       start if cfg.restart else trainable,
-      _training_rows(dreamer, rewarded, known),
+      _training_rows(dreamer, rewarded),
       learn_key,
+      known,
     )
     changed = True
   if not changed:
@@ -183,30 +190,26 @@ def _show(results: list[reward.TrialResult]) -> None:
     observation.dreams(kind, dreams)
 
 
-def _rehearsed(
+def _known(
   dreamer: dreamer_lib.Dreamer, model: model_lib.Model, rng: at.Key
-) -> list[tuple[contexts.TokenIds, contexts.TokenIds]]:
-  """First token and rest of documents of the model before dreaming."""
-  rows = dreamer.cfg.rehearsed
-  if not rows:
-    return []
+) -> rest_em.Known | None:
+  """Documents of the model before dreaming; None if none are rehearsed."""
+  if not dreamer.cfg.rehearsed:
+    return None
+  model, rows = model.merged(), _DOCUMENTS * dreamer.cfg.rehearsed
   with dreamer.costs.phase('rollout') as cost:
-    tokens, lengths, *_ = retention.sample_documents(
-      dreamer, model.merged(), rows, rng
-    )
+    tokens, lengths, *_ = retention.sample_documents(dreamer, model, rows, rng)
     cost.add_forward(tokens.size)
-  documents = (
-    row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)
+  weight = np.arange(tokens.shape[1]) < lengths[:, None]
+  return rest_em.Known(
+    model, jnp.asarray(tokens), jnp.asarray(weight, jnp.float32)
   )
-  return [(document[:1], document[1:]) for document in documents]
 
 
 def _training_rows(
-  dreamer: dreamer_lib.Dreamer,
-  dreams: list[propose_lib.Dream],
-  known: list[tuple[contexts.TokenIds, contexts.TokenIds]],
+  dreamer: dreamer_lib.Dreamer, dreams: list[propose_lib.Dream]
 ) -> contexts.TrainingRows:
-  """Prompt and dream as rows, the dream as target; and what is rehearsed."""
+  """Prompt and dream as rows, the dream as target."""
   end = [dreamer.format.stop] if dreamer.format.stop >= 0 else []
   pairs = [(d.context.prompt, d.tokens + end) for d in dreams]
-  return padding.prompt_rows(pairs + known, dreamer.tokenizer.pad)
+  return padding.prompt_rows(pairs, dreamer.tokenizer.pad)

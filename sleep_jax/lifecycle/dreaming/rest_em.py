@@ -1,7 +1,8 @@
 """ReST^EM's M step: fine-tuning on what was rewarded (Sleep section 6, step 5).
 
 Supervised fine-tuning on prompt and dream of one small thing: an adapter, kept
-beside the backbone or merged into it, or an expert in a new slot.
+beside the backbone or merged into it, or an expert in a new slot. Beside it the
+model may stay close to what it was on documents of its own.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from sleep_jax.metrics import observation
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
+from sleep_jax.models import token_logits
+from sleep_jax.objectives import divergences
 from sleep_jax.runtime import sharding
 from sleep_jax.training import fit
 from sleep_jax.training import loss as loss_lib
@@ -93,6 +96,18 @@ def commit(
   return life.replace(model=model)
 
 
+class Known(at.Pytree):
+  """What a model generated before dreaming, and that model, its adapter merged.
+
+  order: numbers of the rows beside each batch.
+  """
+
+  model: model_lib.Model
+  tokens: at.Int[jax.Array, 'K T']
+  weight: at.Float[jax.Array, 'K T']
+  order: at.Int[jax.Array, 'S R'] | None = None
+
+
 def finetune(
   dreamer: dreamer_lib.Dreamer,
   model: model_lib.Model,
@@ -100,23 +115,31 @@ def finetune(
   trainable: at.Tree,
   rows: contexts.TrainingRows,
   rng: at.Key,
+  known: Known | None = None,
 ) -> at.Tree:
   """`trainable` after fine-tuning on rows of prompt and dream."""
-  cfg = dreamer.cfg
-  order = _batches(len(rows.tokens), cfg, order_lib.numpy_rng(rng))
+  cfg, draw = dreamer.cfg, order_lib.numpy_rng(rng)
+  order = _batches(len(rows.tokens), cfg, draw)
+  if known is not None:
+    beside = draw.integers(0, len(known.tokens), (len(order), cfg.rehearsed))
+    known = known.replace(order=jnp.asarray(beside))
   with dreamer.costs.phase('update') as cost:
     trainable, loss = finetune_steps(
       _optimizer(cfg),
       target,
       target.base(model),
       trainable,
-      jnp.asarray(rows.tokens),
-      jnp.asarray(rows.weight),
+      (jnp.asarray(rows.tokens), jnp.asarray(rows.weight)),
       jnp.asarray(order),
+      known,
     )
     loss = jax.block_until_ready(loss)
     size = loss.size * cfg.batch * rows.tokens.shape[1]
     cost.add_partial_training(size, steps=loss.size)
+    if known is not None:
+      size = loss.size * cfg.rehearsed * known.tokens.shape[1]
+      cost.add_partial_training(size, steps=0)
+      cost.add_forward(size)  # Of the model before.
   observation.steps({'dreaming/loss': sharding.fetch(loss)})
   return trainable
 
@@ -127,25 +150,59 @@ def finetune_steps(
   target: UpdateTarget,
   model: model_lib.Model,
   trainable: at.Tree,
-  tokens: at.Int[jax.Array, 'N T'],
-  weight: at.Float[jax.Array, 'N T'],
+  dreams: tuple[at.Int[jax.Array, 'N T'], at.Float[jax.Array, 'N T']],
   order: at.Int[jax.Array, 'S B'],
+  known: Known | None = None,
 ) -> tuple[at.Tree, at.Float[jax.Array, 'S']]:
   """S steps on dreams; gradients exist for `trainable` alone.
 
-  A row number of -1 in `order` is no row.
+  Args:
+    optimizer: of `trainable` (static).
+    target: where it goes (static).
+    model: the weights beside it.
+    trainable: its first value.
+    dreams: rows of prompt and dream, and each token's weight as a target.
+    order: rows of every step; a number of -1 is no row.
+    known: on these rows a step adds the KL of the model before to it.
+
+  Returns:
+    The trainable, and the loss on dreams in each step, in nats per token.
   """
+  tokens, weight = dreams
 
   def loss_fn(trainable, rows):
+    rows, beside = rows
     row_weight = weight[rows] * (rows >= 0)[:, None]
     batch = sharding.shard_batch((tokens[rows], row_weight), 'batch')
     student = target.insert(model, trainable)
     loss = loss_lib.next_token_loss(student, *batch)
-    return loss, loss
+    if known is None:
+      return loss, loss
+    return loss + _distance(student, known, beside), loss
 
   opt_state = optimizer.init(trainable)
-  trainable, _, loss = fit.fit(loss_fn, optimizer, trainable, opt_state, order)
+  beside = None if known is None else known.order
+  trainable, _, loss = fit.fit(
+    loss_fn, optimizer, trainable, opt_state, (order, beside)
+  )
   return trainable, loss
+
+
+def _distance(
+  student: model_lib.Model, known: Known, rows: at.Int[jax.Array, 'R']
+) -> jax.Array:
+  """KL(model before || student) on known rows, in nats per token."""
+  tokens, weight = sharding.shard_batch(
+    (known.tokens[rows], known.weight[rows]), 'batch'
+  )
+  before, after = (x.forward(tokens) for x in (known.model, student))
+  kl = divergences.from_hidden(
+    divergences.forward_kl,
+    (before.hidden, known.model.unembedding()),
+    (after.hidden, student.unembedding()),
+    chunk=token_logits.columns_at_once(1, student.cfg.vocab),
+  )
+  return (kl * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 @functools.lru_cache
