@@ -28,7 +28,7 @@ from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.tasks import translation
 
 BATCH, LENGTH = 8, 40
-_PERIOD = 180  # Updates of level 1 between two sleeps; a day has a few more.
+_PERIOD = 736  # Updates of level 1 between two sleeps; a day has 750.
 _BANK = dict(slots=2, rank=96, top_k=2)  # A night each.
 
 
@@ -97,7 +97,9 @@ def get_config(variant: str = '') -> common.Config:
     fast_weights='backbone',
   )
   slow.update(_BANK)
-  c.task = common.settings(translation.TranslationConfig, length=LENGTH)
+  c.task = common.settings(
+    translation.TranslationConfig, passes=16, length=LENGTH
+  )
   c.task.name = 'translation'
   c.wake = common.settings(wake_lib.WakeConfig, batch=BATCH, rehearsed=16)
   c.sleep = common.settings(
