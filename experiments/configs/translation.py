@@ -93,7 +93,7 @@ def get_config(variant: str = '') -> common.Config:
     chunk=LENGTH,
     sleep_every=_PERIOD,
     optimizer='adam',
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     fast_weights='backbone',
   )
   slow.update(_BANK)
@@ -106,15 +106,14 @@ def get_config(variant: str = '') -> common.Config:
     consolidation_config.SeedingConfig,
     dreams=2048,
     dream_length=LENGTH,
-    # Sentences of all languages read so far; the base's own are archived.
-    day_dreams=1.0,
-    question_temperature=1.0,
-    temperature=0.0,
-    oversample=2,
+    # Half are sentences of the languages read so far, the others as they come.
+    day_dreams=0.5,
+    min_p=0.05,
     previous_fraction=(0.25, 0.6),
     splice=False,  # A document is one sentence.
-    archive=3000,
-    archive_base=512,
+    archive=4000,
+    archive_base=1024,
+    archive_keeps_base=True,
     teacher_top_k=8,
     sender_reset='carry',
     max_kl_share=5.0,
