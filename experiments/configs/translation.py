@@ -108,7 +108,6 @@ def get_config(variant: str = '') -> common.Config:
     dream_length=LENGTH,
     # Half are sentences of the languages read so far, the others as they come.
     day_dreams=0.5,
-    min_p=0.05,
     previous_fraction=(0.25, 0.6),
     splice=False,  # A document is one sentence.
     archive=4000,
