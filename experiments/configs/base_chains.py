@@ -15,7 +15,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 4000, 16, 8
+_STEPS, _BATCH, _EVALS = 6000, 8, 4
 
 
 def model() -> common.Config:
@@ -23,13 +23,13 @@ def model() -> common.Config:
   return ml_collections.ConfigDict(
     dict(
       vocab=modular_chains.build_tokenizer().vocab,
-      dim=96,
+      dim=64,
       layers=3,
       heads=4,
       unroll=3,
-      max_len=192,
+      max_len=160,
       levels=tuple(
-        common.settings(config.LevelConfig, hidden=192) for _ in range(2)
+        common.settings(config.LevelConfig, hidden=128) for _ in range(2)
       ),
     )
   )
@@ -38,14 +38,14 @@ def model() -> common.Config:
 def get_config() -> common.Config:
   """Settings of the recipe."""
   c = common.corpus(
-    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=3e-3
+    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=2.5e-3
   )
   c.task = common.settings(
     modular_chains.ChainsBaseConfig,
     episodes=_EVALS,
     rows=_STEPS * _BATCH // _EVALS,
     eval_problems=32,
-    samples=8,
+    samples=2,
   )
   c.task.name = 'modular_chains_base'
   return c

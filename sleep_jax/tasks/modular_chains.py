@@ -3,13 +3,13 @@
 A problem defines variables in any order, some of which the question does not
 need; its solution has a line for each step, and then the answer:
 
-  d = b * 3 ; a = 7 ; e = a + 2 ; b = a + 5 ; ? d :
-  a = 7 ; b = 7 + 5 = 12 ; d = 12 * 3 = 13 ; ! 13 .
+  d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
+  a 7 ; b 7 + 5 = 12 ; d 12 * 3 = 13 ; ! 13 .
 
 The number of steps is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
-  (the problem) ? d given a = 7 ; b = 7 + 5 = 12 ; ... ! 13 . own :
+  (the problem) ? d given a 7 ; b 7 + 5 = 12 ; ... ! 13 . own
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -76,11 +76,11 @@ class ChainsConfig:
 
 
 def _prompt_length(depth: int, distractors: int) -> int:
-  return 1 + 4 + 6 * (depth + distractors) + 3
+  return 1 + 3 + 5 * (depth + distractors) + 3
 
 
 def _solution_length(depth: int) -> int:
-  return 4 + 8 * depth + 3
+  return 3 + 7 * depth + 3
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -102,21 +102,21 @@ def draw_problem(
   names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
   chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
   value = int(rng.integers(MODULUS))
-  definitions = [f'{chain[0]} = {value} ;']
+  definitions = [f'{chain[0]} {value} ;']
   lines = list(definitions)
   for before, name in zip(chain, chain[1:], strict=False):
     sign, number = _operation(rng)
-    definitions.append(f'{name} = {before} {sign} {number} ;')
+    definitions.append(f'{name} {before} {sign} {number} ;')
     result = value + number if sign == '+' else value * number
-    lines.append(f'{name} = {value} {sign} {number} = {result % MODULUS} ;')
+    lines.append(f'{name} {value} {sign} {number} = {result % MODULUS} ;')
     value = result % MODULUS
   for name in rest:
     if rng.random() < 0.5:
-      definitions.append(f'{name} = {rng.integers(MODULUS)} ;')
+      definitions.append(f'{name} {rng.integers(MODULUS)} ;')
       continue
     sign, number = _operation(rng)
     operand = chain[rng.integers(depth + 1)]
-    definitions.append(f'{name} = {operand} {sign} {number} ;')
+    definitions.append(f'{name} {operand} {sign} {number} ;')
   shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
   text = ' '.join([*shuffled, '?', chain[-1]])
   return text, ' '.join([*lines, '!', str(value), '.']), value
@@ -155,7 +155,7 @@ class _Generator:
         continue
       taken.add(text)
       prompts.append([bos, *encode(f'{text} :')])
-      privileged.append([bos, *encode(f'{text} given {solution} own :')])
+      privileged.append([bos, *encode(f'{text} given {solution} own')])
       solutions.append(encode(solution))
       answers.append(answer)
     return problems_lib.Problems(
