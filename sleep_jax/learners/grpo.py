@@ -124,4 +124,4 @@ class GRPO(on_policy.OnPolicy):
     return loss, metrics | {'loss': loss}
 
 
-_logprobs = jax.jit(on_policy.logprobs)
+_logprobs = jax.jit(on_policy.logprobs, static_argnums=2)

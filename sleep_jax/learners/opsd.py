@@ -8,6 +8,7 @@ this morning, or a running average of the model (SDFT, arXiv 2601.19897). GKD
 """
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
@@ -160,7 +161,7 @@ def _states(
   return on_policy.predict(teacher, prompts, completions).hidden
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=2)
 def _moved(average: at.Tree, model: at.Tree, rate: float) -> at.Tree:
   """The average after the model's step."""
   return jax.tree.map(lambda a, x: a + rate * (x - a), average, model)
