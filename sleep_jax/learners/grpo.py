@@ -32,8 +32,8 @@ class GRPOConfig(on_policy.OnPolicyConfig):
   loss: str = 'grpo'  # How tokens are weighed: grpo | dr_grpo | dapo.
   scale: str = 'group'  # Advantages by the group's spread; or none.
   iterations: config.Count = 1  # Updates on one step's completions.
-  clip: config.Fraction = 0.2
-  clip_high: float = 0.2  # DAPO: 0.28.
+  clip: config.Positive = 0.2
+  clip_high: config.Positive = 0.2  # DAPO: 0.28.
   kl: float = 0.0  # Weight of KL(policy || base), by k3.
   mask_truncated: bool = False  # Completions that did not end do not count.
   # Whether the tokens of a group of equal rewards are left out of the loss's

@@ -9,7 +9,6 @@ this morning, or a running average of the model (SDFT, arXiv 2601.19897). GKD
 
 import dataclasses
 import functools
-import math
 from typing import ClassVar
 
 import jax
@@ -42,7 +41,7 @@ class OPSDConfig(on_policy.OnPolicyConfig):
   divergence: str = 'forward_kl'
   beta: config.Fraction = 0.5  # Of jsd.
   # Most that one token of the vocabulary adds to a position's divergence.
-  clip: config.Margin = math.inf
+  clip: config.Positive | None = None
 
   def __post_init__(self):
     super().__post_init__()

@@ -10,7 +10,6 @@ step. `chunked` and `from_hidden` hold the logits of a few tokens at a time;
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 import jax
@@ -59,7 +58,7 @@ def jsd(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
 def divergence(
   name: str,
   beta: float,
-  clip: float = math.inf,
+  clip: float | None = None,
   where: str = 'sleep.divergence',
 ) -> Divergence:
   """The divergence of this name.
@@ -67,8 +66,8 @@ def divergence(
   Args:
     name: of it.
     beta: that of `jsd`.
-    clip: most that one token of the vocabulary may add (OPSD); the sum may then
-      be negative.
+    clip: most that one token of the vocabulary may add (OPSD), so that the sum
+      may be negative; None: as much as it does.
     where: the setting that gave the name, for the message.
   """
   terms = config.lookup(
@@ -83,7 +82,7 @@ def divergence(
 
   def measure(teacher: at.Array, student: at.Array) -> jax.Array:
     of_tokens = terms(teacher, student)
-    if math.isfinite(clip):
+    if clip is not None:
       of_tokens = jnp.minimum(of_tokens, clip)
     return jnp.sum(of_tokens, axis=-1)
 

@@ -34,7 +34,7 @@ _MARKS = '= + * ; ? : ! . given own'.split()
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
 _PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
 # Second entry of the seed of a generator.
-_TRAIN, _EVAL, _ORDER, _STREAM = range(4)
+_TRAIN, _EVAL, _ORDER, _STREAM, _SAMPLES = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,10 +240,15 @@ class ModularChains(task_lib.Task):
         student,
         (problems, problems.prompts),
         self.cfg.samples,
-        seed=self._seed * len(self.evaluated) + number,
+        self._sample_seed(number),
       )
       metrics |= {f'{name}{suffix}': x for name, x in scores.items()}
     return experience_lib.EvalResult([], metrics)
+
+  def _sample_seed(self, number: int) -> int:
+    """Of the samples of evaluation `number`, the same after every episode."""
+    rng = np.random.default_rng([self._seed, _SAMPLES, number])
+    return int(rng.integers(2**31))
 
 
 def score(
@@ -363,7 +368,7 @@ class ModularChainsBase(ModularChains):
       student,
       (problems, problems.privileged),
       self.cfg.samples,
-      seed=self._seed,
+      self._sample_seed(len(self.evaluated)),
     )
     metrics = {f'{name}_privileged': x for name, x in shown.items()}
     return experience_lib.EvalResult([], result.metrics | metrics)
