@@ -160,6 +160,20 @@ class OnPolicy(finetune.Finetune, abc.ABC):
     """Tokens of the longest prompt that is read."""
     return max(map(len, problems.prompts))
 
+  def prompts(
+    self, of_day: list[contexts.TokenIds], index: np.ndarray, max_new: int
+  ) -> Prompts:
+    """Those of `index`, as wide as the longest of the day.
+
+    The width is a multiple of few, so that few shapes are compiled.
+    """
+    longest = max(map(len, of_day))
+    width = -(-longest // padding.MULTIPLE) * padding.MULTIPLE
+    width = max(longest, min(width, self.setup.model.cfg.max_len - max_new))
+    chosen = [of_day[i] for i in index]
+    prompts = as_prompts(chosen, self.setup.tokenizer.pad, width)
+    return sharding.shard_batch(prompts, 'batch')
+
   def begin(self, life: life_lib.Life) -> life_lib.Life:
     """The life before the first step of a day."""
     return life
@@ -235,22 +249,18 @@ class OnPolicy(finetune.Finetune, abc.ABC):
   ) -> Rollouts:
     """A completion of each problem of `index` by the model as it is."""
     tokenizer = self.setup.tokenizer
-    prompts = as_prompts(
-      [problems.prompts[i] for i in index],
-      tokenizer.pad,
-      width=max(map(len, problems.prompts)),
-    )
+    prompts = self.prompts(problems.prompts, index, problems.max_new)
     sampler = sampling.SamplerConfig(
       max_new=problems.max_new,
       temperature=self.cfg.temperature,
       stop=tokenizer.stop,
       pad=tokenizer.pad,
     )
-    prompts = sharding.shard_batch(prompts, 'batch')
     with self.setup.costs.phase('rollout') as cost:
       completions = jax.block_until_ready(
         sampling.generate(
-          *(life.model.merged(), prompts.tokens, prompts.lengths, key, sampler)
+          life.model.merged().with_memory(None),
+          *(prompts.tokens, prompts.lengths, key, sampler),
         )
       )
       size = int(prompts.lengths.sum() + completions.lengths.sum())

@@ -99,11 +99,8 @@ class OPSD(on_policy.OnPolicy):
     step: on_policy.Step,
   ) -> tuple[life_lib.Life, dict[str, float]]:
     completions = rollouts.completions.tokens
-    privileged = on_policy.as_prompts(
-      [step.problems.privileged[i] for i in step.index],
-      self.setup.tokenizer.pad,
-      width=self.longest_prompt(step.problems),
-    )
+    problems = step.problems
+    privileged = self.prompts(problems.privileged, step.index, problems.max_new)
     teacher = self._teacher(life)
     with self.setup.costs.phase('teacher') as cost:
       states = jax.block_until_ready(_states(teacher, privileged, completions))
