@@ -42,7 +42,8 @@ _ZERO = {
     'ClassIncrementalConfig.late ClassIncrementalConfig.text_weight '
     'TrainingConfig.weight_decay TrainingConfig.warmup TrainingConfig.decay '
     'FinetuneConfig.weight_decay RecurrenceConfig.ponder '
-    'RecallConfig.rewritten TranslationConfig.false_friends'
+    'RecallConfig.rewritten ChainsConfig.distractors '
+    'ChainsBaseConfig.distractors TranslationConfig.false_friends'
   ),
   'never': 'LevelConfig.chunk LevelConfig.sleep_every',
   'nothing is learnt: a control': (
@@ -62,7 +63,8 @@ _ZERO = {
     'SeedingConfig.router_weight SeedingConfig.beta '
     'SeedingConfig.least_fresh '
     'DreamingConfig.random_expert FinetuneConfig.ewc_lambda '
-    'FinetuneConfig.ewc_decay'
+    'FinetuneConfig.ewc_decay GRPOConfig.kl OPSDConfig.beta '
+    'OPSDConfig.teacher_rate'
   ),
   'every difference counts': (
     'SeedingConfig.contradicted WakeConfig.contradicted '

@@ -5,7 +5,8 @@ the faster one is consolidated with rollouts of its own, and then it dreams.
 With one, two nights of another way to live (`VARIANTS`): `recurrent` is a
 hybrid on `rule110`; `backbone` a Llama of which the layers next to the
 embedding never change, as with public models; `ttt`, `seal` and
-`finetune_passage` learn `bulletins`, the others `facts`.
+`finetune_passage` learn `bulletins`, `grpo` and `opsd` `modular_chains`, the
+others `facts`.
 """
 
 import ml_collections
@@ -13,6 +14,7 @@ import ml_collections
 from experiments.configs import bulletins
 from experiments.configs import common
 from experiments.configs import facts
+from experiments.configs import reasoning
 from experiments.configs import rule110
 from sleep_jax import config
 
@@ -21,7 +23,8 @@ _FACTS = (
   *('distilled_replay', 'experience_replay', 'cartridge', 'rag'),
 )
 _DREAMING = ('ttt', 'seal', 'finetune_passage')
-VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING)
+_SOLVING = ('grpo', 'opsd')
+VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING, *_SOLVING)
 _ARMS = {
   'wake_only': common.WAKE_ONLY,
   'replay_archive': dict(
@@ -31,6 +34,8 @@ _ARMS = {
   ),
   'cartridge': dict(learner_config=dict(tokens=8)),
   'rag': dict(learner_config=dict(top=1)),
+  'grpo': dict(learner_config=dict(group=2, kl=0.1)),
+  'opsd': dict(learner_config=dict(teacher='average')),
   'distilled_replay': dict(
     wake=dict(rehearsed=2),
     sleep=dict(dreams=16, archive=8, archive_base=4, teacher_top_k=8),
@@ -49,6 +54,8 @@ def get_config(learner: str = '') -> ml_collections.ConfigDict:
     c, arm = _recurrent(), 'recurrent_training'
   elif learner == 'backbone':
     c, arm = _backbone(), 'sleep'
+  elif learner in _SOLVING:
+    c, arm = _chains(), learner
   else:
     c, arm = _facts(), learner
   c.name = f'small_life_{learner}' if learner else 'small_life'
@@ -63,6 +70,17 @@ def get_config(learner: str = '') -> ml_collections.ConfigDict:
 def _facts() -> ml_collections.ConfigDict:
   c = facts.get_config()
   c.task.update(episodes=2, rows=16, probes=1)
+  return c
+
+
+def _chains() -> ml_collections.ConfigDict:
+  """Fresh weights solve nothing; a reference and a teacher make updates."""
+  c = reasoning.get_config()
+  c.base = ''
+  c.task.update(episodes=2, problems=4, reads=1, depths=(1, 1))
+  c.task.update(old=(1, 1), out_of_range=(1, 1), eval_problems=2, samples=2)
+  c.model.update(dim=16, layers=1, unroll=1)
+  c.finetune.update(batch=4)
   return c
 
 

@@ -50,7 +50,10 @@ class FakeStudent:
       np.array(exact, bool), np.full(n, self._logprob), np.arange(n) / n
     )
 
-  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
+  def complete(
+    self, prompts: list[list[int]], max_new: int, seed: int | None = None
+  ) -> list[list[int]]:
+    del seed
     self.prompts.extend(prompts)
     return [self._complete(p)[:max_new] for p in prompts]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from sleep_jax import config
 from sleep_jax.data import contexts as contexts_lib
+from sleep_jax.data import problems as problems_lib
 from sleep_jax.data import windows
 
 _BLOCK = 1024  # Rows drawn at a time of a stream that is wanted whole.
@@ -59,12 +60,14 @@ class Experience:
   weight: `[N, T]` float32, weight of each token as a target; 0 on padding.
   contexts: those of the stream, for the dreams of the next night.
   frames: of the stream's documents, see `Frame`.
+  problems: those that the rows solve, where a learner may solve them itself.
   """
 
   tokens: np.ndarray
   weight: np.ndarray
   contexts: tuple[contexts_lib.Context, ...] = ()
   frames: tuple[Frame, ...] = ()
+  problems: problems_lib.Problems | None = None
 
   def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weight) of all rows, as one block; `rows` has no effect."""

@@ -49,10 +49,15 @@ def groups(tree: at.Tree, size: int) -> at.Tree:
 
 
 def prompt_rows(
-  pairs: list[tuple[contexts.TokenIds, contexts.TokenIds]], pad: int
+  pairs: list[tuple[contexts.TokenIds, contexts.TokenIds]],
+  pad: int,
+  width: int = 0,
 ) -> contexts.TrainingRows:
-  """(prompt, completion) pairs as rows; the completions are the targets."""
-  longest = max(len(a) + len(b) for a, b in pairs)
+  """(prompt, completion) pairs as rows; the completions are the targets.
+
+  Rows have `width` tokens, or as many as the longest pair needs.
+  """
+  longest = width or max(len(a) + len(b) for a, b in pairs)
   tokens = np.full((len(pairs), -(-longest // MULTIPLE) * MULTIPLE), pad)
   weight = np.zeros(tokens.shape, np.float32)
   for i, (prompt, completion) in enumerate(pairs):

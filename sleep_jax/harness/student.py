@@ -22,9 +22,11 @@ class Student:
     """Closed-book answers, scored against `answers`."""
     return self.learner.respond(self.life, prompts, answers)
 
-  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
-    """Greedy completions of at most `max_new` tokens."""
-    return self.learner.complete(self.life, prompts, max_new)
+  def complete(
+    self, prompts: list[list[int]], max_new: int, seed: int | None = None
+  ) -> list[list[int]]:
+    """Completions of at most `max_new` tokens, greedy or drawn by `seed`."""
+    return self.learner.complete(self.life, prompts, max_new, seed)
 
   def study(
     self, requests: list[contexts.StudyRequest]

@@ -136,16 +136,21 @@ class Learner:
     )
 
   def complete(
-    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    max_new: int,
+    seed: int | None = None,
   ) -> list[list[int]]:
-    """What follows each prompt, greedily: at most `max_new` tokens.
+    """What follows each prompt: at most `max_new` tokens.
 
-    A completion that ended has the tokenizer's stop token as its last.
+    A completion that ended has the tokenizer's stop token as its last. Without
+    a `seed` it is greedy; else drawn at temperature 1.
 
     Raises:
       ConfigError: a prompt is empty, or too long for `model.max_len`.
     """
-    return self._complete(life.model.merged(), prompts, max_new)
+    return self._complete(life.model.merged(), prompts, max_new, seed=seed)
 
   def _complete(
     self,
@@ -153,15 +158,17 @@ class Learner:
     prompts: list[list[int]],
     max_new: int,
     prefix: prefix_lib.Prefix | None = None,
+    seed: int | None = None,
   ) -> list[list[int]]:
     """`complete` of a model, which may have read a prefix."""
     tokenizer, completions = self.setup.tokenizer, []
     sampler = sampling.SamplerConfig(
       max_new=max_new,
-      temperature=0.0,
+      temperature=0.0 if seed is None else 1.0,
       stop=tokenizer.stop,
       pad=tokenizer.pad,
     )
+    key = jax.random.key(seed or 0)
     rows = len(prompts)
     if prefix is not None:
       rows = prefix.batch_size(rows)
@@ -170,7 +177,7 @@ class Learner:
         completions += sampling.complete(
           model,
           prompts[start : start + rows],
-          jax.random.key(0),  # Greedy: nothing is drawn.
+          jax.random.fold_in(key, start),
           sampler,
           prefix,
         )

@@ -162,10 +162,15 @@ class Cartridge(base.Learner):
     )
 
   def complete(
-    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    max_new: int,
+    seed: int | None = None,
   ) -> list[list[int]]:
-    """Greedy completions behind the prefix."""
-    return self._complete(life.model, prompts, max_new, self.prefix(life))
+    """Completions behind the prefix."""
+    prefix = self.prefix(life)
+    return self._complete(life.model, prompts, max_new, prefix, seed)
 
   def study(
     self, life: life_lib.Life, requests: list[contexts.StudyRequest]

@@ -133,12 +133,16 @@ class InContext(base.Learner):
     )
 
   def complete(
-    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    max_new: int,
+    seed: int | None = None,
   ) -> list[list[int]]:
-    """Greedy completions with the context before every prompt."""
+    """Completions with the context before every prompt."""
     longest = max(map(len, prompts), default=0) + max_new
     prefix, prompts = self._read_context(life, prompts, longest)
-    return self._complete(life.model, prompts, max_new, prefix)
+    return self._complete(life.model, prompts, max_new, prefix, seed)
 
   def _bos(self) -> list[int]:
     """What stands once before all documents, and is no part of any."""

@@ -158,9 +158,14 @@ class Klda(base.Learner):
     )
 
   def complete(
-    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    max_new: int,
+    seed: int | None = None,
   ) -> list[list[int]]:
     """The likeliest class of each prompt, cut to `max_new` tokens."""
+    del seed  # Nothing is drawn.
     state = jax.tree.map(np.asarray, life.learner_state)
     if not (classes := _classes(state)):
       return [[] for _ in prompts]

@@ -79,11 +79,15 @@ class Rag(in_context.InContext):
     )
 
   def complete(
-    self, life: life_lib.Life, prompts: list[list[int]], max_new: int
+    self,
+    life: life_lib.Life,
+    prompts: list[list[int]],
+    max_new: int,
+    seed: int | None = None,
   ) -> list[list[int]]:
-    """Greedy completions with the retrieved pieces before every prompt."""
+    """Completions with the retrieved pieces before every prompt."""
     prompts = self._retrieve(self.pieces_of(life), prompts, max_new)
-    return self._complete(life.model, prompts, max_new, None)
+    return self._complete(life.model, prompts, max_new, seed=seed)
 
   def study(
     self, life: life_lib.Life, requests: list[contexts.StudyRequest]

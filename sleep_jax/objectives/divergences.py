@@ -23,11 +23,16 @@ from sleep_jax.models import token_logits
 Divergence = Callable[[at.Array, at.Array], jax.Array]
 
 
-def forward_kl(teacher: at.Array, student: at.Array) -> jax.Array:
-  """KL(teacher || student) of logits `[..., V]` -> `[...]`; mass-covering."""
+def _forward_terms(teacher: at.Array, student: at.Array) -> jax.Array:
+  """What each token of the vocabulary adds to `forward_kl`."""
   log_t = jax.nn.log_softmax(teacher, axis=-1)
   log_s = jax.nn.log_softmax(student, axis=-1)
-  return jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
+  return jnp.exp(log_t) * (log_t - log_s)
+
+
+def forward_kl(teacher: at.Array, student: at.Array) -> jax.Array:
+  """KL(teacher || student) of logits `[..., V]` -> `[...]`; mass-covering."""
+  return jnp.sum(_forward_terms(teacher, student), axis=-1)
 
 
 def reverse_kl(teacher: at.Array, student: at.Array) -> jax.Array:
@@ -35,27 +40,66 @@ def reverse_kl(teacher: at.Array, student: at.Array) -> jax.Array:
   return forward_kl(student, teacher)
 
 
-def jsd(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
-  """beta KL(T || M) + (1-beta) KL(S || M) with M = beta T + (1-beta) S."""
+def _jsd_terms(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
+  """What each token of the vocabulary adds to `jsd`."""
   log_t = jax.nn.log_softmax(teacher, axis=-1)
   log_s = jax.nn.log_softmax(student, axis=-1)
   log_m = jnp.logaddexp(log_t + jnp.log(beta), log_s + jnp.log1p(-beta))
-  kl_t = jnp.sum(jnp.exp(log_t) * (log_t - log_m), axis=-1)
-  kl_s = jnp.sum(jnp.exp(log_s) * (log_s - log_m), axis=-1)
-  return beta * kl_t + (1.0 - beta) * kl_s
+  of_teacher = jnp.exp(log_t) * (log_t - log_m)
+  of_student = jnp.exp(log_s) * (log_s - log_m)
+  return beta * of_teacher + (1.0 - beta) * of_student
 
 
-def divergence(name: str, beta: float) -> Divergence:
-  """The divergence of this name; `beta` is that of `jsd`."""
-  return config.lookup(
+def jsd(teacher: at.Array, student: at.Array, beta: float) -> jax.Array:
+  """beta KL(T || M) + (1-beta) KL(S || M) with M = beta T + (1-beta) S."""
+  return jnp.sum(_jsd_terms(teacher, student, beta), axis=-1)
+
+
+def divergence(
+  name: str,
+  beta: float,
+  clip: float | None = None,
+  where: str = 'sleep.divergence',
+) -> Divergence:
+  """The divergence of this name.
+
+  Args:
+    name: of it.
+    beta: that of `jsd`.
+    clip: most that one token of the vocabulary may add (OPSD), so that the sum
+      may be negative; None: as much as it does.
+    where: the setting that gave the name, for the message.
+  """
+  terms = config.lookup(
     name,
     {
-      'forward_kl': forward_kl,
-      'reverse_kl': reverse_kl,
-      'jsd': lambda t, s: jsd(t, s, beta),
+      'forward_kl': _forward_terms,
+      'reverse_kl': lambda t, s: _forward_terms(s, t),
+      'jsd': lambda t, s: _jsd_terms(t, s, beta),
     },
-    'sleep.divergence',
+    where,
   )
+
+  def measure(teacher: at.Array, student: at.Array) -> jax.Array:
+    of_tokens = terms(teacher, student)
+    if clip is not None:
+      of_tokens = jnp.minimum(of_tokens, clip)
+    return jnp.sum(of_tokens, axis=-1)
+
+  return measure
+
+
+def check_beta(name: str, beta: float, section: str) -> None:
+  """Refuses a `beta` of `jsd` at which it vanishes.
+
+  Raises:
+    ConfigError: naming it.
+  """
+  if name == 'jsd' and not 0.01 <= beta <= 0.99:
+    raise config.ConfigError(
+      f'{section}.beta={beta}: the generalised JSD vanishes near 0 and 1; use '
+      'divergence=forward_kl or reverse_kl there.'
+    )
 
 
 def chunked(

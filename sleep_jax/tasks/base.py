@@ -18,10 +18,17 @@ class Student(Protocol):
     """Closed-book answers to N prompts, scored against N `answers`."""
     ...
 
-  def complete(self, prompts: list[list[int]], max_new: int) -> list[list[int]]:
-    """Greedy completions of N prompts, at most `max_new` tokens each.
+  def complete(
+    self, prompts: list[list[int]], max_new: int, seed: int | None = None
+  ) -> list[list[int]]:
+    """Completions of N prompts, at most `max_new` tokens each.
 
     Where a completion ended, its last token is the tokenizer's stop token.
+
+    Args:
+      prompts: token ids.
+      max_new: tokens of the longest.
+      seed: None: greedy; else they are drawn at temperature 1 by this seed.
     """
     ...
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from sleep_jax.config import base
+from sleep_jax.objectives import divergences
 
 _CHOICES = dict(
   teachers=('current', 'current+previous'),
@@ -172,11 +173,7 @@ class SeedingConfig:
         f'sleep.chat_dreams={self.chat_dreams} and sleep.day_dreams='
         f'{self.day_dreams} are shares of one whole; lower one of them.'
       )
-    if self.divergence == 'jsd' and not 0.01 <= self.beta <= 0.99:
-      raise base.ConfigError(
-        f'sleep.beta={self.beta}: the generalised JSD vanishes near 0 and 1;'
-        ' use divergence=forward_kl or reverse_kl there.'
-      )
+    divergences.check_beta(self.divergence, self.beta, 'sleep')
 
   @property
   def uses_rollouts(self) -> bool:

@@ -1,0 +1,51 @@
+"""Pretrains the base model of `modular_chains`: shallow problems, and copies.
+
+Every second row is a problem of depth 1 to 4 and its solution; the others show
+the solution of one of depth 1 to 6 and ask for it again. So the base solves
+shallow problems, and with the solution before it (`accuracy_privileged`) deeper
+ones too, which is what its teacher has to teach. Cost: about 20 minutes on one
+CPU core.
+
+  python -m experiments.run --config=experiments/configs/base_chains.py
+"""
+
+import ml_collections
+
+from experiments.configs import common
+from sleep_jax import config
+from sleep_jax.tasks import modular_chains
+
+_STEPS, _BATCH, _EVALS = 6000, 8, 4
+
+
+def model() -> common.Config:
+  """The backbone of every experiment on `modular_chains`."""
+  return ml_collections.ConfigDict(
+    dict(
+      vocab=modular_chains.build_tokenizer().vocab,
+      dim=64,
+      layers=3,
+      heads=4,
+      unroll=3,
+      max_len=160,
+      levels=tuple(
+        common.settings(config.LevelConfig, hidden=128) for _ in range(2)
+      ),
+    )
+  )
+
+
+def get_config() -> common.Config:
+  """Settings of the recipe."""
+  c = common.corpus(
+    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=2.5e-3
+  )
+  c.task = common.settings(
+    modular_chains.ChainsBaseConfig,
+    episodes=_EVALS,
+    rows=_STEPS * _BATCH // _EVALS,
+    eval_problems=32,
+    samples=2,
+  )
+  c.task.name = 'modular_chains_base'
+  return c

@@ -1,0 +1,374 @@
+"""`modular_chains`: chains of assignments modulo 23, solved line by line.
+
+A problem defines variables in any order, some of which the question does not
+need; its solution has a line for each step, and then the answer:
+
+  d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
+  a 7 ; b 7 + 5 = 12 ; d 12 * 3 = 13 ; ! 13 .
+
+The number of steps is the problem's depth. A privileged prompt shows the
+solution first, and asks for one's own:
+
+  (the problem) ? d given a 7 ; b 7 + 5 = 12 ; ... ! 13 . own
+
+The base has solved shallow problems, and copied the solutions of deeper ones
+(`modular_chains_base`); an episode brings new problems of the depths in
+between. The evaluation is of those depths, of deeper ones and of shallow ones.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sleep_jax import config
+from sleep_jax.data import contexts
+from sleep_jax.data import experience as experience_lib
+from sleep_jax.data import padding
+from sleep_jax.data import problems as problems_lib
+from sleep_jax.data import tokenizers
+from sleep_jax.tasks import base as task_lib
+
+MODULUS = 23
+_NAMES = 'abcdefghijklmnopqrstuvwxyz'
+_MARKS = '= + * ; ? : ! . given own'.split()
+_SLACK = 8  # Tokens that a completion may have beyond the longest solution.
+_PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
+# Second entry of the seed of a generator.
+_TRAIN, _EVAL, _ORDER, _STREAM, _SAMPLES = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainsConfig:
+  """Depths (first and last), and sizes of an episode and of the evaluation."""
+
+  episodes: config.Count = 4
+  problems: config.Count = 128  # New ones of an episode.
+  reads: config.Count = 1  # Times that an episode's rows have each of them.
+  depths: tuple[int, int] = (5, 6)  # Of the episodes.
+  out_of_range: tuple[int, int] = (7, 8)
+  old: tuple[int, int] = (1, 4)  # Those that the base has solved.
+  distractors: int = 2  # Definitions that the question does not need.
+  eval_problems: config.Count = 64  # Of each of the three ranges.
+  samples: config.Count = 16  # k of avg@k and pass@k, at temperature 1.
+
+  def __post_init__(self):
+    for name in ('depths', 'out_of_range', 'old'):
+      first, last = getattr(self, name)
+      if not 1 <= first <= last:
+        raise config.ConfigError(
+          f'task.{name}={(first, last)} must be two depths, 1 <= first <= last.'
+        )
+      object.__setattr__(self, name, (first, last))
+      needed = last + 1 + self.distractors
+      if needed > len(_NAMES):
+        raise config.ConfigError(
+          f'task.{name}={(first, last)} and task.distractors='
+          f'{self.distractors} need {needed} variables, and there are '
+          f'{len(_NAMES)}; lower one of them.'
+        )
+
+  @property
+  def length(self) -> int:
+    """Tokens of a row: a problem and its solution."""
+    depth = self.depths[1]
+    size = _prompt_length(depth, self.distractors) + _solution_length(depth)
+    return -(-size // padding.MULTIPLE) * padding.MULTIPLE
+
+
+def _prompt_length(depth: int, distractors: int) -> int:
+  return 1 + 3 + 5 * (depth + distractors) + 3
+
+
+def _solution_length(depth: int) -> int:
+  return 3 + 7 * depth + 3
+
+
+def build_tokenizer() -> tokenizers.WordTokenizer:
+  """Numbers, variables and marks."""
+  numbers = [str(i) for i in range(MODULUS)]
+  return tokenizers.WordTokenizer(
+    [*numbers, *_NAMES, *_MARKS], separator=';', stop='.'
+  )
+
+
+def draw_problem(
+  rng: np.random.Generator, depth: int, distractors: int
+) -> tuple[str, str, int]:
+  """The text of a problem up to the question, its solution, and the answer.
+
+  A distractor is a number, or continues from a variable of the chain; no other
+  definition has it as its operand.
+  """
+  names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
+  chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
+  value = int(rng.integers(MODULUS))
+  definitions = [f'{chain[0]} {value} ;']
+  lines = list(definitions)
+  for before, name in zip(chain, chain[1:], strict=False):
+    sign, number = _operation(rng)
+    definitions.append(f'{name} {before} {sign} {number} ;')
+    result = value + number if sign == '+' else value * number
+    lines.append(f'{name} {value} {sign} {number} = {result % MODULUS} ;')
+    value = result % MODULUS
+  for name in rest:
+    if rng.random() < 0.5:
+      definitions.append(f'{name} {rng.integers(MODULUS)} ;')
+      continue
+    sign, number = _operation(rng)
+    operand = chain[rng.integers(depth + 1)]
+    definitions.append(f'{name} {operand} {sign} {number} ;')
+  shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
+  text = ' '.join([*shuffled, '?', chain[-1]])
+  return text, ' '.join([*lines, '!', str(value), '.']), value
+
+
+def _operation(rng: np.random.Generator) -> tuple[str, int]:
+  """A sign and a number; each maps what is before it one to one."""
+  if rng.random() < 0.5:
+    return '+', int(rng.integers(1, MODULUS))
+  return '*', int(rng.integers(2, MODULUS))
+
+
+class _Generator:
+  """Problems of some depths, as token ids."""
+
+  def __init__(self, distractors: int):
+    self.tokenizer = build_tokenizer()
+    self._distractors = distractors
+    self._answer = self.tokenizer.encode('!')[0]
+    self._first_number = self.tokenizer.encode('0')[0]
+
+  def draw(
+    self,
+    rng: np.random.Generator,
+    depths: tuple[int, int],
+    count: int,
+    taken: set[str],
+  ) -> problems_lib.Problems:
+    """`count` problems that are not `taken`, to which they are added."""
+    encode, bos = self.tokenizer.encode, self.tokenizer.bos
+    prompts, privileged, solutions, answers = [], [], [], []
+    while len(prompts) < count:
+      depth = int(rng.integers(depths[0], depths[1] + 1))
+      text, solution, answer = draw_problem(rng, depth, self._distractors)
+      if text in taken:
+        continue
+      taken.add(text)
+      prompts.append([bos, *encode(f'{text} :')])
+      privileged.append([bos, *encode(f'{text} given {solution} own')])
+      solutions.append(encode(solution))
+      answers.append(answer)
+    return problems_lib.Problems(
+      *(prompts, privileged, solutions, answers),
+      read=self.read,
+      max_new=_solution_length(depths[1]) + _SLACK,
+      stop=self.tokenizer.stop,
+    )
+
+  def read(self, completion: contexts.TokenIds) -> int | None:
+    """The number after the last answer mark; None where there is none."""
+    for mark, token in reversed(list(zip(completion, completion[1:]))):
+      if mark == self._answer:
+        number = token - self._first_number
+        return number if 0 <= number < MODULUS else None
+    return None
+
+
+class ModularChains(task_lib.Task):
+  """The task; see the module's docstring."""
+
+  name = 'modular_chains'
+  Config = ChainsConfig
+  columns = (
+    *('accuracy', 'pass', 'accuracy_out', 'pass_out', 'accuracy_old'),
+    *('entropy', 'tokens', 'truncated', 'unreadable'),
+  )
+  headline = ('accuracy', 'accuracy_out', 'accuracy_old')
+
+  def __init__(self, cfg: ChainsConfig, seed: int):
+    self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
+    self._generator = _Generator(cfg.distractors)
+    self.tokenizer = self._generator.tokenizer
+    self._taken: set[str] = set()
+    rng = np.random.default_rng([seed, _EVAL])
+    self.evaluated = {
+      suffix: self._generator.draw(rng, depths, cfg.eval_problems, self._taken)
+      for suffix, depths in (
+        ('', cfg.depths),
+        ('_out', cfg.out_of_range),
+        ('_old', cfg.old),
+      )
+    }
+
+  def problems(self, episode: int) -> problems_lib.Problems:
+    """Those of an episode; none is of the evaluation."""
+    rng = np.random.default_rng([self._seed, _TRAIN, episode])
+    return self._generator.draw(
+      rng, self.cfg.depths, self.cfg.problems, set(self._taken)
+    )
+
+  def experience(self, episode: int) -> experience_lib.Experience:
+    """Problems with their solutions in random order; these are the targets."""
+    cfg, problems = self.cfg, self.problems(episode)
+    rng = np.random.default_rng([self._seed, _ORDER, episode])
+    rows = padding.prompt_rows(
+      list(zip(problems.prompts, problems.solutions, strict=True)),
+      self.tokenizer.pad,
+      width=cfg.length,
+    )
+    order = [rng.permutation(len(problems)) for _ in range(cfg.reads)]
+    index = np.concatenate(order)
+    return experience_lib.Experience(
+      rows.tokens[index], rows.weight[index], problems=problems
+    )
+
+  def evaluate(
+    self, student: task_lib.Student, episode: int
+  ) -> experience_lib.EvalResult:
+    """Scores by depth: `_out` is deeper than the episodes', `_old` shallower.
+
+    accuracy: avg@k, the share of k samples at temperature 1 that are right.
+    pass: pass@k, the share of problems of which one sample is.
+    tokens: mean length of a sample.
+    truncated, unreadable: shares of samples without an end, and an answer.
+    entropy: nats per token, estimated by the log-probability of the samples.
+    """
+    del episode
+    metrics = {}
+    for number, (suffix, problems) in enumerate(self.evaluated.items()):
+      scores = score(
+        student,
+        (problems, problems.prompts),
+        self.cfg.samples,
+        self._sample_seed(number),
+      )
+      metrics |= {f'{name}{suffix}': x for name, x in scores.items()}
+    return experience_lib.EvalResult([], metrics)
+
+  def _sample_seed(self, number: int) -> int:
+    """Of the samples of evaluation `number`, the same after every episode."""
+    rng = np.random.default_rng([self._seed, _SAMPLES, number])
+    return int(rng.integers(2**31))
+
+
+def score(
+  student: task_lib.Student,
+  asked: tuple[problems_lib.Problems, list[contexts.TokenIds]],
+  samples: int,
+  seed: int,
+) -> dict[str, float]:
+  """Metrics of k samples of each problem, see `ModularChains.evaluate`.
+
+  Args:
+    student: who is asked.
+    asked: the problems, and the prompts by which they are asked.
+    samples: k.
+    seed: of the samples.
+  """
+  problems, prompts = asked
+  index = np.repeat(np.arange(len(problems)), samples)
+  completions = student.complete(
+    [prompts[i] for i in index], problems.max_new, seed=seed
+  )
+  grades = problems.grade(index, completions)
+  right = grades.right.reshape(-1, samples)
+  first = completions[::samples]
+  logprob = student.respond(prompts, first).answer_logprob
+  return {
+    'accuracy': float(right.mean()),
+    'pass': float(right.any(axis=1).mean()),
+    'tokens': float(np.mean([len(tokens) for tokens in completions])),
+    'truncated': float(grades.truncated.mean()),
+    'unreadable': float(grades.unreadable.mean()),
+    'entropy': float(-logprob.sum() / max(1, sum(map(len, first)))),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainsBaseConfig(ChainsConfig):
+  """Size of an episode of the base's training."""
+
+  rows: config.Count = 12_800
+
+  @property
+  def length(self) -> int:
+    """Tokens of a row: a privileged prompt and a solution."""
+    depth = self.depths[1]
+    size = _prompt_length(depth, self.distractors) + 1
+    size += 2 * _solution_length(depth)
+    return -(-size // padding.MULTIPLE) * padding.MULTIPLE
+
+
+class ModularChainsBase(ModularChains):
+  """What the base of `modular_chains` is trained on.
+
+  Every second row has shallow problems with their solutions, as many as fit.
+  The others are a problem of any depth but those `out_of_range`, with a
+  privileged prompt: there the second solution alone is a target, so that no
+  deep problem is ever solved.
+  """
+
+  name = 'modular_chains_base'
+  Config = ChainsBaseConfig
+  columns = (
+    *('accuracy_old', 'accuracy', 'accuracy_out'),
+    *('accuracy_privileged', 'entropy', 'truncated'),
+  )
+  headline = ('accuracy', 'accuracy_privileged')
+
+  def experience(self, episode: int) -> experience_lib.LazyExperience:
+    """Rows of both kinds, drawn while they are read."""
+    return experience_lib.LazyExperience(
+      self.cfg.rows, self._draw, (self._seed, _STREAM, episode)
+    )
+
+  def _draw(
+    self, rng: np.random.Generator, rows: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    cfg, taken = self.cfg, set(self._taken)
+    copied = rows // 2
+    depths = cfg.old[0], cfg.depths[1]
+    shown = self._generator.draw(rng, depths, copied, taken)
+    copies = padding.prompt_rows(
+      list(zip(shown.privileged, shown.solutions, strict=True)),
+      self.tokenizer.pad,
+      width=cfg.length,
+    )
+    tokens = np.full((rows, cfg.length), self.tokenizer.pad, np.int32)
+    weight = np.zeros(tokens.shape, np.float32)
+    order = rng.permutation(rows)
+    tokens[order[:copied]], weight[order[:copied]] = (
+      copies.tokens,
+      copies.weight,
+    )
+    for row in order[copied:]:
+      end = 0
+      while True:
+        one = self._generator.draw(rng, cfg.old, 1, taken)
+        prompt, solution = one.prompts[0], one.solutions[0]
+        start, end = end, end + len(prompt) + len(solution)
+        if end > cfg.length:
+          break
+        tokens[row, start:end] = prompt + solution
+        weight[row, start:end] = _PROMPT_WEIGHT
+        weight[row, start + len(prompt) : end] = 1.0
+    return tokens, weight
+
+  def evaluate(
+    self, student: task_lib.Student, episode: int
+  ) -> experience_lib.EvalResult:
+    """As `ModularChains`, and `_privileged`: who has seen the solution.
+
+    That is the teacher of OPSD as training begins; it can teach what it has
+    beyond `accuracy`.
+    """
+    result = super().evaluate(student, episode)
+    problems = self.evaluated['']
+    shown = score(
+      student,
+      (problems, problems.privileged),
+      self.cfg.samples,
+      self._sample_seed(len(self.evaluated)),
+    )
+    metrics = {f'{name}_privileged': x for name, x in shown.items()}
+    return experience_lib.EvalResult([], result.metrics | metrics)

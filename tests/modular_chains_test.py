@@ -1,0 +1,175 @@
+"""`modular_chains`: problems against an interpreter, grades, what base sees."""
+
+import numpy as np
+import pytest
+
+from sleep_jax import config
+from sleep_jax import tasks
+from sleep_jax.tasks import modular_chains
+from tests import students
+
+SMALL = dict(episodes=2, problems=12, eval_problems=6, samples=4)
+
+
+def task(**changes) -> modular_chains.ModularChains:
+  return tasks.build('modular_chains', SMALL | changes, seed=1)
+
+
+def interpret(text: str) -> tuple[int, set[str]]:
+  """The value of a problem's question, and the variables that it needs."""
+  *statements, question = text.replace(':', '').split(';')
+  statements = (s.split() for s in statements)
+  meaning = {name: ' '.join(rest) for name, *rest in statements}
+  needed = set()
+
+  def value(name: str) -> int:
+    needed.add(name)
+    words = [
+      str(value(w)) if w in meaning else w for w in meaning[name].split()
+    ]
+    return eval(' '.join(words)) % 23  # pylint: disable=eval-used
+
+  return value(question.split()[1]), needed
+
+
+def test_solutions_are_what_an_interpreter_finds():
+  t = task()
+  problems, words = t.problems(0), t.tokenizer
+  for prompt, solution, answer in zip(
+    problems.prompts, problems.solutions, problems.answers, strict=True
+  ):
+    value, needed = interpret(words.decode(prompt[1:]))
+    assert value == answer and len(needed) in (6, 7)
+    *lines, end = words.decode(solution).split(' ; ')
+    assert end == f'! {value} .'
+    assert {line.split()[0] for line in lines} == needed
+    for line in lines[1:]:  # The first assigns a number.
+      left, right = line.split(' ', 1)[1].split(' = ')
+      assert eval(left) % 23 == int(right)  # pylint: disable=eval-used
+
+
+def test_depths_are_those_of_the_config():
+  t = task(depths=(2, 2), out_of_range=(9, 9), distractors=3)
+  for suffix, depth in (('', 2), ('_out', 9)):
+    for prompt in t.evaluated[suffix].prompts:
+      text = t.tokenizer.decode(prompt[1:])
+      assert text.count(';') == depth + 1 + 3
+      assert len(interpret(text)[1]) == depth + 1
+
+
+def test_no_problem_of_an_episode_is_evaluated():
+  """Even where there are so few that each would be drawn again."""
+  t = task(depths=(1, 1), distractors=0, problems=64)
+  asked = {tuple(p) for p in t.evaluated[''].prompts}
+  told = [tuple(p) for i in range(2) for p in t.problems(i).prompts]
+  assert not asked & set(told) and len(asked) == 6
+  again = task(depths=(1, 1), distractors=0, problems=64)
+  assert again.problems(1).prompts == t.problems(1).prompts
+  assert t.problems(0).prompts != t.problems(1).prompts
+
+
+def test_a_privileged_prompt_shows_the_solution():
+  t = task()
+  problems = t.problems(0)
+  given, own = (t.tokenizer.encode(x) for x in ('given', 'own'))
+  for i, prompt in enumerate(problems.privileged):
+    assert prompt == [*problems.prompts[i][:-1], *given, *problems.solutions[i],
+                      *own]  # fmt: skip
+
+
+def test_rows_are_problems_with_solutions_as_targets():
+  t = task(reads=3)
+  day = t.experience(0)
+  assert day.tokens.shape == (36, t.cfg.length)
+  assert day.problems is not None
+  rows = [x[x > 0].tolist() for x in day.tokens]
+  pairs = list(zip(day.problems.prompts, day.problems.solutions, strict=True))
+  assert sorted(rows) == sorted(3 * [p + s for p, s in pairs])
+  for tokens, weight in zip(day.tokens, day.weight, strict=True):
+    text = t.tokenizer.decode(tokens[weight > 0].tolist())
+    assert text.startswith(
+      t.tokenizer.decode(tokens.tolist()).split(': ')[1][:9]
+    )
+    assert text.endswith('.')
+
+
+@pytest.mark.parametrize(
+  'text, right, truncated, unreadable',
+  [
+    ('a 7 ; ! 7 .', True, False, False),
+    ('! 3 ; ! 7 .', True, False, False),  # The last one counts.
+    ('! 7 ; ! 3 .', False, False, False),
+    ('! 7', True, True, False),
+    ('a 7 ;', False, True, True),
+    ('! .', False, False, True),
+    ('.', False, False, True),
+    ('! 7 ; !', True, True, False),  # Nothing follows the last mark.
+    ('! 7 ; ! a .', False, False, True),
+  ],
+)
+def test_grades(text, right, truncated, unreadable):
+  t = task()
+  problems = t.problems(0)
+  problems.answers[4] = 7
+  grades = problems.grade(np.array([4]), [t.tokenizer.encode(text)])
+  assert grades.right.tolist() == [right]
+  assert grades.truncated.tolist() == [truncated]
+  assert grades.unreadable.tolist() == [unreadable]
+
+
+def test_scores_are_avg_and_pass_at_k():
+  """A student that is right in one of four samples of every second problem."""
+  t = task()
+  solutions = {
+    tuple(p): s
+    for x in t.evaluated.values()
+    for p, s in zip(x.prompts, x.solutions, strict=True)
+  }
+  calls = {}
+
+  def complete(prompt):
+    number = list(solutions).index(tuple(prompt))
+    calls[number] = calls.get(number, -1) + 1
+    right = number % 2 == 0 and calls[number] == 2
+    return solutions[tuple(prompt)] if right else t.tokenizer.encode('a 7 ;')
+
+  student = students.FakeStudent(complete=complete, logprob=-2.0)
+  metrics = t.evaluate(student, 0).metrics
+  for suffix in ('', '_out', '_old'):
+    assert metrics[f'accuracy{suffix}'] == 1 / 8
+    assert metrics[f'pass{suffix}'] == 1 / 2
+    assert metrics[f'truncated{suffix}'] == 7 / 8
+  assert metrics['entropy'] == pytest.approx(2 / 3)  # Nats a token.
+  assert set(t.columns) <= set(metrics)
+
+
+def test_the_base_never_solves_a_deep_problem():
+  t = tasks.build('modular_chains_base', dict(rows=16, eval_problems=2), 0)
+  tokens, weight = next(t.experience(0).blocks(16))
+  words, kinds = t.tokenizer, []
+  for row, targets in zip(tokens, weight, strict=True):
+    text = words.decode(row[row > 0].tolist())
+    target = words.decode(row[targets == 1].tolist())
+    kinds.append('given' in text)
+    if kinds[-1]:
+      before, own = text.split(' own ')
+      assert target == own == before.split('given ')[1]
+      assert not (targets[targets > 0] != 1).any()
+      continue
+    for document in text.split('<bos> ')[1:]:
+      problem, solution = document.split(' : ')
+      assert len(interpret(problem)[1]) <= 5 and solution.strip() in target
+  assert sum(kinds) == 8
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(depths=(0, 3)), r'task.depths=\(0, 3\)'),
+    (dict(old=(3, 2)), r'task.old=\(3, 2\)'),
+    (dict(out_of_range=(7, 30)), 'need 33 variables, and there are 26'),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+  with pytest.raises(config.ConfigError, match=message):
+    task(**changes)
