@@ -20,22 +20,32 @@ from tests import conftest
 SETTINGS = armt.ARMTConfig(segment=5, memory=2, width=4, nu=3)
 
 
-def build(
-  settings: armt.ARMTConfig = SETTINGS, **changes
-) -> model_lib.Model:
-  """A model whose memory speaks: W_v is not 0."""
+def build(settings: armt.ARMTConfig = SETTINGS, **changes) -> model_lib.Model:
+  """A model of one level, whose memory speaks: W_v is not 0."""
+  changes = dict(levels=(config.LevelConfig(16),)) | changes
   cfg = conftest.tiny(mixers=('armt',), recurrent=settings, **changes)
   params = conftest.weights(cfg)
   keys = iter(jax.random.split(jax.random.key(7), 100))
 
   def noise(path, w):
     names = [key.key for key in path]
-    scale = 0.3 if 'recurrence' in names else 0.0
+    scale = 0.1 if 'recurrence' in names else 0.0
     scale = 1.0 if 'memory_tokens' in names else scale
     return w + scale * jax.random.normal(next(keys), w.shape)
 
   params = jax.tree_util.tree_map_with_path(noise, params)
   return model_lib.Model(cfg, params, memory_init.init_memory(cfg))
+
+
+@jax.jit
+def forward(model: model_lib.Model, tokens, **settings) -> transformer.Output:
+  with jax.default_matmul_precision('highest'):
+    return model.forward(tokens, **settings)
+
+
+def assert_close(a, b):
+  for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def norm(x, scale):
@@ -115,9 +125,7 @@ def by_the_loop(model: model_lib.Model, tokens: np.ndarray):
       if first:
         q = [phi(h @ mixer['ask']['kernel']) for h in x]
         x = x + np.array([y @ a / (y @ z + 1e-5) for y in q])
-      x = x + attention(
-        mixer, norm(x, of_layer['recurrence_norm']['scale'])
-      )
+      x = x + attention(mixer, norm(x, of_layer['recurrence_norm']['scale']))
       for j in range(1, len(cfg.levels) + 1):
         scale = of_layer[f'level_{j}_norm']['scale']
         x = x + level(of_layer[f'level_{j}'], norm(x, scale))
@@ -126,13 +134,11 @@ def by_the_loop(model: model_lib.Model, tokens: np.ndarray):
   return np.concatenate(hidden), memories
 
 
-@pytest.mark.parametrize('length', [4, 13])
-def test_segments_equal_the_plain_loop(length):
-  """Of one segment, or three of which the last is cut."""
-  model = build()
-  tokens = jax.random.randint(jax.random.key(1), (2, length), 0, 32)
-  with jax.default_matmul_precision('highest'):
-    out = jax.jit(lambda: model.forward(tokens))()
+def test_segments_equal_the_plain_loop(tokens):
+  """Three segments and one token, through two layers of two levels."""
+  levels = config.LevelConfig(16), config.LevelConfig(16)
+  model = build(levels=levels)
+  out = forward(model, tokens[:2])
   for row in range(2):
     hidden, memories = by_the_loop(model, np.asarray(tokens[row]))
     np.testing.assert_allclose(out.hidden[row], hidden, rtol=1e-4, atol=1e-5)
@@ -140,3 +146,111 @@ def test_segments_equal_the_plain_loop(length):
       assert np.abs(a).max() > 1e-2
       np.testing.assert_allclose(s[row, 0, :, :-1], a, rtol=1e-4, atol=1e-5)
       np.testing.assert_allclose(s[row, 0, :, -1], z, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [(3, 1, 12), pytest.param((1,) * 16, marks=pytest.mark.slow)],
+)
+def test_a_stream_may_come_in_any_pieces(tokens, sizes):
+  """Segments are of 5: pieces end in the middle, and are longer."""
+  model = build()
+  cache = cache_lib.init_cache(model.cfg, 4, 16, model.memory)
+  whole, parts, got, at = forward(model, tokens, cache=cache), [], cache, 0
+  for size in sizes:
+    out = forward(model, tokens[:, at : at + size], cache=got)
+    parts.append(out.logits)
+    got, at = out.cache, at + size
+  assert_close(whole.logits, np.concatenate(parts, 1))
+  assert_close(got.layers, whole.cache.layers)
+  # The states alone are what the next window begins with.
+  stream = streaming.Stream(got.layers, jnp.full(4, 16))
+  after = streaming.model_after(model, stream)
+  assert_close(after.memory.states, whole.states)
+
+
+def test_padding_changes_nothing(tokens):
+  """Rows padded in front, and in the middle, say the same."""
+  model = build()
+  place = jnp.arange(16)[None] + jnp.zeros_like(tokens)
+  plain, gap = forward(model, tokens), jnp.full((len(tokens), 2), -1)
+  padded = jnp.concatenate([gap, place[:, :4], gap, place[:, 4:]], axis=1)
+  filled = jnp.concatenate([gap, tokens[:, :4], gap, tokens[:, 4:]], axis=1)
+  out = forward(model, jnp.maximum(filled, 0), positions=padded)
+  assert_close(out.logits[:, padded[0] >= 0], plain.logits)
+  assert_close(out.states, plain.states)
+  # And a window of padding alone keeps the state to the bit.
+  assert model.memory is not None
+  model = model.with_memory(model.memory.replace(states=plain.states))
+  same = forward(model, tokens, positions=jnp.full_like(tokens, -1)).states
+  for a, b in zip(same, plain.states, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_row_knows_nothing_of_the_others(tokens):
+  model, order = build(), jnp.array([2, 0, 3, 1])
+  ours, other = forward(model, tokens), forward(model, tokens[order])
+  assert_close(ours.logits[order], other.logits)
+  assert_close(tuple(s[order] for s in ours.states), other.states)
+
+
+def test_the_last_segment_teaches_the_first():
+  """Gradients flow through segments, and nothing flows back in time."""
+  model = build(vocab=16, layers=1)
+  tokens = jnp.arange(16)[None]  # Each has a row of the embedding.
+
+  @jax.jit
+  def slope(embedding):
+    params = model.params | {'embed': {'embedding': embedding}}
+    hidden = model.replace(params=params).forward(tokens).hidden[0, 10]
+    return hidden @ jnp.arange(len(hidden))
+
+  by_token = jax.grad(slope)(model.params['embed']['embedding'])
+  largest = np.abs(by_token).max(1)
+  assert (largest[:11] > 1e-4).all()  # Two segments, and the third's first.
+  assert (largest[11:] == 0).all()
+
+
+def test_one_segment_is_plain_attention(tokens):
+  """As the mixer `attention` has it; memory tokens stand behind it."""
+  model = build()
+  cfg = dataclasses.replace(
+    model.cfg, mixers=('attention',), recurrent=config.RecurrentConfig()
+  )
+  blocks = {}
+  for i in range(cfg.layers):
+    block = dict(model.params['blocks'][f'block_{i}'])
+    mixer = block.pop('recurrence')
+    block['attention'] = {k: mixer[k] for k in 'qkvo'}
+    block['attention_norm'] = block.pop('recurrence_norm')
+    blocks[f'block_{i}'] = block
+  plain = model_lib.Model(cfg, model.params | {'blocks': blocks})
+  tokens = tokens[:, :5]
+  assert_close(forward(plain, tokens).logits, forward(model, tokens).logits)
+
+
+def test_a_fresh_memory_says_nothing(tokens):
+  """W_v begins at 0: tokens see their segment alone."""
+  model = build(layers=1)
+  model = model.replace(params=conftest.weights(model.cfg))
+  whole = forward(model, tokens[:, :10]).logits
+  assert_close(whole[:, 5:], forward(model, tokens[:, 5:10]).logits)
+
+
+@pytest.mark.slow
+def test_greedy_samples_are_the_argmax_of_the_forward_pass():
+  model = build()
+  prompts = [[3, 1, 4, 1, 5, 9, 2], [2, 7]]
+  sampler = sampling.SamplerConfig(max_new=6, temperature=0.0)
+  completions = sampling.complete(model, prompts, jax.random.key(0), sampler)
+  for prompt, completion in zip(prompts, completions, strict=True):
+    logits = model.forward(jnp.array([prompt + completion])).logits[0]
+    greedy = logits[len(prompt) - 1 : -1].argmax(-1)
+    assert greedy.tolist() == completion
+
+
+def test_all_layers_have_segments_or_none():
+  with pytest.raises(config.ConfigError, match='must be that of every layer'):
+    conftest.tiny(mixers=('armt', 'attention'))
+  with pytest.raises(config.ConfigError, match='segment'):
+    config.from_mapping(armt.ARMTConfig, dict(segment=0), 'model.recurrent')

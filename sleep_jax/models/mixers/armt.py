@@ -57,12 +57,12 @@ class State(at.Pytree):
   """What a layer carries from token to token; `s` outlives the window.
 
   s: float32, V = D + 1: A and z, with what the segment has written so far.
-  since: and of that, what the segment has.
+  start: and as the segment began; 0 where none has.
   segment: of its tokens so far, rotated key, value, and 1 where there is one.
   """
 
   s: at.Float[jax.Array, 'B 1 P V']
-  since: at.Float[jax.Array, 'B 1 P V']
+  start: at.Float[jax.Array, 'B 1 P V']
   segment: at.Float[jax.Array, 'B K S Z']
 
   @property
@@ -73,7 +73,8 @@ class State(at.Pytree):
   @property
   def began(self) -> tuple[jax.Array, jax.Array]:
     """A `[B, P, D]` and z `[B, P]` as the segment began."""
-    s = (self.s - self.since)[:, 0]
+    none = (self.count == 0)[:, None, None]
+    s = jnp.where(none, self.s[:, 0], self.start[:, 0])
     return s[..., :-1], s[..., -1]
 
 
@@ -151,7 +152,10 @@ class ARMTLayer(nn.Module):
     state: State,
     adapter: lora.Adapter | None = None,
   ) -> tuple[jax.Array, State]:
-    """Attends within the segment, T = W + M; see the class's docstring."""
+    """Attends within the segment, T = W + M; see the class's docstring.
+
+    The state is that of the piece, and not yet written to.
+    """
     del adapter  # `LayerStack` refuses it.
     c, (b, t) = self.cfg, x_BxTxD.shape[:2]
     size, memory = c.recurrent.segment, c.recurrent.memory
@@ -177,7 +181,8 @@ class ARMTLayer(nn.Module):
     s = sliding_window.scores(q, keys)
     seen = jnp.concatenate([seen, of_memory], axis=-1)
     y = sliding_window.softmax_over(s, values, seen, q, None)
-    return self.o(y.astype(x_BxTxD.dtype)), state.replace(segment=segment)
+    state = state.replace(start=_packed(*state.began), segment=segment)
+    return self.o(y.astype(x_BxTxD.dtype)), state
 
   def write(
     self, x_BxTxD: jax.Array, inputs: base.MixerInputs, state: State
@@ -189,21 +194,26 @@ class ARMTLayer(nn.Module):
     r = self.cfg.recurrent
     m = x_BxTxD[:, -r.memory :]
     with jax.default_matmul_precision('highest'):
-      a, z = written(
-        state.began,
-        dpfp(self.to_key(m), r.nu),
-        self.to_value(m),
-        nn.sigmoid(self.rate(m)),
+      s = _packed(
+        *written(
+          state.began,
+          dpfp(self.to_key(m), r.nu),
+          self.to_value(m),
+          nn.sigmoid(self.rate(m)),
+        )
       )
-    s = jnp.concatenate([a, z[..., None]], axis=-1)[:, None]
-    since = s - (state.s - state.since)
-    ends = (state.count == r.segment)[:, None, None, None]
+    goes_on = (state.count % r.segment > 0)[:, None, None, None]
     is_new = inputs.token_mask.any(1)[:, None, None, None]
     return State(
       s=jnp.where(is_new, s, state.s),
-      since=jnp.where(is_new, jnp.where(ends, 0.0, since), state.since),
-      segment=jnp.where(ends, 0.0, state.segment),
+      start=jnp.where(goes_on, state.start, 0.0),
+      segment=jnp.where(goes_on, state.segment, 0.0),
     )
+
+
+def _packed(a: jax.Array, z: jax.Array) -> jax.Array:
+  """`State.s` of A `[B, P, D]` and z `[B, P]`."""
+  return jnp.concatenate([a, z[..., None]], axis=-1)[:, None]
 
 
 def _placed(
@@ -244,7 +254,7 @@ class ARMT(base.Mixer):
     width = 2 * cfg.resolved_head_dim + 1
     return State(
       s=jnp.zeros(shape),
-      since=jnp.zeros(shape),
+      start=jnp.zeros(shape),
       segment=jnp.zeros((rows, kv_heads, r.segment, width)),
     )
 
