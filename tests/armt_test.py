@@ -165,8 +165,9 @@ def test_a_stream_may_come_in_any_pieces(tokens, sizes):
   assert_close(got.layers, whole.cache.layers)
   # The states alone are what the next window begins with.
   stream = streaming.Stream(got.layers, jnp.full(4, 16))
-  after = streaming.model_after(model, stream)
-  assert_close(after.memory.states, whole.states)
+  memory = streaming.model_after(model, stream).memory
+  assert memory is not None
+  assert_close(memory.states, whole.states)
 
 
 def test_padding_changes_nothing(tokens):
