@@ -49,17 +49,9 @@ class SegmentedStack(nn.Module):
     inputs: mixers_base.MixerInputs,
     layer_range: range | None = None,
   ) -> tuple[jax.Array, tuple[Any, ...], layer_stack.Routes]:
-    """One pass over all layers; see `LayerStack`.
-
-    Raises:
-      ConfigError: if it is over some of them.
-    """
+    """One pass over the layers, always all of them; see `LayerStack`."""
     c, r = self.cfg, self.cfg.recurrent
-    if layer_range not in (None, range(c.layers)):
-      raise config.ConfigError(
-        f'model.mixers={c.mixers} read segments through all layers, and not '
-        'some of them; leave recurrence.loop at (0, 0).'
-      )
+    assert layer_range in (None, range(c.layers))
     memory = self.param(
       'memory_tokens', nn.initializers.normal(0.02), (r.memory, c.dim)
     )
@@ -68,7 +60,7 @@ class SegmentedStack(nn.Module):
     nn.share_scope(self, inner)  # Its blocks are the model's.
     if self.is_initializing():
       return inner(*_piece(memory, x[:, :1], layers, inputs))
-    weights = {k: w for k, w in self.variables['params'].items()}
+    weights = self.variables['params']
     inner = layer_stack.LayerStack(c, self.per_layer, parent=None)
 
     def read(caches: tuple[Any, ...], piece: tuple[jax.Array, ...]) -> _Read:

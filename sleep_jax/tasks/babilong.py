@@ -41,6 +41,7 @@ _INSTRUCTION = (
   '{text}\n'
 )
 _SHORTEST = 10  # Tokens of a sentence of a book.
+_PART = 1000  # Characters that have a whole sentence, but for odd places.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def from_book(
   while room > 0:
     book = books[rng.integers(len(books))]
     start = int(rng.integers(len(book)))
-    part = book[start : start + 10 * room]
+    part = book[start : start + max(10 * room, _PART)]
     for sentence in long_text.sentences(part)[1:-1]:
       ids = tokenizer.encode(f' {sentence}')
       if len(ids) < _SHORTEST:

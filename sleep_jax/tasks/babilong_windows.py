@@ -13,6 +13,7 @@ before its text then make it as long as the next of `segments`, so that there
 are as many programs as stages. A story is drawn among those that fit.
 """
 
+import bisect
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -27,6 +28,7 @@ from sleep_jax.data import windows as windows_lib
 from sleep_jax.tasks import babilong
 from sleep_jax.tasks import base as task_lib
 
+_KINDS = {k: v for k, v in babilong.LABELS.items() if k != 'qa3'}
 # Second entry of the seed of a generator.
 _STREAM, _EVAL = 1, 3
 
@@ -35,7 +37,7 @@ _STREAM, _EVAL = 1, 3
 class BabilongWindowsConfig:
   """Which question, the stages, and the lengths that are evaluated."""
 
-  kind: str = 'qa1'  # To qa5.
+  kind: str = 'qa1'  # | qa2 | qa4 | qa5; of qa3 there is no training file.
   books: str = ''  # A folder of .txt files; '' = Project Gutenberg's.
   tokenizer: str = 'sleep_jax/assets/text.model'
   window: config.Count = 128  # Tokens of a window.
@@ -50,7 +52,7 @@ class BabilongWindowsConfig:
   def __post_init__(self):
     for name in ('segments', 'lengths'):
       object.__setattr__(self, name, tuple(getattr(self, name)))
-    config.lookup(self.kind, babilong.LABELS, 'task.kind')
+    config.lookup(self.kind, _KINDS, 'task.kind')
     if not self.segments or sorted(set(self.segments)) != [*self.segments]:
       raise config.ConfigError(
         f'task.segments={self.segments} must grow from stage to stage.'
@@ -92,7 +94,7 @@ class BabilongWindows(task_lib.Task):
     self._stories = {x: self._load(x) for x in ('train', 'test')}
     stories = self._stories['train'] + self._stories['test']
     self._prediction = max(len(x.prediction) for x in stories) - 1
-    shortest = min(x.size for x in self._stories['train'])
+    shortest = self._stories['train'][0].size
     if shortest > cfg.window * cfg.segments[0]:
       raise config.ConfigError(
         f'task.window={cfg.window}: the shortest story of {cfg.kind} has '
@@ -106,6 +108,7 @@ class BabilongWindows(task_lib.Task):
     return self.cfg.segments[-1] * self.cfg.window + self._prediction
 
   def _load(self, split: str) -> list[_Story]:
+    """All stories, the shortest first."""
     encode = functools.cache(lambda text: self.tokenizer.encode(f' {text}'))
     records = datasets.load(f'babi/{self.cfg.kind}', split, self.cfg.data_dir)
     stop = [self.tokenizer.stop] if self.tokenizer.stop >= 0 else []
@@ -115,7 +118,7 @@ class BabilongWindows(task_lib.Task):
       question = [self.tokenizer.bos, *encode(record['question'])]
       facts = [encode(fact) for fact in record['facts']]
       stories.append(_Story(facts, question + answer, len(answer)))
-    return stories
+    return sorted(stories, key=lambda x: x.size)
 
   def experience(self, episode: int) -> experience_lib.WindowStream:
     """Sequences of the episode's stage, without end."""
@@ -135,18 +138,17 @@ class BabilongWindows(task_lib.Task):
   ) -> windows_lib.WindowBatch:
     """`rows` sequences of `segments` windows, and empty ones before them."""
     size = segments * self.cfg.window
-    stories = self._that_fit(split, size)
-    drawn = [stories[i] for i in rng.integers(len(stories), size=rows)]
-    longest = min(
-      (x for x in self.cfg.segments if x >= segments), default=segments
-    )
+    drawn = self._draw(split, size, rng, rows)
+    longest = min(x for x in self.cfg.segments if x >= segments)
     return self._sequences(drawn, size, longest, rng)
 
-  def _that_fit(self, split: str, size: int) -> list[_Story]:
-    """The stories of at most `size` tokens, or else the shortest."""
+  def _draw(
+    self, split: str, size: int, rng: np.random.Generator, rows: int
+  ) -> list[_Story]:
+    """Stories of at most `size` tokens, or the shortest."""
     stories = self._stories[split]
-    size = max(size, min(x.size for x in stories))
-    return [x for x in stories if x.size <= size]
+    number = bisect.bisect_right(stories, size, key=lambda x: x.size)
+    return [stories[i] for i in rng.integers(max(number, 1), size=rows)]
 
   def _sequences(
     self,
@@ -213,10 +215,7 @@ class BabilongWindows(task_lib.Task):
   def _eval(self, student: task_lib.Student, size: int) -> dict[str, float]:
     """Metrics over `eval_rows` sequences with contexts of `size` tokens."""
     rng = np.random.default_rng([self._seed, _EVAL, size])
-    stories = self._that_fit('test', size or self.row_length)
-    drawn = [
-      stories[i] for i in rng.integers(len(stories), size=self.cfg.eval_rows)
-    ]
+    drawn = self._draw('test', size or self.row_length, rng, self.cfg.eval_rows)
     longest = max(size, *(x.size for x in drawn))
     windows = -(-longest // self.cfg.window)
     batch = self._sequences(drawn, size, windows, rng)
@@ -230,7 +229,7 @@ class BabilongWindows(task_lib.Task):
 
   def chance_level(self) -> dict[str, float]:
     """Of a guess among all labels."""
-    chance = 1.0 / len(babilong.LABELS[self.cfg.kind])
+    chance = 1.0 / len(_KINDS[self.cfg.kind])
     of_length = dict.fromkeys(map(_metric, self.cfg.lengths), chance)
     return of_length | {'accuracy': chance}
 
