@@ -162,6 +162,7 @@ def small(folder: pathlib.Path):
 
 
 @needs_data
+@pytest.mark.slow
 def test_an_interrupted_curriculum_goes_on_to_the_same_end(
   tmp_path, monkeypatch
 ):
