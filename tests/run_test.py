@@ -353,7 +353,7 @@ def test_an_interrupted_life_ends_as_if_it_never_was(
 # The variants of every config; '' is the one without a name.
 VARIANTS = {
   'arc': ('', 'real', 'paper'),
-  'babilong': ('qa1', 'qa2', 'qa3', 'qa4', 'qa5'),
+  'babilong': ('qa1', 'qa2', 'qa3', 'qa4', 'qa5', 'train'),
   'backbones': (
     '',
     'clinc',

@@ -181,6 +181,11 @@ class ModelConfig:
     return _layers(self, recurrent=False)
 
   @property
+  def segmented(self) -> bool:
+    """Whether mixers read segments with memory tokens, see `Mixer`."""
+    return any(_find_mixer(name)[0].segmented for name in self.mixers)
+
+  @property
   def updates_backbone(self) -> bool:
     """Whether reading changes every weight, see `LevelConfig.fast_weights`."""
     return any(level.fast_weights == 'backbone' for level in self.levels)
@@ -310,6 +315,12 @@ def _check_mixers(cfg: ModelConfig) -> None:
     raise base.ConfigError(
       f'model.layers={cfg.layers} is not a multiple of the '
       f'{len(cfg.mixers)} model.mixers={cfg.mixers}.'
+    )
+  segmented = {_find_mixer(name)[0].segmented for name in cfg.mixers}
+  if len(segmented) > 1:
+    raise base.ConfigError(
+      f'model.mixers={cfg.mixers}: a mixer that reads segments with memory '
+      'tokens must be that of every layer; leave out the others.'
     )
   if cfg.partition:
     raise base.ConfigError(

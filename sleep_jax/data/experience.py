@@ -99,26 +99,36 @@ class LazyExperience:
       yield self.draw(rng, min(rows, self.num_rows - start))
 
 
+DrawWindows = Callable[[np.random.Generator, int], windows.WindowBatch]
+
+
 @dataclasses.dataclass(frozen=True)
 class WindowStream:
   """An endless stream of sequences to train on through windows.
 
-  draw: `(rng, rows) -> WindowBatch`, the next sequences.
-  seed: of the generator; the stream is a function of it and of the batches'
-    size.
+  draw: `(rng, rows) -> WindowBatch`, the next sequences; or several such, whose
+    batches have different shapes.
+  seed: of the generator; the stream is a function of it, of the batches' size,
+    and, with several, of how many in a row have one shape.
   contexts, frames: see `Experience`.
   """
 
-  draw: Callable[[np.random.Generator, int], windows.WindowBatch]
+  draw: DrawWindows | tuple[DrawWindows, ...]
   seed: tuple[int, ...]
   contexts: tuple[contexts_lib.Context, ...] = ()
   frames: tuple[Frame, ...] = ()
 
-  def batches(self, rows: int) -> Iterator[windows.WindowBatch]:
-    """Batches of `rows` sequences, endlessly."""
+  def batches(self, rows: int, alike: int = 1) -> Iterator[windows.WindowBatch]:
+    """Batches of `rows` sequences, endlessly; of one shape `alike` at a time.
+
+    With several draws one is chosen for these, uniformly.
+    """
+    draws = self.draw if isinstance(self.draw, tuple) else (self.draw,)
     rng = np.random.default_rng(self.seed)
     while True:
-      yield self.draw(rng, rows)
+      draw = draws[0] if len(draws) == 1 else draws[rng.integers(len(draws))]
+      for _ in range(alike):
+        yield draw(rng, rows)
 
 
 AnyExperience = Experience | LazyExperience | WindowStream

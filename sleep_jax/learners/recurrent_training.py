@@ -75,14 +75,15 @@ class RecurrentTraining(base.Learner):
     if not isinstance(experience, experience_lib.WindowStream):
       raise config.ConfigError(
         'learner recurrent_training needs a task with windows to train on, '
-        'such as rule110, depo or symbolic.'
+        'such as rule110, depo, symbolic or babilong_windows.'
       )
     cfg, night = self.cfg, int(life.clock.nights)
     steps = cfg.training.steps // self.setup.episodes
-    batches = experience.batches(cfg.training.batch)
+    batches = experience.batches(cfg.training.batch, _STEPS_PER_CALL)
     rng = np.random.default_rng([self.setup.seed, 2, night])
     choices = cfg.training.random_passes or (cfg.recurrence.passes,)
     state, losses = (life.model.with_memory(None), life.opt_state), []
+    tokens = life.clock.tokens
     for first in range(0, steps, _STEPS_PER_CALL):
       num = min(_STEPS_PER_CALL, steps - first)
       recurrence = dataclasses.replace(
@@ -91,8 +92,8 @@ class RecurrentTraining(base.Learner):
       rows = [next(batches) for _ in range(num)]
       state, loss = self._train(recurrence, state, rows, night * steps + first)
       losses.append(loss)
+      tokens += num * _tokens_per_row(rows[0])
     model, opt_state = state
-    tokens = life.clock.tokens + steps * _tokens_per_row(rows[0])
     life = life.replace(
       model=model.with_memory(life.memory),
       opt_state=opt_state,

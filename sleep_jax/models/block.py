@@ -47,7 +47,10 @@ class Block(nn.Module):
       return y if x.shape[1] == 1 else jax.lax.optimization_barrier(y)
 
     scope = self.mixer.scope()
-    y, new_cache = self.mixer.module(self.cfg, scope)(
+    mixer: Any = self.mixer.module(self.cfg, scope)
+    if self.mixer.segmented:
+      x = mixer.read(x, layer.cache)
+    y, new_cache = mixer(
       norm(x, f'{scope}_norm'), inputs, layer.cache, layer.adapter
     )
     x = x + y
@@ -60,4 +63,6 @@ class Block(nn.Module):
       )
       x = x + y
       routes.append(logits)
+    if self.mixer.segmented:
+      new_cache = mixer.write(x, inputs, new_cache)
     return x, (new_cache, tuple(routes))

@@ -23,6 +23,7 @@ from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import lora
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models import segments
 from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base as mixers_base
 
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
       caches = cache_lib.init_layer_caches(c, len(tokens), states)
     else:
       caches = cache.layers
-    stack = layer_stack.LayerStack(c, self.per_layer, name='blocks')
+    stack = segments.stack(c, self.per_layer, name='blocks')
     if self.per_layer and not c.mixers:
       nn.share_scope(self, stack)  # Its blocks are not in a tree of theirs.
     x, caches, routes = stack(

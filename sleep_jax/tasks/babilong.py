@@ -17,17 +17,21 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import pathlib
+from typing import TypeVar
 
 import numpy as np
 
 from sleep_jax import config
 from sleep_jax.data import datasets
+from sleep_jax.data import tokenizers
 from sleep_jax.data.datasets import download
 from sleep_jax.data.datasets import gutenberg
 from sleep_jax.tasks import long_text
 
+_Text = TypeVar('_Text', str, list[int])
+
 _PLACES = ('bathroom', 'bedroom', 'garden', 'hallway', 'kitchen', 'office')
-_LABELS = {
+LABELS = {
   **dict.fromkeys(('qa1', 'qa2', 'qa3', 'qa4'), _PLACES),
   'qa5': ('bill', 'fred', 'jeff', 'mary', 'apple', 'football', 'milk'),
 }
@@ -37,6 +41,7 @@ _INSTRUCTION = (
   '{text}\n'
 )
 _SHORTEST = 10  # Tokens of a sentence of a book.
+_PART = 1000  # Characters that have a whole sentence, but for odd places.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class BabilongConfig(long_text.LongTextConfig):
   books: str = ''  # A folder of .txt files; '' = Project Gutenberg's.
 
   def __post_init__(self):
-    config.lookup(self.kind, _LABELS, 'task.kind')
+    config.lookup(self.kind, LABELS, 'task.kind')
     config.lookup(
       self.split, dict.fromkeys(('train', 'valid', 'test')), 'task.split'
     )
@@ -58,21 +63,52 @@ def is_right(target: str, answer: str, question: str, kind: str) -> bool:
   """BABILong's rule, see the module's docstring."""
   first = answer.lower().split('.')[0]
   first = first.split('<context>')[0].split('<example>')[0]
-  labels = {label for label in _LABELS[kind] if label not in question.lower()}
+  labels = {label for label in LABELS[kind] if label not in question.lower()}
   return {label for label in labels if label in first} == {target.lower()}
 
 
 def hide(
-  facts: list[str], sentences: list[str], rng: np.random.Generator
-) -> str:
-  """The facts, in order, each before a sentence or at the end."""
+  facts: list[_Text], sentences: list[_Text], rng: np.random.Generator
+) -> list[_Text]:
+  """All of them; the facts, in order, each before a sentence or at the end."""
   places = np.sort(rng.choice(len(sentences) + 1, len(facts)))
-  parts: list[list[str]] = [[] for _ in range(len(sentences) + 1)]
+  parts: list[list[_Text]] = [[] for _ in range(len(sentences) + 1)]
   for place, fact in zip(places, facts):
     parts[place].append(fact)
   for part, sentence in zip(parts, sentences):
     part.append(sentence)
-  return ' '.join(text for part in parts for text in part)
+  return [text for part in parts for text in part]
+
+
+def from_book(
+  folder: str,
+  data_dir: str,
+  tokenizer: tokenizers.Tokenizer,
+  room: int,
+  rng: np.random.Generator,
+) -> Iterator[list[int]]:
+  """Sentences of a random book from a random place on, `room` tokens.
+
+  Args:
+    folder: of books; '' = Project Gutenberg's.
+    data_dir: see `download.data_dir`.
+    tokenizer: of the sentences, each of which follows another.
+    room: tokens in all; none if it is not positive.
+    rng: randomness.
+  """
+  books = _books(folder, data_dir)
+  while room > 0:
+    book = books[rng.integers(len(books))]
+    start = int(rng.integers(len(book)))
+    part = book[start : start + max(10 * room, _PART)]
+    for sentence in long_text.sentences(part)[1:-1]:
+      ids = tokenizer.encode(f' {sentence}')
+      if len(ids) < _SHORTEST:
+        continue
+      yield ids[:room]
+      room -= len(ids)
+      if room <= 0:
+        return
 
 
 class Babilong(long_text.LongText):
@@ -102,7 +138,11 @@ class Babilong(long_text.LongText):
     rng = np.random.default_rng([self.cfg.sample_seed, number % 2**32])
     record = self._records[number]
     room = self.cfg.context - sum(map(self._count, record['facts']))
-    text = hide(record['facts'], list(self._book(room, rng)), rng)
+    ids = from_book(
+      self.cfg.books, self.cfg.data_dir, self.tokenizer, room, rng
+    )
+    book = [self.tokenizer.decode(sentence).strip() for sentence in ids]
+    text = ' '.join(hide(record['facts'], book, rng))
     return long_text.Sample(
       text,
       before=_INSTRUCTION if self.cfg.chat else '{text} ',
@@ -113,25 +153,6 @@ class Babilong(long_text.LongText):
 
   def _count(self, text: str) -> int:
     return len(self.tokenizer.encode(f' {text}'))
-
-  def _book(self, room: int, rng: np.random.Generator) -> Iterator[str]:
-    """Sentences of a random book from a random place on, `room` tokens."""
-    books = _books(self.cfg.books, self.cfg.data_dir)
-    while room > 0:
-      book = books[rng.integers(len(books))]
-      start = int(rng.integers(len(book)))
-      part = book[start : start + 10 * room]
-      for sentence in long_text.sentences(part)[1:-1]:
-        size = self._count(sentence)
-        if size < _SHORTEST:
-          continue
-        if size > room:
-          ids = self.tokenizer.encode(f' {sentence}')[:room]
-          sentence = self.tokenizer.decode(ids).strip()
-        yield sentence
-        room -= size
-        if room <= 0:
-          return
 
   def is_right(self, sample: long_text.Sample, answer: str) -> bool:
     """By `is_right`."""

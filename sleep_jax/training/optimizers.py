@@ -62,7 +62,7 @@ def muon_dimensions(params: at.Tree) -> at.Tree:
 def _muon_dimension(path: tuple[Any, ...], leaf: jax.Array) -> Any:
   """How Muon sees a leaf as a matrix; None leaves it to AdamW."""
   names = [key.key for key in path]
-  if names[0] != 'blocks':
+  if names[0] != 'blocks' or len(names) < 3:  # Memory tokens are of no layer.
     return None
   inside = names[2].startswith('level') or names[-2] in 'qkvgo'
   if leaf.ndim < 2 or not inside:

@@ -20,11 +20,11 @@ from sleep_jax.lifecycle.recurrence import halting
 from sleep_jax.models import block as block_lib
 from sleep_jax.models import cache as cache_lib
 from sleep_jax.models import cms
-from sleep_jax.models import layer_stack
 from sleep_jax.models import layers as layers_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.models import positions as positions_lib
+from sleep_jax.models import segments
 from sleep_jax.models import transformer
 from sleep_jax.models.kernels import attention
 from sleep_jax.models.mixers import base as mixers_base
@@ -268,7 +268,7 @@ def _apply(
   if model.memory is not None:
     memory = cms.per_layer_memory(model.memory)
   x, caches, _ = layers_lib.apply(
-    layer_stack.LayerStack(model.cfg),
+    segments.stack(model.cfg),
     model.params['blocks'],
     x,
     block_lib.LayerInputs(memory, caches, None),

@@ -45,7 +45,12 @@ def check(
       f'model.mixers={model.mixers} has no recurrent layer, so nothing would '
       "stay of an evicted window; add 'gdn' or 'jet'."
     )
-  cfg.looped_layers(model.layers)
+  looped = cfg.looped_layers(model.layers)
+  if model.segmented and looped != range(model.layers):
+    raise config.ConfigError(
+      f'recurrence.loop={cfg.loop}: model.mixers={model.mixers} read segments '
+      'through all layers; set it to (0, 0).'
+    )
 
 
 def optimizer(

@@ -44,11 +44,17 @@ class Mixer(abc.ABC):
     a pytree dataclass whose field `s`, float32 `[B, H, K, V]`, outlives the
     window (`Memory.states`), while its other fields end with the window. If
     not, the state is the pair of its keys and values, see `init_state`.
+  segmented: whether it reads segment by segment with memory tokens behind each
+    (`models.segments`), as all mixers of the model must then. Its settings have
+    `segment` and `memory`, its state `count`, `[B]` tokens of the segment so
+    far, and its module two more methods: `read(x, state)`, what the layer gets
+    for `x`, and `write(x, inputs, state)`, the state after what it made of it.
   """
 
   name: ClassVar[str]
   Config: ClassVar[type]
   recurrent: ClassVar[bool]
+  segmented: ClassVar[bool] = False
 
   @classmethod
   @abc.abstractmethod

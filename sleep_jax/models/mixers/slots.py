@@ -15,7 +15,7 @@ import jax.numpy as jnp
 class Slots(NamedTuple):
   """Where T tokens stand in chunks of C slots, of which some are empty.
 
-  chunk: C.
+  chunk: C, slots of each.
   seen: `[B, T]`, tokens since the first of these chunks began, up to each.
   slot: `[B, T]`, of each token; beyond the last for padding.
   token: `[B, S]`, that stands in each slot; T where it is empty.
@@ -60,13 +60,33 @@ def of_stream(count_B: jax.Array, real_BxT: jax.Array, chunk: int) -> Slots:
     real_BxT: 0 where a token is padding.
     chunk: C.
   """
-  rows, length = real_BxT.shape
   real = real_BxT.astype(jnp.int32)
   seen = count_B[:, None] % chunk + jnp.cumsum(real, axis=1)
-  size = -(-(length + chunk - 1) // chunk) * chunk
-  slot = jnp.where(real > 0, seen - 1, size)
-  token = jnp.full((rows, size), length)
+  return _filled(chunk, chunk, seen, seen - 1, real)
+
+
+def of_pieces(count_B: jax.Array, real_BxT: jax.Array, chunk: int) -> Slots:
+  """As `of_stream`, but what there is of a chunk begins at its first slot.
+
+  So a chunk has no more slots than there are tokens.
+  """
+  before = (count_B % chunk)[:, None]
+  real, size = real_BxT.astype(jnp.int32), min(chunk, real_BxT.shape[1])
+  seen = before + jnp.cumsum(real, axis=1)
+  number, place = jnp.divmod(seen - 1, chunk)
+  place -= jnp.where(number == 0, before, 0)
+  return _filled(size, chunk, seen, number * size + place, real)
+
+
+def _filled(
+  size: int, chunk: int, seen: jax.Array, slot: jax.Array, real: jax.Array
+) -> Slots:
+  """The slots, `size` for each of the chunks that T tokens may be in."""
+  rows, length = real.shape
+  total = -(-(length + chunk - 1) // chunk) * size
+  slot = jnp.where(real > 0, slot, total)
+  token = jnp.full((rows, total), length)
   token = token.at[jnp.arange(rows)[:, None], slot].set(
     jnp.arange(length)[None], mode='drop'
   )
-  return Slots(chunk, seen, slot, token)
+  return Slots(size, seen, slot, token)
