@@ -10,7 +10,7 @@ translation, and its list of words; the evaluation translates new sentences of
 all languages so far, and asks what the base knew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -30,19 +30,23 @@ NOUNS = {
   'place': 'house river forest market bridge garden road hill',
   'person': 'teacher child farmer king doctor singer sister friend',
 }
-_NOUNS = ' '.join(NOUNS.values()).split()
-_VERBS = (
+_NOUNS: tuple[str, ...] = tuple(' '.join(NOUNS.values()).split())
+_VERBS: tuple[str, ...] = tuple(
   'see like find take give hold want hear know paint carry watch follow help '
-  'need bring leave lose show visit wash draw count hide guard'
-).split()
-_ADJECTIVES = 'big small old new red white good bad long happy'.split()
+  'need bring leave lose show visit wash draw count hide guard'.split()
+)
+_ADJECTIVES: tuple[str, ...] = tuple(
+  'big small old new red white good bad long happy'.split()
+)
 _OWNERS = ('the', 'my', 'your')
 _TENSES = ('does', 'did', 'will')
 _TAGS = ('<1>', '<2>', '<3>', '<4>')
 _MARK, _STOP = '=', '.'
 _BACK = ('a', 'o')  # Vowels; the others are front ones.
 # Syllables of the affixes: one for stems with back vowels, one for the others.
-_AFFIXES = ('plural', 'object', 'my', 'your', 'did', 'will', 'not')
+_AFFIXES: tuple[str, ...] = (
+  *('plural', 'object', 'my', 'your', 'did', 'will', 'not'),
+)
 
 Word = list[str]  # Syllables, or one word of English.
 
@@ -231,7 +235,7 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   )
 
 
-def _all(words: list[str]) -> np.ndarray:
+def _all(words: Sequence[str]) -> np.ndarray:
   return np.arange(len(words))
 
 
@@ -356,13 +360,13 @@ def chrf_signature() -> str:
 
 def _chrf() -> Any:
   try:
-    from sacrebleu import metrics
+    from sacrebleu.metrics import chrf as sacrebleu_chrf
   except ModuleNotFoundError as e:
     raise config.ConfigError(
       'task translation is scored by the package sacrebleu, which is not '
       "installed; run: pip install 'sleep_jax[translation]'."
     ) from e
-  return metrics.CHRF()
+  return sacrebleu_chrf.CHRF()
 
 
 class Translation(task_lib.Task):
