@@ -45,7 +45,7 @@ def get_config(variant: str = 'parity') -> common.Config:
   c.name = f'formal_languages_{variant}'
   c.model = common.hybrid(32, 2, 64, vocab=10)
   c.training.update(
-    steps=3000, batch=64, muon_learning_rate=2e-2, adam_learning_rate=5e-3
+    steps=2000, batch=64, muon_learning_rate=2e-2, adam_learning_rate=5e-3
   )
   c.reference = 'hope'
   size = dict(heads=2, width=16)
