@@ -34,8 +34,9 @@ def _arc() -> ml_collections.ConfigDict:
   c.model.levels[0].sleep_every = 2
   c.sleep.update(**_SEEDING)
   c.trial.update(epochs=1)
-  c.dreaming.update(dreams=8, keep=3, keep_random=1, epochs=2)
+  c.dreaming.update(dreams=8, keep=3, keep_random=1, epochs=2, rehearsed=0)
   c.dreaming.update(retention_rows=8, retention_margin=9.0)
+  c.sleep.previous_fraction = 0.5, 1.0
   c.arms = {'icl': {}, 'seal': {}, 'sleep': {}}
   return c
 

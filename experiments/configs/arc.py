@@ -8,7 +8,9 @@ setting on Llama-3.2-1B, which is `arc-llama3_2_1b` of `backbones.py`.
 `success` is the share of right answers after self-edits of 5 dreams, applied
 one by one. The paper's: icl 0, ttt 10, seal 72.5, sleep 80 %. Expect few of the
 base's dreams, whose values are random, to succeed (`ttt`), and `seal` and
-`sleep` to learn to write the few settings that do.
+`sleep` to learn to write the few settings that do, and to keep what the base
+knew: `sleep.previous_fraction` and `dreaming.rehearsed` (of both) were chosen
+on seed 100, in two lives of three nights and three parts of one.
 
   python -m experiments.run --config=experiments/configs/arc.py \
       --workdir=runs/arc
@@ -80,6 +82,7 @@ def _generated() -> common.Config:
     dreaming_config.DreamingConfig,
     **common.ARC_DREAMING,
     learning_rate=4e-3,
+    rehearsed=8,
     # A document is a puzzle; a shorter row would not see that it was lost.
     retention_length=task.length,
   )
@@ -120,6 +123,8 @@ def get_config(variant: str = '') -> common.Config:
     consolidation_config.SeedingConfig,
     dreams=512,
     dream_length=c.task.length,
+    # Puzzles that a model dreams after the day obey no rule; the base's do.
+    previous_fraction=(0.8, 1.0),
     splice=False,  # A document is one puzzle.
     steps=200,
     batch=16,
