@@ -60,7 +60,7 @@ class SegmentedStack(nn.Module):
     nn.share_scope(self, inner)  # Its blocks are the model's.
     if self.is_initializing():
       return inner(*_piece(memory, x[:, :1], layers, inputs))
-    weights = self.variables['params']
+    weights = dict(self.variables['params'])
     inner = layer_stack.LayerStack(c, self.per_layer, parent=None)
 
     def read(caches: tuple[Any, ...], piece: tuple[jax.Array, ...]) -> _Read:
