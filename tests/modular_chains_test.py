@@ -19,7 +19,7 @@ def interpret(text: str) -> tuple[int, set[str]]:
   """The value of a problem's question, and the variables that it needs."""
   *statements, question = text.replace(':', '').split(';')
   statements = (s.split() for s in statements)
-  meaning = {name: ' '.join(rest) for name, *rest in statements}
+  meaning = {name: ' '.join(rest) for *rest, name in statements}
   needed = set()
 
   def value(name: str) -> int:
@@ -42,10 +42,13 @@ def test_solutions_are_what_an_interpreter_finds():
     assert value == answer and len(needed) in (6, 7)
     *lines, end = words.decode(solution).split(' ; ')
     assert end == f'! {value} .'
-    assert {line.split()[0] for line in lines} == needed
-    for line in lines[1:]:  # The first assigns a number.
-      left, right = line.split(' ', 1)[1].split(' = ')
-      assert eval(left) % 23 == int(right)  # pylint: disable=eval-used
+    known = {}
+    for line in lines:  # Every variable is defined by those before it.
+      *definition, name, value = line.split()
+      terms = [str(known.get(word, word)) for word in definition]
+      known[name] = eval(' '.join(terms)) % 23  # pylint: disable=eval-used
+      assert known[name] == int(value)
+    assert set(known) == needed
 
 
 def test_depths_are_those_of_the_config():
