@@ -1,11 +1,20 @@
 """`modular_chains`: problems against an interpreter, grades, what base sees."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.configs import base_chains
 from sleep_jax import config
 from sleep_jax import tasks
+from sleep_jax.harness import student as student_lib
+from sleep_jax.learners import base
+from sleep_jax.learners import frozen
+from sleep_jax.metrics import costs as costs_lib
+from sleep_jax.models import model as model_lib
 from sleep_jax.tasks import modular_chains
+from sleep_jax.weights import load
 from tests import students
 
 SMALL = dict(episodes=2, problems=12, eval_problems=6, samples=4)
@@ -19,7 +28,7 @@ def interpret(text: str) -> tuple[int, set[str]]:
   """The value of a problem's question, and the variables that it needs."""
   *statements, question = text.replace(':', '').split(';')
   statements = (s.split() for s in statements)
-  meaning = {name: ' '.join(rest) for name, *rest in statements}
+  meaning = {name: ' '.join(rest) for *rest, name in statements}
   needed = set()
 
   def value(name: str) -> int:
@@ -42,10 +51,13 @@ def test_solutions_are_what_an_interpreter_finds():
     assert value == answer and len(needed) in (6, 7)
     *lines, end = words.decode(solution).split(' ; ')
     assert end == f'! {value} .'
-    assert {line.split()[0] for line in lines} == needed
-    for line in lines[1:]:  # The first assigns a number.
-      left, right = line.split(' ', 1)[1].split(' = ')
-      assert eval(left) % 23 == int(right)  # pylint: disable=eval-used
+    known = {}
+    for line in lines:  # Every variable is defined by those before it.
+      *definition, name, value = line.split()
+      terms = [str(known.get(word, word)) for word in definition]
+      known[name] = eval(' '.join(terms)) % 23  # pylint: disable=eval-used
+      assert known[name] == int(value)
+    assert set(known) == needed
 
 
 def test_depths_are_those_of_the_config():
@@ -173,3 +185,23 @@ def test_the_base_never_solves_a_deep_problem():
 def test_settings_that_cannot_be_are_refused(changes, message):
   with pytest.raises(config.ConfigError, match=message):
     task(**changes)
+
+
+def test_the_teacher_of_the_shipped_base_is_ahead_of_its_student():
+  """By 20 points at least; without that opsd would have nothing to teach."""
+  cfg = config.ModelConfig.from_mapping(base_chains.model().to_dict())
+  weights = load.load('sleep_jax/assets/base_chains.npz', cfg)
+  t = tasks.build('modular_chains', dict(eval_problems=32), seed=9)
+  setup = base.Setup(
+    model=model_lib.Model(cfg, jax.tree.map(jnp.asarray, weights)),
+    tokenizer=t.tokenizer,
+    costs=costs_lib.CostTracker(cfg, t.row_length),
+  )
+  learner = frozen.Frozen(frozen.FrozenConfig(), setup)
+  student = student_lib.Student(learner, learner.init(jax.random.key(0)))
+  problems = t.evaluated['']
+  asked = [
+    modular_chains.score(student, (problems, prompts), 2, seed=0)['accuracy']
+    for prompts in (problems.prompts, problems.privileged)
+  ]
+  assert asked[1] > asked[0] + 0.2, asked

@@ -15,7 +15,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 6000, 8, 4
+_STEPS, _BATCH, _EVALS = 6000, 8, 3
 
 
 def model() -> common.Config:

@@ -1,15 +1,19 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need; its solution has a line for each step, and then the answer:
+need: `a + 5 b` is b = a + 5. Its solution has a line for each step, a
+definition and the variable's value, and then the answer:
 
-  d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
-  a 7 ; b 7 + 5 = 12 ; d 12 * 3 = 13 ; ! 13 .
+  b * 3 d ; 7 a ; a + 2 e ; a + 5 b ; ? d :
+  7 a 7 ; a + 5 b 12 ; b * 3 d 13 ; ! 13 .
 
-The number of steps is the problem's depth. A privileged prompt shows the
+The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
-  (the problem) ? d given a 7 ; b 7 + 5 = 12 ; ... ! 13 . own
+  (the problem) ? d given 7 a 7 ; a + 5 b 12 ; ... ! 13 . own
+
+The forms are such that a small model learns them in minutes: a definition is
+copied as it is read, and its operand's value has just been written.
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -30,7 +34,8 @@ from sleep_jax.tasks import base as task_lib
 
 MODULUS = 23
 _NAMES = 'abcdefghijklmnopqrstuvwxyz'
-_MARKS = '= + * ; ? : ! . given own'.split()
+_MARKS = '+ * ; ? : ! . given own'.split()
+_ADDENDS, _FACTORS = range(1, 6), range(2, 4)
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
 _PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
 # Second entry of the seed of a generator.
@@ -80,7 +85,7 @@ def _prompt_length(depth: int, distractors: int) -> int:
 
 
 def _solution_length(depth: int) -> int:
-  return 3 + 7 * depth + 3
+  return 4 + 6 * depth + 3
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -102,21 +107,20 @@ def draw_problem(
   names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
   chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
   value = int(rng.integers(MODULUS))
-  definitions = [f'{chain[0]} {value} ;']
-  lines = list(definitions)
+  definitions = [f'{value} {chain[0]} ;']
+  lines = [f'{value} {chain[0]} {value} ;']
   for before, name in zip(chain, chain[1:], strict=False):
     sign, number = _operation(rng)
-    definitions.append(f'{name} {before} {sign} {number} ;')
-    result = value + number if sign == '+' else value * number
-    lines.append(f'{name} {value} {sign} {number} = {result % MODULUS} ;')
-    value = result % MODULUS
+    definitions.append(f'{before} {sign} {number} {name} ;')
+    value = (value + number if sign == '+' else value * number) % MODULUS
+    lines.append(f'{before} {sign} {number} {name} {value} ;')
   for name in rest:
     if rng.random() < 0.5:
-      definitions.append(f'{name} {rng.integers(MODULUS)} ;')
+      definitions.append(f'{rng.integers(MODULUS)} {name} ;')
       continue
     sign, number = _operation(rng)
     operand = chain[rng.integers(depth + 1)]
-    definitions.append(f'{name} {operand} {sign} {number} ;')
+    definitions.append(f'{operand} {sign} {number} {name} ;')
   shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
   text = ' '.join([*shuffled, '?', chain[-1]])
   return text, ' '.join([*lines, '!', str(value), '.']), value
@@ -125,8 +129,8 @@ def draw_problem(
 def _operation(rng: np.random.Generator) -> tuple[str, int]:
   """A sign and a number; each maps what is before it one to one."""
   if rng.random() < 0.5:
-    return '+', int(rng.integers(1, MODULUS))
-  return '*', int(rng.integers(2, MODULUS))
+    return '+', int(rng.choice(_ADDENDS))
+  return '*', int(rng.choice(_FACTORS))
 
 
 class _Generator:
