@@ -52,8 +52,9 @@ def sampled_divergence(logp: at.Array, teacher_logp: at.Array) -> jax.Array:
   The policy gradient with log T - log S as the advantage; the token stands for
   the vocabulary (OPSD's sampled-token variant, arXiv 2601.18734).
   """
-  advantage = jax.lax.stop_gradient(teacher_logp - logp)
-  return -advantage * jnp.asarray(logp)
+  logp = jnp.asarray(logp)
+  advantage = jax.lax.stop_gradient(jnp.asarray(teacher_logp) - logp)
+  return -advantage * logp
 
 
 def token_weights(mask_BxT: at.Array) -> jax.Array:
