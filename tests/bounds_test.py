@@ -73,7 +73,7 @@ _ZERO = {
   ),
   'a seed': (
     'FactsConfig.world_seed BulletinsConfig.world_seed NiahConfig.sample_seed '
-    'BabilongConfig.sample_seed'
+    'BabilongConfig.sample_seed TranslationConfig.world_seed'
   ),
 }
 _ZERO_ALLOWED = set(' '.join(_ZERO.values()).split())
