@@ -42,7 +42,7 @@ def k3(logp: at.Array, reference_logp: at.Array) -> jax.Array:
 
   e^d - d - 1 with d = log reference - log policy: unbiased and never negative.
   """
-  d = reference_logp - logp
+  d = jnp.asarray(reference_logp) - logp
   return jnp.exp(d) - d - 1.0
 
 
