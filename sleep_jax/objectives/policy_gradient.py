@@ -42,7 +42,7 @@ def k3(logp: at.Array, reference_logp: at.Array) -> jax.Array:
 
   e^d - d - 1 with d = log reference - log policy: unbiased and never negative.
   """
-  d = jnp.asarray(reference_logp) - logp
+  d = reference_logp - jnp.asarray(logp)
   return jnp.exp(d) - d - 1.0
 
 
@@ -52,8 +52,9 @@ def sampled_divergence(logp: at.Array, teacher_logp: at.Array) -> jax.Array:
   The policy gradient with log T - log S as the advantage; the token stands for
   the vocabulary (OPSD's sampled-token variant, arXiv 2601.18734).
   """
+  logp = jnp.asarray(logp)
   advantage = jax.lax.stop_gradient(teacher_logp - logp)
-  return -advantage * jnp.asarray(logp)
+  return -advantage * logp
 
 
 def token_weights(mask_BxT: at.Array) -> jax.Array:
