@@ -53,8 +53,8 @@ def sampled_divergence(logp: at.Array, teacher_logp: at.Array) -> jax.Array:
   the vocabulary (OPSD's sampled-token variant, arXiv 2601.18734).
   """
   logp = jnp.asarray(logp)
-  advantage = jax.lax.stop_gradient(teacher_logp - logp)
-  return -advantage * logp
+  advantage = jnp.asarray(teacher_logp) - logp
+  return -jax.lax.stop_gradient(advantage) * logp
 
 
 def token_weights(mask_BxT: at.Array) -> jax.Array:
