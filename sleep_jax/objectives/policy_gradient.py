@@ -42,7 +42,7 @@ def k3(logp: at.Array, reference_logp: at.Array) -> jax.Array:
 
   e^d - d - 1 with d = log reference - log policy: unbiased and never negative.
   """
-  d = reference_logp - logp
+  d = reference_logp - jnp.asarray(logp)
   return jnp.exp(d) - d - 1.0
 
 
@@ -53,8 +53,8 @@ def sampled_divergence(logp: at.Array, teacher_logp: at.Array) -> jax.Array:
   the vocabulary (OPSD's sampled-token variant, arXiv 2601.18734).
   """
   logp = jnp.asarray(logp)
-  advantage = jax.lax.stop_gradient(jnp.asarray(teacher_logp) - logp)
-  return -advantage * logp
+  advantage = jnp.asarray(teacher_logp) - logp
+  return -jax.lax.stop_gradient(advantage) * logp
 
 
 def token_weights(mask_BxT: at.Array) -> jax.Array:
