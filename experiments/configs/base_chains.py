@@ -1,10 +1,10 @@
 """Pretrains the base model of `modular_chains`: shallow problems, and copies.
 
 Every second row is a problem of depth 1 to 4 and its solution; the others show
-the solution of one of depth 1 to 6 and ask for it again. So the base solves
-shallow problems, and with the solution before it (`accuracy_privileged`) deeper
-ones too, which is what its teacher has to teach. Cost: about 20 minutes on one
-CPU core.
+the solution of one of depth 1 to 6 and ask for it again. So the base computes
+every step, and with the solution before it (`accuracy_privileged`) solves deep
+problems too, which is what its teacher has to teach. What it lacks is to know
+which definitions a question needs. Cost: about 5 minutes on one CPU core.
 
   python -m experiments.run --config=experiments/configs/base_chains.py
 """
