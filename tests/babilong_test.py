@@ -105,7 +105,8 @@ def test_without_room_a_sample_is_its_facts(tmp_path):
   'changes, words',
   [
     (dict(kind='qa6'), 'task.kind'),
-    (dict(split='all'), 'task.split'),
+    (dict(split='valid'), 'task.split'),
+    (dict(kind='qa3', split='train'), 'task.split=train'),
     (dict(samples=10**6), 'task.samples=1000000'),
     (dict(books='nowhere'), 'task.books=nowhere'),
   ],

@@ -54,9 +54,12 @@ class BabilongConfig(long_text.LongTextConfig):
 
   def __post_init__(self):
     config.lookup(self.kind, LABELS, 'task.kind')
-    config.lookup(
-      self.split, dict.fromkeys(('train', 'valid', 'test')), 'task.split'
-    )
+    config.lookup(self.split, dict.fromkeys(('train', 'test')), 'task.split')
+    if (self.kind, self.split) == ('qa3', 'train'):
+      raise config.ConfigError(
+        'task.split=train: of qa3 there is no training file here; use '
+        'task.split=test, or another task.kind.'
+      )
 
 
 def is_right(target: str, answer: str, question: str, kind: str) -> bool:
