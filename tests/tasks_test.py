@@ -186,7 +186,7 @@ def test_too_many_entities_are_refused():
 def test_unknown_task_and_setting_are_refused():
   with pytest.raises(
     config.ConfigError,
-    match='corpus, depo, facts, invented_facts, knowledge_incorporation',
+    match='corpus, depo, facts, formal_languages, invented_facts',
   ):
     tasks.build('fact', {}, 0)
   with pytest.raises(config.ConfigError, match="'episode'.*known are"):
