@@ -10,7 +10,8 @@ dreams, and sleep. `sleep` reads with every weight; `sleep_2_levels` to
 `sleep_4_levels` with the MLPs of one to three levels at their own clocks, which
 is Hope-1 to Hope-3. The paper's figure has no numbers; the ICLR submission of
 Sleep has chrF 34.7 for ICL, 35.1 for Cartridges and 40.3 for Sleep (Llama-8B,
-Kalamang, another setting). Copying the source has chrF 9.
+Kalamang, another setting). Copying the source has chrF 9. Expect `sleep` to
+keep the first language and to read less of the second than `wake_only`.
 
 The night is that of `class_incremental.py`. Rates were chosen on seed 100, by
 one life or a few of each learner: fine-tuning among 1e-3 and 4e-3 (`sft`, the
