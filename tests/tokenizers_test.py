@@ -163,6 +163,7 @@ def test_bos_is_a_mark_where_the_tokenizer_puts_it_before_a_text(folder):
   assert tokenizer_lib.prepends_bos(tok) and 1 not in tok.encode('a')
 
 
+@needs_data
 def test_ids_beyond_the_vocabulary_are_decoded(tok512, folder):
   words = tokenizers.WordTokenizer(['one', '.'], '.')
   assert words.decode([2, 9, 3]) == 'one <unk> .'
