@@ -10,7 +10,8 @@ one by one. The paper's: icl 0, ttt 10, seal 72.5, sleep 80 %. Expect few of the
 base's dreams, whose values are random, to succeed (`ttt`), and `seal` and
 `sleep` to learn to write the few settings that do, and to keep what the base
 knew: `sleep.previous_fraction` and `dreaming.rehearsed` (of both) were chosen
-on seed 100, in two lives of three nights and three parts of one.
+on seed 100, in four lives of three nights, three of them without dreaming, and
+parts of two.
 
   python -m experiments.run --config=experiments/configs/arc.py \
       --workdir=runs/arc

@@ -13,11 +13,11 @@ from experiments.configs import common
 from sleep_jax import config
 
 
-def model() -> common.Config:
+def model(vocab: int = 1024) -> common.Config:
   """The backbone of every small real-text experiment."""
   return ml_collections.ConfigDict(
     dict(
-      vocab=1024,
+      vocab=vocab,
       dim=96,
       layers=2,
       heads=4,

@@ -6,27 +6,14 @@ sentences of them with their translation. Cost: about 20 minutes on a CPU core.
   python -m experiments.run --config=experiments/configs/base_translation.py
 """
 
-import ml_collections
-
+from experiments.configs import base_text
 from experiments.configs import common
-from sleep_jax import config
 from sleep_jax.tasks import translation
 
 
 def model() -> common.Config:
   """The backbone of `translation`."""
-  return ml_collections.ConfigDict(
-    dict(
-      vocab=translation.build_tokenizer().vocab,
-      dim=96,
-      layers=2,
-      heads=4,
-      unroll=2,
-      levels=tuple(
-        common.settings(config.LevelConfig, hidden=192) for _ in range(2)
-      ),
-    )
-  )
+  return base_text.model(translation.build_tokenizer().vocab)
 
 
 def get_config() -> common.Config:

@@ -13,12 +13,12 @@ Sleep has chrF 34.7 for ICL, 35.1 for Cartridges and 40.3 for Sleep (Llama-8B,
 Kalamang, another setting). Copying the source has chrF 9. Expect `sleep` to
 keep the first language and to read less of the second than `wake_only`.
 
-The night is that of `class_incremental.py`. Rates were chosen on seed 100, by
-one life or a few of each learner: fine-tuning among 1e-3 and 4e-3 (`sft`, the
-first language alone), `sleep` among 1.5e-3, 3e-3 and 6e-3, and 8 or 16
-rehearsed rows. `:tune` is four trials of each, not run yet; in one life the
-MLPs of one level (`sleep_2_levels`) read hardly anything at the rate of
-`sleep`.
+The night is that of `class_incremental.py`. Rates were chosen on seed 100:
+fine-tuning among 1e-3 and 4e-3 (`sft`, the first language alone), `sleep` among
+1e-3, 1.5e-3, 3e-3 and 6e-3, and 8 or 16 rehearsed rows; other learners have
+these, untried or tried once. `:tune` is four trials of each, not run yet; in
+one life the MLPs of one level (`sleep_2_levels`) read hardly anything at the
+rate of `sleep`.
 
   python -m experiments.run --config=experiments/configs/translation.py \
       --workdir=runs/translation
