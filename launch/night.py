@@ -106,11 +106,14 @@ class Sizes:
 
 
 def sizes(cfg: config.ModelConfig) -> Sizes:
-  """Bytes of a life of this model; nothing is allocated."""
-  key = jax.random.PRNGKey(0)
-  life = jax.eval_shape(
-    lambda: life_lib.init_life(model_lib.init(cfg, key), key)
-  )
+  """Bytes of a life of this model with all its experts; none is allocated."""
+
+  def last() -> life_lib.Life:
+    key = jax.random.PRNGKey(0)
+    life = life_lib.init_life(model_lib.init(cfg, key), key)
+    return life.with_memory(life.memory.with_all_slots(cfg))
+
+  life = jax.eval_shape(last)
   return Sizes(
     weights=_bytes(life.model.params, cfg.dtype),
     memory=_bytes(life.memory),

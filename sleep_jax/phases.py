@@ -21,7 +21,6 @@ from sleep_jax.lifecycle import schedule
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
 from sleep_jax.lifecycle.consolidation import night as consolidation_night
 from sleep_jax.metrics import costs as costs_lib
-from sleep_jax.models import memory as memory_lib
 
 _PHASES = ('rollout', 'teacher', 'update')  # Of a night, in `CostTracker`.
 
@@ -103,8 +102,8 @@ def check_slot(
     ConfigError: with the number of slots to load the life with.
   """
   bank = life.memory.bank(_sender(life.model.cfg) + 1)
-  if bank.free_slot() is None and cfg.slot_policy == 'error':
-    slots = len(bank.status)
+  slots = life.model.cfg.levels[_sender(life.model.cfg) + 1].slots
+  if bank.num_used() == slots and cfg.slot_policy == 'error':
     raise config.ConfigError(
       f'all {slots} slots hold an expert after {int(life.clock.nights)} '
       'nights, and none is free for the next; save, and load with slots='
@@ -114,8 +113,8 @@ def check_slot(
 
 def free_slots(life: life_lib.Life) -> int:
   """Nights that the life has room for, where none frees a slot."""
-  bank = life.memory.bank(_sender(life.model.cfg) + 1)
-  return int((bank.status == memory_lib.LOCKED).sum())
+  level = _sender(life.model.cfg) + 1
+  return life.model.cfg.levels[level].slots - life.memory.bank(level).num_used()
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ def test_a_life_without_a_free_slot_is_told_before_it_reads(saved):
 
 def test_a_life_may_be_loaded_with_more_slots(night, saved):
   m = sleep_jax.load(saved, slots=5)
-  assert len(m.life.memory.bank(1).status) == 5
+  assert m.life.model.cfg.levels[1].slots == 5
   assert m.perplexity(FACTS) == pytest.approx(night.perplexity[2], rel=1e-5)
   with pytest.raises(config.ConfigError, match='more, not fewer'):
     sleep_jax.load(saved, slots=1)

@@ -103,7 +103,7 @@ def test_every_learner_lives_two_days(name):
 
 
 def test_sleep_uses_a_slot_each_night_and_wake_only_none():
-  for name, want in (('sleep', [2, 2]), ('wake_only', [0, 0])):
+  for name, want in (('sleep', [2, 2]), ('wake_only', [0])):
     learner = build(name, setup())
     life = learner.init(jax.random.PRNGKey(0))
     for episode in range(2):

@@ -284,6 +284,7 @@ def test_a_converted_life_wakes_and_sleeps(plain, reading):
   cfg = dataclasses.replace(cfg, levels=(daily, frozen))
   model = model_lib.Model(cfg, adopted(cfg, plain))
   life = life_lib.init_life(model, jax.random.PRNGKey(0))
+  life = life.with_memory(life.memory.with_all_slots(cfg))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (120, 1))

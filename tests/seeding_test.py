@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,8 +60,9 @@ def _cfg():
 
 @pytest.fixture(name='life')
 def _life(cfg, params):
-  """A life that has read one day of a pattern."""
+  """A life that has read one day of a pattern, with all of its slots."""
   life = life_lib.init_life(model_lib.Model(cfg, params), jax.random.PRNGKey(0))
+  life = life.with_memory(life.memory.with_all_slots(cfg))
   row = jax.random.randint(jax.random.key(4), (1, 16), 3, cfg.vocab)
   row = row.at[0, 0].set(1).at[0, 5].set(2).at[0, 11].set(2)
   rows = jnp.tile(row, (60, 1))
@@ -244,6 +246,39 @@ def test_a_failed_transfer_does_not_free_a_recycled_slot(life):
   after, report = consolidate(with_full_bank(life), failing)
   assert not report.transferred
   assert not paths_that_differ(after, with_full_bank(life))
+
+
+def first_slots(bank, slots):
+  """A bank of these slots alone."""
+  return memory_lib.Bank(
+    experts=jax.tree.map(lambda x: x[:, :slots], bank.experts),
+    status=bank.status[:slots],
+    created_night=bank.created_night[:slots],
+  )
+
+
+def test_a_bank_grows_with_its_experts(cfg, life):
+  """What is in use, and at most as much again: 1, 2, then all 3 slots."""
+  whole = life
+  one = first_slots(life.memory.bank(1), 1)
+  grown = life.with_memory(life.memory.with_level(1, bank=one))
+  weak = dataclasses.replace(CONFIG, steps=3, max_kl_share=9.0)
+  for night, slots in enumerate((1, 2, 3)):
+    (whole, _), (grown, report) = (consolidate(x, weak) for x in (whole, grown))
+    assert report.transferred and report.slot == night
+    bank = grown.memory.bank(1)
+    assert len(bank.status) == slots and bank.num_used() == night + 1
+    # Empty slots change nothing but the order of sums.
+    chex.assert_trees_all_close(
+      bank, first_slots(whole.memory.bank(1), slots), atol=1e-4
+    )
+    day = life.memory.deltas()
+    whole, grown = (
+      life_lib.end_night(x.with_memory(x.memory.with_deltas(day)))
+      for x in (whole, grown)
+    )
+  with pytest.raises(config.ConfigError, match='all 3 slots of level 2'):
+    consolidate(grown, weak)
 
 
 def with_full_bank(life):

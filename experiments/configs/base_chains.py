@@ -24,10 +24,10 @@ def model() -> common.Config:
     dict(
       vocab=modular_chains.build_tokenizer().vocab,
       dim=64,
-      layers=3,
+      layers=4,
       heads=4,
       unroll=3,
-      max_len=160,
+      max_len=192,
       levels=tuple(
         common.settings(config.LevelConfig, hidden=128) for _ in range(2)
       ),

@@ -25,7 +25,6 @@ from sleep_jax.data import experience as experience_lib
 from sleep_jax.data import untrusted
 from sleep_jax.lifecycle import archive as archive_lib
 from sleep_jax.lifecycle import life as life_lib
-from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import tree_paths
 from sleep_jax.weights import folder as folder_lib
@@ -62,6 +61,7 @@ def save(
     ConfigError: if `path` exists, or the disk has no room for it.
   """
   model = life.model
+  life = life.with_memory(life.memory.with_all_slots(model.cfg))
   linked = {}
   if weights is not None:
     names = tree_paths.leaf_paths({'params': model.params})
@@ -71,7 +71,7 @@ def save(
     _check_space(part, life, linked)
     for name, file in linked.items():
       _link(file, part / f'{name}.npy')
-    folder_lib.fill(part, model.cfg, model.params, model.required_memory())
+    folder_lib.fill(part, model.cfg, model.params, life.memory)
     arrays: dict[str, Any] = _arrays(life)
     np.savez(part / ARRAYS, **arrays)
     if source is not None and source.is_dir():
@@ -121,31 +121,16 @@ def with_slots(life: life_lib.Life, level: int, slots: int) -> life_lib.Life:
   Raises:
     ConfigError: if it has more slots already.
   """
-  bank, cfg = life.memory.bank(level), life.model.cfg
-  more = slots - len(bank.status)
-  if more < 0:
+  cfg = life.model.cfg
+  if slots < cfg.levels[level].slots:
     raise config.ConfigError(
-      f'slots={slots}: this life has {len(bank.status)} slots; it can have '
-      'more, not fewer.'
+      f'slots={slots}: this life has {cfg.levels[level].slots} slots; it can '
+      'have more, not fewer.'
     )
-  axis = {'experts': 1, 'status': 0, 'created_night': 0}
-
-  def grow(name: str, x: jax.Array) -> jax.Array:
-    fill = -1 if name == 'created_night' else 0
-    pad = [(0, more if i == axis[name] else 0) for i in range(x.ndim)]
-    return jnp.pad(x, pad, constant_values=fill)
-
-  bank = memory_lib.Bank(
-    **{
-      name: jax.tree.map(lambda x, n=name: grow(n, x), getattr(bank, name))
-      for name in axis
-    }
-  )
   levels = list(cfg.levels)
   levels[level] = dataclasses.replace(levels[level], slots=slots, top_k=slots)
   cfg = dataclasses.replace(cfg, levels=tuple(levels))
-  model = life.model.replace(cfg=cfg)
-  return life.replace(model=model.with_level(level, bank=bank))
+  return life.replace(model=life.model.replace(cfg=cfg))
 
 
 def _arrays(life: life_lib.Life) -> dict[str, np.ndarray]:

@@ -79,8 +79,13 @@ def init_life(
   opt_state: Any = None,
   learner_state: Any = None,
 ) -> Life:
-  """A new life on a pretrained model, with a memory that holds nothing."""
-  empty = functools.partial(memory_init.init_memory, model.cfg)
+  """A new life on a pretrained model, with a memory that holds nothing.
+
+  Each bank has one slot a device; `consolidation.slots` lets it grow.
+  """
+  empty = functools.partial(
+    memory_init.init_memory, model.cfg, slots=sharding.num_shards('slots')
+  )
   memory = sharding.init(empty)
   return Life(
     model=model.with_memory(memory),

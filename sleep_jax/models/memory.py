@@ -3,7 +3,9 @@
 The backbone's weights never change in here. Each level of the Continuum Memory
 System owns a *fast* part (the change that Eq. 2 has made to its weights, with
 the accumulator and optimizer state of the next change) and a *bank* of
-low-rank experts (Sleep section 3), allocated once and masked until unlocked.
+low-rank experts (Sleep section 3), masked until unlocked. A bank has room for
+the experts in use and at most as many again, since its empty slots are computed
+too; it grows up to `LevelConfig.slots` (`Bank.grown`).
 
 Every leaf that belongs to layers is stacked over those that have a part in its
 level, `[L, ...]`: all of them, or under `partition` the level's own. A leading
@@ -59,6 +61,10 @@ class Bank(at.Pytree):
       )
     )
 
+  def num_used(self) -> int:
+    """How many slots are not locked."""
+    return int((np.asarray(self.status) != LOCKED).sum())
+
   def free_slot(self) -> int | None:
     """The first locked slot, or None if the bank is full."""
     locked = np.flatnonzero(np.asarray(self.status) == LOCKED)
@@ -74,6 +80,20 @@ class Bank(at.Pytree):
     if slot is None:
       raise ValueError(f'All {len(self.status)} slots are in use.')
     return slot
+
+  def grown(self, slots: int) -> 'Bank':
+    """This bank with room for `slots` experts; the new slots are locked."""
+    more = slots - len(self.status)
+
+    def pad(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+      width = [(0, more if i == axis else 0) for i in range(x.ndim)]
+      return jnp.pad(x, width, constant_values=fill)
+
+    return Bank(
+      experts=jax.tree.map(lambda x: pad(x, 1), self.experts),
+      status=pad(self.status, 0),
+      created_night=pad(self.created_night, 0, fill=-1),
+    )
 
   def unlock(self, slot: int, night: jax.Array | int, rng: at.Key) -> 'Bank':
     """Draws a new expert into `slot` and sets its status to SEEDING.
@@ -198,6 +218,15 @@ class Memory(at.Pytree):
     if bank is None:
       raise ValueError(f'Level {level + 1} has no slots.')
     return bank
+
+  def with_all_slots(self, cfg: config.ModelConfig) -> 'Memory':
+    """This memory with banks of all slots that they may ever have."""
+    return self.replace(
+      levels=tuple(
+        l.replace(bank=l.bank.grown(level.slots)) if l.bank else l
+        for l, level in zip(self.levels, cfg.levels, strict=True)
+      )
+    )
 
   def with_level(self, index: int, **changes: Any) -> 'Memory':
     """The same memory with parts of one level replaced."""

@@ -46,10 +46,12 @@ def init_fast(cfg: config.ModelConfig, level: int) -> memory_lib.Fast:
   )
 
 
-def init_bank(cfg: config.ModelConfig, level: int) -> memory_lib.Bank:
-  """All slots of level number `level` (0 = fastest), locked."""
+def init_bank(
+  cfg: config.ModelConfig, level: int, slots: int
+) -> memory_lib.Bank:
+  """So many slots of level number `level` (0 = fastest), locked."""
   l, d = cfg.num_layers(level), cfg.dim
-  s, r = cfg.levels[level].slots, cfg.levels[level].rank
+  s, r = slots, cfg.levels[level].rank
   return memory_lib.Bank(
     experts=memory_lib.Expert(
       a=jnp.zeros((l, s, d, r)),
@@ -70,14 +72,25 @@ def init_recurrent_states(cfg: config.ModelConfig) -> tuple[jax.Array, ...]:
   )
 
 
-def init_memory(cfg: config.ModelConfig) -> memory_lib.Memory:
-  """The memory of a new life: all changes zero, all slots locked."""
+def init_memory(
+  cfg: config.ModelConfig, slots: int | None = None
+) -> memory_lib.Memory:
+  """The memory of a new life: all changes zero, all slots locked.
+
+  Args:
+    cfg: the model.
+    slots: of each bank at most; None = all that it may ever have.
+  """
   return memory_lib.Memory(
     states=init_recurrent_states(cfg),
     levels=tuple(
       memory_lib.LevelMemory(
         fast=init_fast(cfg, i) if level.chunk else None,
-        bank=init_bank(cfg, i) if level.slots else None,
+        bank=(
+          init_bank(cfg, i, min(slots or level.slots, level.slots))
+          if level.slots
+          else None
+        ),
         folded=init_change(cfg, i) if level.folds else None,
       )
       for i, level in enumerate(cfg.levels)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import shutil
 import threading
 from typing import Any
@@ -41,8 +42,8 @@ _MAX_TO_KEEP = 2
 # were tested) never frees the description of an array that it has written.
 _PACK_BELOW_BYTES = 2**20
 _BLOCK_BYTES = 2**28  # Of a leaf that is brought to every device to be hashed.
-# Leaves under these paths may differ in size between checkpoint and template.
-_RESIZABLE = ("['learner_state']", "['archive']")
+# Leaves at these paths may differ in size between checkpoint and template.
+_RESIZABLE = re.compile(r"\['(learner_state|archive|bank)'\]")
 # Leaves under this path are the base's where a checkpoint names one.
 _BASE = "['model']['params']"
 _ONE_LIFE = 'a life by itself'  # Identity of what `save_life` writes.
@@ -175,8 +176,8 @@ class Checkpoints:
 
     Args:
       template: a life of this config. Restored leaves take the sharding of the
-        template's, on any number of devices; leaves of the learner state may
-        differ in size.
+        template's, on any number of devices; leaves of the learner state,
+        the archive and the banks may differ in size.
       phase: if given, snapshots of the end of this phase alone count.
 
     Raises:
@@ -284,7 +285,7 @@ class Checkpoints:
         )
     for name, x in saved.items():
       has, needs = (tuple(x.shape), x.dtype), _shape_dtype(expected[name])
-      if has != needs and not name.startswith(_RESIZABLE):
+      if has != needs and not _RESIZABLE.search(name):
         raise config.ConfigError(
           f'{self._folder}/{step}: {name} is {has[1]}{list(has[0])}, and this '
           f'model needs {needs[1]}{list(needs[0])}. Use another --workdir.'

@@ -1,19 +1,16 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need: `a + 5 b` is b = a + 5. Its solution has a line for each step, a
-definition and the variable's value, and then the answer:
+need. Its solution names those that it does need, from the question back, then
+has a line for each step with numbers in the place of variables, and the answer:
 
-  b * 3 d ; 7 a ; a + 2 e ; a + 5 b ; ? d :
-  7 a 7 ; a + 5 b 12 ; b * 3 d 13 ; ! 13 .
+  d = b * 3 ; a = 7 ; e = a + 2 ; b = a + 5 ; ? d :
+  d b a ; a = 7 ; b = 7 + 5 = 12 ; d = 12 * 3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
-  (the problem) ? d given 7 a 7 ; a + 5 b 12 ; ... ! 13 . own
-
-The forms are such that a small model learns them in minutes: a definition is
-copied as it is read, and its operand's value has just been written.
+  (the problem) ? d given d b a ; a = 7 ; ... ! 13 . own
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -34,7 +31,7 @@ from sleep_jax.tasks import base as task_lib
 
 MODULUS = 23
 _NAMES = 'abcdefghijklmnopqrstuvwxyz'
-_MARKS = '+ * ; ? : ! . given own'.split()
+_MARKS = '= + * ; ? : ! . given own'.split()
 _ADDENDS, _FACTORS = range(1, 6), range(2, 4)
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
 _PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
@@ -81,11 +78,11 @@ class ChainsConfig:
 
 
 def _prompt_length(depth: int, distractors: int) -> int:
-  return 1 + 3 + 5 * (depth + distractors) + 3
+  return 1 + 4 + 6 * (depth + distractors) + 3
 
 
 def _solution_length(depth: int) -> int:
-  return 4 + 6 * depth + 3
+  return (depth + 2) + 4 + 8 * depth + 3
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -107,20 +104,21 @@ def draw_problem(
   names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
   chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
   value = int(rng.integers(MODULUS))
-  definitions = [f'{value} {chain[0]} ;']
-  lines = [f'{value} {chain[0]} {value} ;']
+  definitions = [f'{chain[0]} = {value} ;']
+  lines = [' '.join(reversed(chain)) + ' ;', *definitions]
   for before, name in zip(chain, chain[1:], strict=False):
     sign, number = _operation(rng)
-    definitions.append(f'{before} {sign} {number} {name} ;')
+    definitions.append(f'{name} = {before} {sign} {number} ;')
+    lines.append(f'{name} = {value} {sign} {number} =')
     value = (value + number if sign == '+' else value * number) % MODULUS
-    lines.append(f'{before} {sign} {number} {name} {value} ;')
+    lines.append(f'{value} ;')
   for name in rest:
     if rng.random() < 0.5:
-      definitions.append(f'{rng.integers(MODULUS)} {name} ;')
+      definitions.append(f'{name} = {rng.integers(MODULUS)} ;')
       continue
     sign, number = _operation(rng)
     operand = chain[rng.integers(depth + 1)]
-    definitions.append(f'{operand} {sign} {number} {name} ;')
+    definitions.append(f'{name} = {operand} {sign} {number} ;')
   shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
   text = ' '.join([*shuffled, '?', chain[-1]])
   return text, ' '.join([*lines, '!', str(value), '.']), value

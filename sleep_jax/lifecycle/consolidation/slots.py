@@ -1,4 +1,7 @@
-"""What is done about a bank without a free slot (`sleep.slot_policy`)."""
+"""What is done about a bank without a free slot.
+
+It grows, up to the slots of its level; then `sleep.slot_policy` decides.
+"""
 
 import dataclasses
 
@@ -18,6 +21,7 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
+from sleep_jax.runtime import sharding
 
 
 def free_up_slot(
@@ -30,6 +34,9 @@ def free_up_slot(
   rng: at.Key,
 ) -> tuple[life_lib.Life, at.Metrics]:
   """Frees a slot of a full bank as the policy says; never silently.
+
+  A bank that may still grow is doubled: half of what is computed is in use at
+  least, and few shapes are compiled.
 
   `recycle` drops the oldest expert; `merge` first distils it into the next
   oldest, `fold` all of them into the level's dense base. The teacher is the
@@ -45,6 +52,10 @@ def free_up_slot(
   bank = life.memory.bank(level)
   if bank.free_slot() is not None or not cfg.expand:
     return life, {}
+  slots, most = len(bank.status), life.model.cfg.levels[level].slots
+  if slots < most:
+    bank = sharding.shard_params(bank.grown(min(2 * slots, most)))
+    return life.with_memory(life.memory.with_level(level, bank=bank)), {}
   oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
   _check(cfg, life, level)
   logging.warning(
