@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -319,3 +320,68 @@ def test_a_day_without_problems_or_of_too_long_ones_is_refused():
   live(build('grpo', finetune=dict(learning_rate=0.0)), long)
   with pytest.raises(config.ConfigError, match='prompt of 29 tokens and a com'):
     live(build('opsd'), long)
+
+
+def sleeper(**changes) -> base.Learner:
+  """One that sleeps: fast weights of all kinds, and two slots."""
+  fast = config.LevelConfig(
+    16, chunk=16, sleep_every=2, fast_weights='backbone', optimizer='adam'
+  )
+  slow = config.LevelConfig(16, slots=2, rank=2, top_k=2)
+  cfg = dataclasses.replace(_CFG, levels=(fast, slow))
+  s = setup(
+    model=conftest.build_model(cfg), costs=costs_lib.CostTracker(cfg, 16)
+  )
+  sections = dict(
+    wake=dict(batch=2),
+    finetune=dict(batch=8, learning_rate=1e-2),
+    sleep=dict(
+      dreams=8, dream_length=16, steps=2, batch=4, alpha=1.0, lam=0.0,
+      max_kl_share=99.0, splice=False,
+    ),
+    learner_config=changes,
+  )  # fmt: skip
+  return learners.build(
+    'privileged_sleep', sections, dataclasses.replace(s, episodes=2)
+  )
+
+
+def test_a_sleeper_solves_as_opsd_does_with_its_fast_weights():
+  learner = sleeper()
+  life, metrics = live(learner)
+  plain = build('opsd', learner.setup, teacher='base')
+  want, plain_metrics = live(plain)
+  assert metrics['loss'] == pytest.approx(plain_metrics['loss'], rel=1e-5)
+  chex.assert_trees_all_close(
+    life.model.weights(), want.model.params, atol=1e-6
+  )
+  chex.assert_trees_all_equal(life.model.params, learner.setup.model.params)
+  assert int(life.clock.tokens) == 2 * 16  # Two batches of rows of 16.
+
+
+def test_a_sleepers_second_day_solves_with_the_experts_of_its_first_night():
+  learner = sleeper(teacher='morning')
+  life, _ = live(learner)
+  life, metrics = learner.sleep(life)
+  assert metrics['1to2/transferred'] == 1
+  bank = life.memory.bank(1)
+  assert bank.num_used() == 1
+  bank = bank.replace(experts=bank.experts.replace(b=5.0 + bank.experts.b))
+  other = life.with_memory(life.memory.with_level(1, bank=bank))
+  (same, day_metrics), (_, other_metrics) = (
+    learner.wake(x, day()) for x in (life, other)
+  )
+  assert day_metrics['entropy'] != other_metrics['entropy']
+  chex.assert_trees_all_equal(same.memory.bank(1), life.memory.bank(1))
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(teacher='average'), 'learner_config.teacher=average'),
+    (dict(group=3), 'learner_config.group=3'),
+  ],
+)
+def test_a_sleeper_refuses(changes, words):
+  with pytest.raises(config.ConfigError, match=words):
+    sleeper(**changes)

@@ -135,8 +135,7 @@ class OnPolicy(finetune.Finetune, abc.ABC):
 
   def __init__(self, cfg: OnPolicyConfig, setup: base.Setup):
     super().__init__(cfg, setup)
-    donated = (0, 1) if self.trains_backbone else (1,)
-    self._train_steps = jax.jit(self._fit, donate_argnums=donated)
+    self._train_steps = jax.jit(self._fit, donate_argnums=(0, 1))
 
   @abc.abstractmethod
   def learn(
@@ -177,6 +176,10 @@ class OnPolicy(finetune.Finetune, abc.ABC):
   def begin(self, life: life_lib.Life) -> life_lib.Life:
     """The life before the first step of a day."""
     return life
+
+  def solver(self, life: life_lib.Life) -> model_lib.Model:
+    """The model that solves: a fine-tuned life's memory holds nothing."""
+    return life.model.with_memory(None)
 
   def wake(
     self, life: life_lib.Life, experience: experience_lib.AnyExperience
@@ -259,7 +262,7 @@ class OnPolicy(finetune.Finetune, abc.ABC):
     with self.setup.costs.phase('rollout') as cost:
       completions = jax.block_until_ready(
         sampling.generate(
-          life.model.merged().with_memory(None),
+          self.solver(life).merged(),
           *(prompts.tokens, prompts.lengths, key, sampler),
         )
       )
@@ -279,10 +282,13 @@ class OnPolicy(finetune.Finetune, abc.ABC):
       shared: see `loss`.
       size: tokens of a step.
     """
-    model = life.model.with_memory(None)
+    model = self.solver(life)
+    tree = fit.trainable(model)
+    # Donated are the weights that train, and no others.
+    rest = fit.with_trainable(model, {})
     with self.setup.costs.phase('update') as cost:
       tree, opt_state, metrics = self._train_steps(
-        *(model, life.opt_state),
+        *(tree, life.opt_state, rest),
         *(sharding.shard_batch(batches, None, 'batch'), shared),
       )
       metrics = jax.tree.map(np.asarray, jax.block_until_ready(metrics))
@@ -299,8 +305,9 @@ class OnPolicy(finetune.Finetune, abc.ABC):
 
   def _fit(
     self,
-    model: model_lib.Model,
+    tree: at.Tree,
     opt_state: Any,
+    model: model_lib.Model,
     batches: at.Tree,
     shared: at.Tree,
   ) -> tuple[at.Tree, Any, dict[str, jax.Array]]:
@@ -309,9 +316,7 @@ class OnPolicy(finetune.Finetune, abc.ABC):
     def loss_fn(tree, batch):
       return self.loss(fit.with_trainable(model, tree), batch, shared)
 
-    return fit.fit(
-      loss_fn, self.optimizer, fit.trainable(model), opt_state, batches
-    )
+    return fit.fit(loss_fn, self.optimizer, tree, opt_state, batches)
 
 
 def _texts(completions: sampling.Completions) -> list[contexts.TokenIds]:

@@ -120,7 +120,7 @@ class OPSD(on_policy.OnPolicy):
   def _teacher(self, life: life_lib.Life) -> model_lib.Model:
     if self.cfg.teacher == 'base':
       return self.setup.model.with_memory(None)
-    model = life.model.with_memory(None)
+    model = self.solver(life)
     return fit.with_trainable(model, life.learner_state['teacher'])
 
   def loss(
