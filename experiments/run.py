@@ -25,6 +25,7 @@ from experiments import command_line
 from sleep_jax import config
 from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import workers
+from sleep_jax.learners import collapse
 from sleep_jax.runtime import checkpoint
 from sleep_jax.runtime import compilation
 from sleep_jax.runtime import distributed
@@ -134,6 +135,7 @@ def execute(
     checkpoint.SaveError,
     distributed.PeerError,
     finite.NotFinite,
+    collapse.Collapsed,
     OSError,
   ) as e:
     sys.exit(f'error: {command_line.with_flag(str(e), c)}')

@@ -385,3 +385,35 @@ def test_a_sleepers_second_day_solves_with_the_experts_of_its_first_night():
 def test_a_sleeper_refuses(changes, words):
   with pytest.raises(config.ConfigError, match=words):
     sleeper(**changes)
+
+
+def test_groups_of_equal_rewards_give_way_to_others():
+  """A reader who finds the answer of every second problem in half of cases."""
+  learner = build('grpo', group=2, resample=3)
+  life = learner.init(jax.random.PRNGKey(0))
+  right = iter([1, 1, 0, 0, 1, 0, 1, 1] + 8 * [0, 1])
+  problems = day(read=lambda _: 5 if next(right) else -1).problems
+  problems = dataclasses.replace(problems, answers=[5] * 4)
+  index = np.repeat(np.arange(4), 2)
+  key = jax.random.key(1)
+  first = learner._solve(life, problems, index, key)
+  assert first[1].grades.right.tolist() == [1, 1, 0, 0, 1, 0, 1, 1]
+  rollouts, step, wasted = learner.refill(life, *first, key)
+  assert wasted > 0
+  assert step.grades.right.tolist() == [0, 1, 0, 1, 1, 0, 0, 1]
+  same = (rollouts.completions.tokens == first[0].completions.tokens).all(1)
+  assert same[4:6].all() and not same.all()
+  # The prompts that go with the new completions are those of their problems.
+  for row, problem in enumerate(step.index):
+    prompt = problems.prompts[problem]
+    assert rollouts.prompts.tokens[row, -len(prompt) :].tolist() == prompt
+  assert step.index[4:6].tolist() == index[4:6].tolist()
+
+
+def test_without_resampling_a_step_stays_as_it_is():
+  learner = build('grpo', group=2)
+  life = learner.init(jax.random.PRNGKey(0))
+  first = learner._solve(
+    life, day().problems, np.repeat(np.arange(4), 2), jax.random.key(1)
+  )
+  assert learner.refill(life, *first, jax.random.key(1)) == (*first, 0)

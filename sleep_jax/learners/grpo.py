@@ -15,6 +15,8 @@ import numpy as np
 
 from sleep_jax import array_typing as at
 from sleep_jax import config
+from sleep_jax.data import order as order_lib
+from sleep_jax.data import problems as problems_lib
 from sleep_jax.learners import on_policy
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import model as model_lib
@@ -22,6 +24,7 @@ from sleep_jax.objectives import policy_gradient
 
 _LOSSES = ('grpo', 'dr_grpo', 'dapo')
 _SCALES = ('group', 'none')
+_RESAMPLE_KEY = 2**31 - 1  # Of a step's key; its tokens have the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,10 @@ class GRPOConfig(on_policy.OnPolicyConfig):
   kl: float = 0.0  # Weight of KL(policy || base), by k3.
   mask_truncated: bool = False  # Completions that did not end do not count.
   # Whether the tokens of a group of equal rewards are left out of the loss's
-  # mean (DAPO); nothing is sampled in its place.
+  # mean (DAPO).
   drop_equal: bool = False
+  # Batches of other problems that a step may solve to replace such groups.
+  resample: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -65,6 +70,49 @@ class GRPO(on_policy.OnPolicy):
   name: ClassVar[str] = 'grpo'
   Config: ClassVar[type] = GRPOConfig
 
+  def refill(
+    self,
+    life: life_lib.Life,
+    rollouts: on_policy.Rollouts,
+    step: on_policy.Step,
+    key: at.Key,
+  ) -> tuple[on_policy.Rollouts, on_policy.Step, int]:
+    """DAPO's dynamic sampling: groups of equal rewards give way to others.
+
+    What is still missing after `resample` batches stays as it is.
+    """
+    group, wasted = self.cfg.group, 0
+    key = jax.random.fold_in(key, _RESAMPLE_KEY)
+    rng = order_lib.numpy_rng(key)
+    for number in range(1, self.cfg.resample + 1):
+      wanted = np.flatnonzero(self._equal(step.grades))
+      if not len(wanted):
+        break
+      index = rng.choice(
+        len(step.problems),
+        len(step.index) // group,
+        replace=len(step.problems) < len(step.index) // group,
+      )
+      more, others = self._solve(
+        life,
+        step.problems,
+        np.repeat(index, group),
+        jax.random.fold_in(key, number),
+      )
+      wasted += int(more.completions.lengths.sum())
+      useful = np.flatnonzero(~self._equal(others.grades))[: len(wanted)]
+      rows, source = (
+        (groups[:, None] * group + np.arange(group)).reshape(-1)
+        for groups in (wanted[: len(useful)], useful)
+      )
+      rollouts, step = _replaced((rollouts, step), rows, (more, others), source)
+    return rollouts, step, wasted
+
+  def _equal(self, grades: problems_lib.Grades) -> np.ndarray:
+    """Which groups have equal rewards."""
+    right = grades.right.reshape(-1, self.cfg.group)
+    return right.min(axis=1) == right.max(axis=1)
+
   def learn(
     self,
     life: life_lib.Life,
@@ -73,7 +121,7 @@ class GRPO(on_policy.OnPolicy):
   ) -> tuple[life_lib.Life, dict[str, float]]:
     cfg, grades = self.cfg, step.grades
     rewards = grades.right.astype(np.float32).reshape(-1, cfg.group)
-    equal = rewards.min(axis=1) == rewards.max(axis=1)
+    equal = self._equal(grades)
     counted = np.ones(len(step.index), bool)
     if cfg.mask_truncated:
       counted &= ~grades.truncated
@@ -125,3 +173,27 @@ class GRPO(on_policy.OnPolicy):
 
 
 _logprobs = jax.jit(on_policy.logprobs, static_argnums=2)
+
+_Sampled = tuple[on_policy.Rollouts, on_policy.Step]
+
+
+def _replaced(
+  to: _Sampled, rows: np.ndarray, by: _Sampled, source: np.ndarray
+) -> _Sampled:
+  """Rollouts of a step in which others stand in some rows."""
+
+  def put(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x[rows] = y[source]
+    return x
+
+  rollouts = jax.tree.map(lambda x, y: x.at[rows].set(y[source]), to[0], by[0])
+  old, new = to[1], by[1]
+  grades = problems_lib.Grades(
+    *(
+      put(getattr(old.grades, f.name), getattr(new.grades, f.name))
+      for f in dataclasses.fields(problems_lib.Grades)
+    )
+  )
+  step = on_policy.Step(old.problems, put(old.index, new.index), grades)
+  return rollouts, step

@@ -22,6 +22,7 @@ from sleep_jax.data import padding
 from sleep_jax.data import problems as problems_lib
 from sleep_jax.inference import sampling
 from sleep_jax.learners import base
+from sleep_jax.learners import collapse
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.metrics import observation
@@ -45,6 +46,7 @@ class OnPolicyConfig(finetune.FinetunerConfig):
 
   group: config.Count = 1
   temperature: config.Positive = 1.0
+  alarm: bool = True  # Stops a day whose samples degenerate (`collapse`).
 
   def __post_init__(self):
     if self.finetune.batch % self.group:
@@ -188,16 +190,17 @@ class OnPolicy(finetune.Finetune, abc.ABC):
     key = jax.random.fold_in(life.rng, life.clock.nights)
     roll_key = jax.random.fold_in(key, _ROLLOUT_KEY)
     life, steps, size = self.begin(life), [], 0
+    alarm = collapse.Alarm()
     for number, index in enumerate(self._steps(len(problems), key)):
-      rollouts = self._roll_out(
-        life, problems, index, jax.random.fold_in(roll_key, number)
-      )
-      completions = sharding.fetch(rollouts.completions)
-      with self.setup.costs.phase('reward'):
-        grades = problems.grade(index, _texts(completions))
-      life, measured = self.learn(life, rollouts, Step(problems, index, grades))
-      steps.append(measured | _metrics(completions, grades))
-      size += int(completions.lengths.sum())
+      step_key = jax.random.fold_in(roll_key, number)
+      rollouts, step = self._solve(life, problems, index, step_key)
+      first = _metrics(rollouts.completions, step.grades)
+      if self.cfg.alarm:
+        alarm.tell(first)
+      rollouts, step, more = self.refill(life, rollouts, step, step_key)
+      life, measured = self.learn(life, rollouts, step)
+      steps.append(measured | first)
+      size += int(rollouts.completions.lengths.sum()) + more
     clock = life.clock.replace(
       tokens=life.clock.tokens + size // self.cfg.finetune.batch
     )
@@ -207,6 +210,30 @@ class OnPolicy(finetune.Finetune, abc.ABC):
       for k in sorted({k for s in steps for k in s})
     }
     return life, means | {'generated_tokens': float(size)}
+
+  def _solve(
+    self,
+    life: life_lib.Life,
+    problems: problems_lib.Problems,
+    index: np.ndarray,
+    key: at.Key,
+  ) -> tuple[Rollouts, Step]:
+    """Completions of the problems of `index`, and their grades."""
+    rollouts = self._roll_out(life, problems, index, key)
+    with self.setup.costs.phase('reward'):
+      grades = problems.grade(index, texts(rollouts.completions))
+    return rollouts, Step(problems, index, grades)
+
+  def refill(
+    self, life: life_lib.Life, rollouts: Rollouts, step: Step, key: at.Key
+  ) -> tuple[Rollouts, Step, int]:
+    """What a step trains on, in place of samples that are of no use to it.
+
+    Returns:
+      Rollouts, and whose they are; how many tokens were sampled in vain.
+    """
+    del life, key
+    return rollouts, step, 0
 
   def _problems(
     self, experience: experience_lib.AnyExperience
@@ -319,9 +346,10 @@ class OnPolicy(finetune.Finetune, abc.ABC):
     return fit.fit(loss_fn, self.optimizer, tree, opt_state, batches)
 
 
-def _texts(completions: sampling.Completions) -> list[contexts.TokenIds]:
+def texts(completions: sampling.Completions) -> list[contexts.TokenIds]:
   """Completions on the host, without padding."""
-  pairs = zip(completions.tokens, completions.lengths, strict=True)
+  tokens, lengths = sharding.fetch((completions.tokens, completions.lengths))
+  pairs = zip(tokens, lengths, strict=True)
   return [tokens[:length].tolist() for tokens, length in pairs]
 
 
@@ -329,11 +357,14 @@ def _metrics(
   completions: sampling.Completions, grades: problems_lib.Grades
 ) -> dict[str, float]:
   """What a step's rollouts were like; `entropy` in nats per token, sampled."""
-  lengths, logprobs = completions.lengths, completions.logprobs
+  lengths, logprobs = sharding.fetch(
+    (completions.lengths, completions.logprobs)
+  )
   return {
     'reward': float(grades.right.mean()),
     'truncated': float(grades.truncated.mean()),
     'unreadable': float(grades.unreadable.mean()),
     'length': float(lengths.mean()),
+    'repetition': collapse.repetition(texts(completions)),
     'entropy': float(-logprobs.sum() / max(1, lengths.sum())),
   }
