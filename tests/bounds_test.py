@@ -43,7 +43,9 @@ _ZERO = {
     'TrainingConfig.weight_decay TrainingConfig.warmup TrainingConfig.decay '
     'FinetuneConfig.weight_decay RecurrenceConfig.ponder '
     'RecallConfig.rewritten ChainsConfig.distractors '
-    'ChainsBaseConfig.distractors TranslationConfig.false_friends'
+    'ChainsBaseConfig.distractors TranslationConfig.false_friends '
+    'GRPOConfig.resample PrivilegedSleepConfig.beta '
+    'PrivilegedSleepConfig.teacher_rate'
   ),
   'never': 'LevelConfig.chunk LevelConfig.sleep_every',
   'nothing is learnt: a control': (
