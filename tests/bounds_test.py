@@ -45,7 +45,8 @@ _ZERO = {
     'RecallConfig.rewritten ChainsConfig.distractors '
     'ChainsBaseConfig.distractors TranslationConfig.false_friends '
     'GRPOConfig.resample PrivilegedSleepConfig.beta '
-    'PrivilegedSleepConfig.teacher_rate'
+    'PrivilegedSleepConfig.teacher_rate '
+    'PrivilegedSleepConfig.prompt_weight'
   ),
   'never': 'LevelConfig.chunk LevelConfig.sleep_every',
   'nothing is learnt: a control': (

@@ -28,7 +28,7 @@ def interpret(text: str) -> tuple[int, set[str]]:
   """The value of a problem's question, and the variables that it needs."""
   *statements, question = text.replace(':', '').split(';')
   statements = (s.split() for s in statements)
-  meaning = {name: ' '.join(rest) for *rest, name in statements}
+  meaning = {name: ' '.join(rest) for name, *rest in statements}
   needed = set()
 
   def value(name: str) -> int:
@@ -49,15 +49,18 @@ def test_solutions_are_what_an_interpreter_finds():
   ):
     value, needed = interpret(words.decode(prompt[1:]))
     assert value == answer and len(needed) in (6, 7)
-    *lines, end = words.decode(solution).split(' ; ')
+    names, first, *lines, end = words.decode(solution).split(' ; ')
     assert end == f'! {value} .'
-    known = {}
-    for line in lines:  # Every variable is defined by those before it.
-      *definition, name, value = line.split()
-      terms = [str(known.get(word, word)) for word in definition]
-      known[name] = eval(' '.join(terms)) % 23  # pylint: disable=eval-used
-      assert known[name] == int(value)
-    assert set(known) == needed
+    last = int(first.split()[1])
+    steps = [first.split()[0]]
+    for line in lines:  # Every value is computed from the one before it.
+      name, *sum_, equals, result = line.split()
+      assert int(sum_[0]) == last and equals == '='
+      last = eval(' '.join(sum_)) % 23  # pylint: disable=eval-used
+      assert last == int(result)
+      steps.append(name)
+    assert last == value and set(steps) == needed
+    assert names.split() == steps[::-1]
 
 
 def test_depths_are_those_of_the_config():

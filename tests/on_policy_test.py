@@ -20,6 +20,7 @@ from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.objectives import divergences
 from sleep_jax.runtime import finite
+from sleep_jax.training import loss as loss_lib
 from tests import conftest
 
 _STOP = 2
@@ -334,7 +335,7 @@ def sleeper(**changes) -> base.Learner:
   )
   sections = dict(
     wake=dict(batch=2),
-    finetune=dict(batch=8, learning_rate=1e-2),
+    finetune=dict(batch=8, learning_rate=1e-2) | changes.pop('finetune', {}),
     sleep=dict(
       dreams=8, dream_length=16, steps=2, batch=4, alpha=1.0, lam=0.0,
       max_kl_share=99.0, splice=False,
@@ -347,7 +348,7 @@ def sleeper(**changes) -> base.Learner:
 
 
 def test_a_sleeper_solves_as_opsd_does_with_its_fast_weights():
-  learner = sleeper()
+  learner = sleeper(prompt_weight=0.0)
   life, metrics = live(learner)
   plain = build('opsd', learner.setup, teacher='base')
   want, plain_metrics = live(plain)
@@ -357,6 +358,19 @@ def test_a_sleeper_solves_as_opsd_does_with_its_fast_weights():
   )
   chex.assert_trees_all_equal(life.model.params, learner.setup.model.params)
   assert int(life.clock.tokens) == 2 * 16  # Two batches of rows of 16.
+
+
+def test_a_sleeper_reads_the_problems_too():
+  """So that it is less surprised by them."""
+  losses = {}
+  for weight in (0.0, 1.0):
+    learner = sleeper(prompt_weight=weight, finetune=dict(passes=20))
+    life, metrics = live(learner)
+    tokens = jnp.asarray([day().problems.prompts[3]])
+    logprobs = loss_lib.token_logprobs(life.model, tokens)
+    losses[weight] = -float(logprobs.mean())
+    assert ('reading' in metrics) == bool(weight)
+  assert losses[1.0] < losses[0.0] - 1.0
 
 
 def test_a_sleepers_second_day_solves_with_the_experts_of_its_first_night():

@@ -15,7 +15,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 6000, 8, 3
+_STEPS, _BATCH, _EVALS = 12_000, 8, 4
 
 
 def model() -> common.Config:
@@ -27,7 +27,7 @@ def model() -> common.Config:
       layers=4,
       heads=4,
       unroll=3,
-      max_len=192,
+      max_len=176,
       levels=tuple(
         common.settings(config.LevelConfig, hidden=128) for _ in range(2)
       ),

@@ -1,9 +1,9 @@
 """Reasoning on `modular_chains`: SFT, GRPO, OPSD, SDFT and Sleep; 5 seeds.
 
 The twin of the paper's mathematics (its Table 2, Qwen3 on AIME and HMMT): four
-days of 128 problems two steps deeper than the base has solved. `sft` and
-`sleep` read the reference solutions, `grpo` is rewarded for the right answer,
-`opsd` and `sdft` are corrected by a self that has seen the solution. Asked on
+days of 128 problems two steps deeper than the base has solved. `sft` reads the
+reference solutions, `grpo` is rewarded for the right answer, `opsd`, `sdft` and
+the day of `sleep` are corrected by a self that has seen the solution. Asked on
 new problems of these depths, of deeper ones (`_out`) and of shallow ones
 (`_old`); avg@16 and pass@16 at temperature 1. Each table says what an arm
 spent: tokens, FLOPs and seconds by phase (rollout, teacher, update); an arm's
@@ -12,12 +12,18 @@ own completions are `generated_tokens` of a day.
 Expected from the paper (Qwen3-1.7B, avg@16 of AIME24): base 49.8, SFT 47.3,
 GRPO 51.0, OPSD 51.6, Sleep 53.2. Differences of under 2 points are within noise
 of 64 problems. `dr_grpo` is grpo without its biases of length and spread, so
-that a gap is not that of the loss alone. Settings are not tuned. Variants:
-none, and `:quick`, one day of every arm in a few steps.
+that a gap is not that of the loss alone.
+
+Variants: `:ablations`, the paper's (its Table 3) and `sleep_reads`, which reads
+the solutions as `sft` does; `:tune`, four rates of every learner over two days,
+on seed 100, of which the arms have the best; `:quick`, one day of every arm in
+a few steps.
 
   python -m experiments.run --config=experiments/configs/reasoning.py \
       --workdir=runs/reasoning
 """
+
+from typing import Any
 
 from experiments.configs import base_chains
 from experiments.configs import common
@@ -29,8 +35,9 @@ from sleep_jax.tasks import modular_chains
 DAYS, PROBLEMS, READS, BATCH = 4, 128, 4, 32
 _WAKE_BATCH = 8
 _GROUP = 8
-# Every problem is solved as often as `sft` reads it.
-_ON_POLICY = dict(batch=BATCH, passes=READS, learning_rate=3e-4)
+_RANK = 32
+_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+_OPSD = dict(divergence='forward_kl', clip=0.05)
 
 
 def model(rows: int, length: int) -> common.Config:
@@ -47,9 +54,47 @@ def model(rows: int, length: int) -> common.Config:
     sleep_every=rows // _WAKE_BATCH,  # Once a day.
     optimizer='adam',
     learning_rate=1e-3,
+    fast_weights='backbone',
   )
-  slow.update(slots=DAYS, rank=32, top_k=DAYS)
+  slow.update(slots=DAYS, rank=_RANK, top_k=DAYS)
   return model
+
+
+def _trained(rate: float, *, passes: int = READS) -> dict[str, Any]:
+  """Every problem is solved as often as `sft` reads it."""
+  return dict(finetune=dict(batch=BATCH, passes=passes, learning_rate=rate))
+
+
+def _grpo(rate: float, **settings: str) -> dict[str, Any]:
+  """Eight completions of each problem."""
+  learner_config = dict(group=_GROUP) | settings
+  return _trained(rate, passes=1) | dict(
+    learner='grpo', learner_config=learner_config
+  )
+
+
+def _opsd(rate: float) -> dict[str, Any]:
+  return _trained(rate) | dict(learner='opsd', learner_config=_OPSD)
+
+
+def _sdft(rate: float) -> dict[str, Any]:
+  return _trained(rate) | dict(
+    learner='opsd',
+    learner_config=dict(teacher='average', divergence='reverse_kl'),
+  )
+
+
+def _sft(rate: float) -> dict[str, Any]:
+  # Its rows are there as often as they are read.
+  return _trained(rate, passes=1) | dict(learner='sft')
+
+
+def _sleep(rate: float, **sleep: Any) -> dict[str, Any]:
+  """A day of `opsd`, and a night with these settings."""
+  arm = _trained(rate) | dict(
+    learner='privileged_sleep', learner_config=_OPSD, sleep=sleep
+  )
+  return arm
 
 
 def get_config(variant: str = '') -> common.Config:
@@ -69,38 +114,50 @@ def get_config(variant: str = '') -> common.Config:
   c.wake = common.settings(wake_lib.WakeConfig, batch=_WAKE_BATCH)
   c.sleep = common.settings(
     consolidation_config.SeedingConfig,
-    dreams=512,
+    dreams=1024,
     dream_length=task.length,
-    steps=200,
+    splice=False,  # A document is one problem.
+    steps=300,
     batch=16,
     learning_rate=0.02,
+    max_kl_share=2.0,
   )
-  c.finetune = common.settings(
-    finetune.FinetuneConfig, batch=BATCH, learning_rate=3e-4
-  )
-  grouped = dict(_ON_POLICY, passes=1)  # Eight completions of each problem.
+  c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
   c.arms = {
     'frozen': {},
-    'sft': {},
-    'grpo': dict(finetune=grouped, learner_config=dict(group=_GROUP)),
-    'dr_grpo': dict(
-      learner='grpo',
-      finetune=grouped,
-      learner_config=dict(group=_GROUP, loss='dr_grpo', scale='none'),
-    ),
-    'opsd': dict(
-      finetune=_ON_POLICY,
-      learner_config=dict(divergence='forward_kl', clip=0.05),
-    ),
-    'sdft': dict(
-      learner='opsd',
-      finetune=_ON_POLICY,
-      learner_config=dict(teacher='average', divergence='reverse_kl'),
-    ),
-    'sleep': {},
+    'sft': _sft(1e-3),
+    'grpo': _grpo(1e-3),
+    'dr_grpo': _grpo(1e-3, loss='dr_grpo', scale='none'),
+    'opsd': _opsd(1e-3),
+    'sdft': _sdft(1e-3),
+    'sleep': _sleep(1e-3),
   }
-  common.vary(c, variant, quick=_quick)
+  common.vary(c, variant, quick=_quick, tune=_tune, ablations=_ablations)
   return c
+
+
+def _ablations(c: common.Config) -> None:
+  """Sleep without one of its parts."""
+  slow = dict(c.model.levels[1], slots=1, rank=DAYS * _RANK, top_k=1)
+  c.arms = {
+    'sleep': c.arms['sleep'],
+    'no_imitation': _sleep(1e-3, alpha=1.0),
+    'no_semantic_reward': _sleep(1e-3, gamma=0.0),
+    'no_expansion': _sleep(1e-3, expand=False)
+    | dict(model=dict(levels=[dict(c.model.levels[0]), slow])),
+    'no_previous_teacher': _sleep(1e-3, teachers='current'),
+    'sleep_reads': dict(learner='sleep'),
+  }
+
+
+def _tune(c: common.Config) -> None:
+  """Four rates of each learner, on a seed that is not in the table."""
+  c.task.episodes = 2
+  rates = {
+    f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in _RATES
+  }
+  learners = ('sft', 'grpo', 'opsd', 'sdft', 'sleep')
+  common.tune(c, 100, dict.fromkeys(learners, rates))
 
 
 def _quick(c: common.Config) -> None:

@@ -3,8 +3,9 @@
 The paper's mathematics (Sleep section 6.2): the teacher is the model itself
 with the reference solution in its prompt. Awake, the fast weights are corrected
 towards it on the model's own solutions (`opsd`); asleep, knowledge seeding
-moves what they learnt into an expert of slower memory, as ever. The dreams of a
-model that has read problems are problems of its own with solutions.
+moves what they learnt into an expert of slower memory, as ever. The day's
+problems are read too, without their solutions: a model that has read problems
+dreams of problems that it makes up, and of how it solves them.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from sleep_jax.lifecycle import life as life_lib
 from sleep_jax.models import memory as memory_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.runtime import sharding
+from sleep_jax.training import loss as loss_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,31 @@ class PrivilegedSleepConfig(sleep.SleepConfig, opsd.OPSDConfig):
   """Sections of `sleep`, and how the day's problems are solved."""
 
   teacher: str = 'morning'
+  # Weight of a problem's own tokens beside those of a solution, 0 = none. With
+  # none a night dreams of the problems that it knew, and so does not practise
+  # what the day was about.
+  prompt_weight: config.Fraction = 0.1
 
 
 class _Solver(opsd.OPSD):
   """Trains all weights beside the experts of earlier nights."""
+
+  cfg: PrivilegedSleepConfig
+
+  def loss(
+    self, model: model_lib.Model, batch: opsd.Batch, shared: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    loss, metrics = super().loss(model, batch, shared)
+    if not self.cfg.prompt_weight:
+      return loss, metrics
+    prompts = batch.rollouts.prompts
+    nothing = jnp.zeros((len(prompts.tokens), 0), prompts.tokens.dtype)
+    tokens, positions = prompts.followed_by(nothing)
+    logprobs = loss_lib.token_logprobs(model, tokens, positions)
+    inside = positions[:, 1:] > 0
+    reading = -(logprobs * inside).sum() / inside.sum()
+    loss += self.cfg.prompt_weight * reading
+    return loss, metrics | {'loss': loss, 'reading': reading}
 
   def solver(self, life: life_lib.Life) -> model_lib.Model:
     return life.model

@@ -1,16 +1,20 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need. Its solution names those that it does need, from the question back, then
-has a line for each step with numbers in the place of variables, and the answer:
+need: `b a + 5` is b = a + 5. Its solution names those that it does need, from
+the question back, then has a line for each step with numbers in the place of
+variables, and the answer:
 
-  d = b * 3 ; a = 7 ; e = a + 2 ; b = a + 5 ; ? d :
-  d b a ; a = 7 ; b = 7 + 5 = 12 ; d = 12 * 3 = 13 ; ! 13 .
+  d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
+  d b a ; a 7 ; b 7 + 5 = 12 ; d 12 * 3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
-  (the problem) ? d given d b a ; a = 7 ; ... ! 13 . own
+  (the problem) ? d given d b a ; a 7 ; ... ! 13 . own
+
+What a variable is stands right behind its name: to look that up is the first
+thing that a small model learns.
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -78,11 +82,11 @@ class ChainsConfig:
 
 
 def _prompt_length(depth: int, distractors: int) -> int:
-  return 1 + 4 + 6 * (depth + distractors) + 3
+  return 1 + 3 + 5 * (depth + distractors) + 3
 
 
 def _solution_length(depth: int) -> int:
-  return (depth + 2) + 4 + 8 * depth + 3
+  return (depth + 2) + 3 + 7 * depth + 3
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -104,21 +108,21 @@ def draw_problem(
   names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
   chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
   value = int(rng.integers(MODULUS))
-  definitions = [f'{chain[0]} = {value} ;']
+  definitions = [f'{chain[0]} {value} ;']
   lines = [' '.join(reversed(chain)) + ' ;', *definitions]
   for before, name in zip(chain, chain[1:], strict=False):
     sign, number = _operation(rng)
-    definitions.append(f'{name} = {before} {sign} {number} ;')
-    lines.append(f'{name} = {value} {sign} {number} =')
+    definitions.append(f'{name} {before} {sign} {number} ;')
+    lines.append(f'{name} {value} {sign} {number} =')
     value = (value + number if sign == '+' else value * number) % MODULUS
     lines.append(f'{value} ;')
   for name in rest:
     if rng.random() < 0.5:
-      definitions.append(f'{name} = {rng.integers(MODULUS)} ;')
+      definitions.append(f'{name} {rng.integers(MODULUS)} ;')
       continue
     sign, number = _operation(rng)
     operand = chain[rng.integers(depth + 1)]
-    definitions.append(f'{name} = {operand} {sign} {number} ;')
+    definitions.append(f'{name} {operand} {sign} {number} ;')
   shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
   text = ' '.join([*shuffled, '?', chain[-1]])
   return text, ' '.join([*lines, '!', str(value), '.']), value
