@@ -14,6 +14,7 @@ from sleep_jax.learners import frozen
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import model as model_lib
 from sleep_jax.tasks import modular_chains
+from sleep_jax.tasks import solving
 from sleep_jax.weights import load
 from tests import students
 
@@ -54,9 +55,9 @@ def test_solutions_are_what_an_interpreter_finds():
     last = int(first.split()[1])
     steps = [first.split()[0]]
     for line in lines:  # Every value is computed from the one before it.
-      name, *sum_, equals, result = line.split()
-      assert int(sum_[0]) == last and equals == '='
-      last = eval(' '.join(sum_)) % 23  # pylint: disable=eval-used
+      name, operand, *rest, equals, result = line.split()
+      assert operand == steps[-1] and equals == '='
+      last = eval(f'{last} {" ".join(rest)}') % 23  # pylint: disable=eval-used
       assert last == int(result)
       steps.append(name)
     assert last == value and set(steps) == needed
@@ -204,7 +205,7 @@ def test_the_teacher_of_the_shipped_base_is_ahead_of_its_student():
   student = student_lib.Student(learner, learner.init(jax.random.key(0)))
   problems = t.evaluated['']
   asked = [
-    modular_chains.score(student, (problems, prompts), 2, seed=0)['accuracy']
+    solving.score(student, problems, 2, 0, prompts)['accuracy']
     for prompts in (problems.prompts, problems.privileged)
   ]
   assert asked[1] > asked[0] + 0.2, asked

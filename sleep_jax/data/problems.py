@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import dataclasses
+import operator
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ class Problems:
   solutions: the reference solutions; each ends with the stop token.
   answers: what the solutions come to.
   read: the answer of a completion; None where it has none.
+  agree: whether an answer, the second, is the wanted one.
   max_new: tokens of the longest completion.
   stop: the token that ends a completion.
   """
@@ -25,10 +28,11 @@ class Problems:
   prompts: list[contexts.TokenIds]
   privileged: list[contexts.TokenIds]
   solutions: list[contexts.TokenIds]
-  answers: list[int]
-  read: Callable[[contexts.TokenIds], int | None]
+  answers: list[Any]
+  read: Callable[[contexts.TokenIds], Any | None]
   max_new: int
   stop: int
+  agree: Callable[[Any, Any], bool] = operator.eq
 
   def __len__(self) -> int:
     return len(self.prompts)
@@ -41,7 +45,12 @@ class Problems:
     wanted = [self.answers[i] for i in index]
     ended = [bool(t) and t[-1] == self.stop for t in completions]
     return Grades(
-      right=np.array([a == b for a, b in zip(found, wanted, strict=True)]),
+      right=np.array(
+        [
+          b is not None and self.agree(a, b)
+          for a, b in zip(wanted, found, strict=True)
+        ]
+      ),
       truncated=~np.array(ended),
       unreadable=np.array([x is None for x in found]),
     )

@@ -2,19 +2,20 @@
 
 A problem defines variables in any order, some of which the question does not
 need: `b a + 5` is b = a + 5. Its solution names those that it does need, from
-the question back, then has a line for each step with numbers in the place of
-variables, and the answer:
+the question back, then has a line for each step, a definition with its value,
+and the answer:
 
   d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
-  d b a ; a 7 ; b 7 + 5 = 12 ; d 12 * 3 = 13 ; ! 13 .
+  d b a ; a 7 ; b a + 5 = 12 ; d b * 3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
   (the problem) ? d given d b a ; a 7 ; ... ! 13 . own
 
-What a variable is stands right behind its name: to look that up is the first
-thing that a small model learns.
+What a variable is stands right behind its name, a definition is copied as it
+is read, and the value of its operand has just been written: to look these up is
+the first thing that a small model learns.
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -32,6 +33,7 @@ from sleep_jax.data import padding
 from sleep_jax.data import problems as problems_lib
 from sleep_jax.data import tokenizers
 from sleep_jax.tasks import base as task_lib
+from sleep_jax.tasks import solving
 
 MODULUS = 23
 _NAMES = 'abcdefghijklmnopqrstuvwxyz'
@@ -113,7 +115,7 @@ def draw_problem(
   for before, name in zip(chain, chain[1:], strict=False):
     sign, number = _operation(rng)
     definitions.append(f'{name} {before} {sign} {number} ;')
-    lines.append(f'{name} {value} {sign} {number} =')
+    lines.append(f'{name} {before} {sign} {number} =')
     value = (value + number if sign == '+' else value * number) % MODULUS
     lines.append(f'{value} ;')
   for name in rest:
@@ -217,15 +219,11 @@ class ModularChains(task_lib.Task):
     """Problems with their solutions in random order; these are the targets."""
     cfg, problems = self.cfg, self.problems(episode)
     rng = np.random.default_rng([self._seed, _ORDER, episode])
-    rows = padding.prompt_rows(
-      list(zip(problems.prompts, problems.solutions, strict=True)),
-      self.tokenizer.pad,
-      width=cfg.length,
+    rows = solving.rows(
+      problems, self.tokenizer.pad, cfg.length, cfg.reads, rng
     )
-    order = [rng.permutation(len(problems)) for _ in range(cfg.reads)]
-    index = np.concatenate(order)
     return experience_lib.Experience(
-      rows.tokens[index], rows.weight[index], problems=problems
+      rows.tokens, rows.weight, problems=problems
     )
 
   def evaluate(
@@ -233,20 +231,13 @@ class ModularChains(task_lib.Task):
   ) -> experience_lib.EvalResult:
     """Scores by depth: `_out` is deeper than the episodes', `_old` shallower.
 
-    accuracy: avg@k, the share of k samples at temperature 1 that are right.
-    pass: pass@k, the share of problems of which one sample is.
-    tokens: mean length of a sample.
-    truncated, unreadable: shares of samples without an end, and an answer.
-    entropy: nats per token, estimated by the log-probability of the samples.
+    The metrics are those of `solving.score`.
     """
     del episode
     metrics = {}
     for number, (suffix, problems) in enumerate(self.evaluated.items()):
-      scores = score(
-        student,
-        (problems, problems.prompts),
-        self.cfg.samples,
-        self._sample_seed(number),
+      scores = solving.score(
+        student, problems, self.cfg.samples, self._sample_seed(number)
       )
       metrics |= {f'{name}{suffix}': x for name, x in scores.items()}
     return experience_lib.EvalResult([], metrics)
@@ -255,39 +246,6 @@ class ModularChains(task_lib.Task):
     """Of the samples of evaluation `number`, the same after every episode."""
     rng = np.random.default_rng([self._seed, _SAMPLES, number])
     return int(rng.integers(2**31))
-
-
-def score(
-  student: task_lib.Student,
-  asked: tuple[problems_lib.Problems, list[contexts.TokenIds]],
-  samples: int,
-  seed: int,
-) -> dict[str, float]:
-  """Metrics of k samples of each problem, see `ModularChains.evaluate`.
-
-  Args:
-    student: who is asked.
-    asked: the problems, and the prompts by which they are asked.
-    samples: k.
-    seed: of the samples.
-  """
-  problems, prompts = asked
-  index = np.repeat(np.arange(len(problems)), samples)
-  completions = student.complete(
-    [prompts[i] for i in index], problems.max_new, seed=seed
-  )
-  grades = problems.grade(index, completions)
-  right = grades.right.reshape(-1, samples)
-  first = completions[::samples]
-  logprob = student.respond(prompts, first).answer_logprob
-  return {
-    'accuracy': float(right.mean()),
-    'pass': float(right.any(axis=1).mean()),
-    'tokens': float(np.mean([len(tokens) for tokens in completions])),
-    'truncated': float(grades.truncated.mean()),
-    'unreadable': float(grades.unreadable.mean()),
-    'entropy': float(-logprob.sum() / max(1, sum(map(len, first)))),
-  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,11 +328,12 @@ class ModularChainsBase(ModularChains):
     """
     result = super().evaluate(student, episode)
     problems = self.evaluated['']
-    shown = score(
+    shown = solving.score(
       student,
-      (problems, problems.privileged),
+      problems,
       self.cfg.samples,
       self._sample_seed(len(self.evaluated)),
+      problems.privileged,
     )
     metrics = {f'{name}_privileged': x for name, x in shown.items()}
     return experience_lib.EvalResult([], result.metrics | metrics)
