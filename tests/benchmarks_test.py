@@ -14,6 +14,7 @@ from benchmarks import accelerator
 from benchmarks import jsd
 from benchmarks import quick
 from benchmarks import run
+from benchmarks import scaling
 from benchmarks import soak
 from benchmarks import streaming
 from benchmarks import timing
@@ -216,3 +217,12 @@ def test_thirty_nights_leave_nothing_behind(tmp_path):
   assert after <= before
   first, last = results['bytes_written_a_night']
   assert 0 < last < 1.2 * first
+
+
+def test_scaling_gives_the_slope_between_the_largest_sizes():
+  entries = [dict(size=s, seconds=1e-3 * s**2) for s in (1, 4, 16)]
+  entries[0]['seconds'] = 9.0  # What does not depend on size.
+  assert scaling.exponent(entries) == 2.0
+  measured = scaling.measure('slots_in_use', (1, 2))
+  small, large = measured['entries']
+  assert large['bytes'] > small['bytes'] and large['seconds'] > 0

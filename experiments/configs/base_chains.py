@@ -23,13 +23,13 @@ def model() -> common.Config:
   return ml_collections.ConfigDict(
     dict(
       vocab=modular_chains.build_tokenizer().vocab,
-      dim=64,
-      layers=4,
+      dim=128,
+      layers=3,
       heads=4,
       unroll=3,
       max_len=176,
       levels=tuple(
-        common.settings(config.LevelConfig, hidden=128) for _ in range(2)
+        common.settings(config.LevelConfig, hidden=192) for _ in range(2)
       ),
     )
   )
@@ -38,7 +38,7 @@ def model() -> common.Config:
 def get_config() -> common.Config:
   """Settings of the recipe."""
   c = common.corpus(
-    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=2.5e-3
+    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=2e-3
   )
   c.task = common.settings(
     modular_chains.ChainsBaseConfig,

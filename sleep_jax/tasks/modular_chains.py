@@ -140,9 +140,9 @@ def _operation(rng: np.random.Generator) -> tuple[str, int]:
 class _Generator:
   """Problems of some depths, as token ids."""
 
-  def __init__(self, distractors: int):
+  def __init__(self, distractors: int, fewest: int):
     self.tokenizer = build_tokenizer()
-    self._distractors = distractors
+    self._distractors = fewest, distractors + 1
     self._answer = self.tokenizer.encode('!')[0]
     self._first_number = self.tokenizer.encode('0')[0]
 
@@ -158,7 +158,8 @@ class _Generator:
     prompts, privileged, solutions, answers = [], [], [], []
     while len(prompts) < count:
       depth = int(rng.integers(depths[0], depths[1] + 1))
-      text, solution, answer = draw_problem(rng, depth, self._distractors)
+      distractors = int(rng.integers(*self._distractors))
+      text, solution, answer = draw_problem(rng, depth, distractors)
       if text in taken:
         continue
       taken.add(text)
@@ -195,7 +196,7 @@ class ModularChains(task_lib.Task):
 
   def __init__(self, cfg: ChainsConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
-    self._generator = _Generator(cfg.distractors)
+    self._generator = _Generator(cfg.distractors, self._fewest())
     self.tokenizer = self._generator.tokenizer
     self._taken: set[str] = set()
     rng = np.random.default_rng([seed, _EVAL])
@@ -207,6 +208,10 @@ class ModularChains(task_lib.Task):
         ('_old', cfg.old),
       )
     }
+
+  def _fewest(self) -> int:
+    """The fewest distractors of a problem."""
+    return self.cfg.distractors
 
   def problems(self, episode: int) -> problems_lib.Problems:
     """Those of an episode; none is of the evaluation."""
@@ -253,6 +258,7 @@ class ChainsBaseConfig(ChainsConfig):
   """Size of an episode of the base's training."""
 
   rows: config.Count = 12_800
+  distractors: int = 3  # At most: where they are is not to be learnt by heart.
 
   @property
   def length(self) -> int:
@@ -279,6 +285,9 @@ class ModularChainsBase(ModularChains):
     *('accuracy_privileged', 'entropy', 'truncated'),
   )
   headline = ('accuracy', 'accuracy_privileged')
+
+  def _fewest(self) -> int:
+    return 0
 
   def experience(self, episode: int) -> experience_lib.LazyExperience:
     """Rows of both kinds, drawn while they are read."""
