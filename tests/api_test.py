@@ -168,7 +168,7 @@ def test_a_life_without_a_free_slot_is_told_before_it_reads(saved):
   m = sleep_jax.load(saved)
   bank = m.life.memory.bank(1)
   m.life = m.life.with_memory(
-    m.life.memory.with_level(1, bank=bank.set_status(1, 2))
+    m.life.memory.with_level(1, bank=bank.grown(2).set_status(1, 2))
   )
   with pytest.raises(config.ConfigError, match='all 2 slots.*slots=4'):
     m.wake(FACTS)

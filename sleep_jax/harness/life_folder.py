@@ -106,7 +106,7 @@ def load(path: pathlib.Path) -> tuple[life_lib.Life, dict[str, Any]]:
   own = {'rng': own, 'clock': jax.ShapeDtypeStruct((3,), jnp.int32)}
   own = _restored(arrays, own, '', file)
   life = life_lib.init_life(model, jax.random.wrap_key_data(own['rng']))
-  life = life.with_memory(saved.memory)
+  life = life.with_memory(saved.memory.trimmed())
   return life.replace(
     clock=life_lib.Clock(*own['clock']),
     fast_at_wake=_fast_at_wake(life, arrays, file),

@@ -95,6 +95,17 @@ class Bank(at.Pytree):
       created_night=pad(self.created_night, 0, fill=-1),
     )
 
+  def trimmed(self) -> 'Bank':
+    """This bank without what growing by doubling had not yet given it."""
+    used = np.flatnonzero(np.asarray(self.status) != LOCKED)
+    last = int(used[-1]) if len(used) else 0
+    slots = min(1 << last.bit_length(), len(self.status))
+    return Bank(
+      experts=jax.tree.map(lambda x: x[:, :slots], self.experts),
+      status=self.status[:slots],
+      created_night=self.created_night[:slots],
+    )
+
   def unlock(self, slot: int, night: jax.Array | int, rng: at.Key) -> 'Bank':
     """Draws a new expert into `slot` and sets its status to SEEDING.
 
@@ -225,6 +236,14 @@ class Memory(at.Pytree):
       levels=tuple(
         l.replace(bank=l.bank.grown(level.slots)) if l.bank else l
         for l, level in zip(self.levels, cfg.levels, strict=True)
+      )
+    )
+
+  def trimmed(self) -> 'Memory':
+    """This memory with banks that have room for little more than they hold."""
+    return self.replace(
+      levels=tuple(
+        l.replace(bank=l.bank.trimmed()) if l.bank else l for l in self.levels
       )
     )
 
