@@ -5,8 +5,8 @@ the faster one is consolidated with rollouts of its own, and then it dreams.
 With one, two nights of another way to live (`VARIANTS`): `recurrent` is a
 hybrid on `rule110`; `backbone` a Llama of which the layers next to the
 embedding never change, as with public models; `ttt`, `seal` and
-`finetune_passage` learn `bulletins`, `grpo` and `opsd` `modular_chains`, the
-others `facts`.
+`finetune_passage` learn `bulletins`, `grpo`, `opsd` and `privileged_sleep`
+`modular_chains`, the others `facts`.
 """
 
 import ml_collections
@@ -17,13 +17,14 @@ from experiments.configs import facts
 from experiments.configs import reasoning
 from experiments.configs import rule110
 from sleep_jax import config
+from sleep_jax.tasks import modular_chains
 
 _FACTS = (
   *('wake_only', 'icl', 'sft', 'replay', 'ewc', 'joint', 'replay_archive'),
   *('distilled_replay', 'experience_replay', 'cartridge', 'rag'),
 )
 _DREAMING = ('ttt', 'seal', 'finetune_passage')
-_SOLVING = ('grpo', 'opsd')
+_SOLVING = ('grpo', 'opsd', 'privileged_sleep')
 VARIANTS = ('', 'recurrent', 'backbone', *_FACTS, *_DREAMING, *_SOLVING)
 _ARMS = {
   'wake_only': common.WAKE_ONLY,
@@ -80,6 +81,10 @@ def _chains() -> ml_collections.ConfigDict:
   c.task.update(episodes=2, problems=4, reads=1, depths=(1, 1))
   c.task.update(old=(1, 1), out_of_range=(1, 1), eval_problems=2, samples=2)
   c.model.update(dim=16, layers=1, unroll=1)
+  length = modular_chains.ChainsConfig(depths=(1, 1)).length
+  c.model.levels[0].update(chunk=length, sleep_every=2)
+  c.wake.batch = 2
+  c.sleep.update(dream_length=length, continuation=6, **_SEEDING)
   c.finetune.update(batch=4)
   return c
 
