@@ -499,3 +499,24 @@ def test_muon_trains_the_matrices_and_adam_the_rest():
     *(f'recurrence.{m}.kernel' for m in 'qkvgo'),
     *(f'level_1.{m}' for m in ('gate', 'up', 'down')),
   }
+
+
+def test_muon_sees_each_layer_of_a_stack_as_a_matrix():
+  cfg = conftest.tiny()
+  params = transformer.init(cfg, jax.random.key(0))
+  rules = optimizers.muon_dimensions(params)['blocks']
+  attention = {
+    name: (rule['kernel'].reduction_axis, rule['kernel'].output_axis)
+    for name, rule in rules['attention'].items()
+  }
+  assert attention == dict.fromkeys('qkv', (1, (2, 3))) | {'o': ((1, 2), 3)}
+  gate = rules['level_1']['gate']
+  assert (gate.reduction_axis, gate.output_axis) == (1, 2)
+  assert rules['level_1_norm']['scale'] is None
+  optimizer = optimizers.muon_adamw(1e-2, 1e-3, 0.0)
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  up = np.asarray(updates['blocks']['level_1']['up'])
+  # Of a matrix of ones, orthogonalised, in every layer: its one direction.
+  np.testing.assert_allclose(up, np.broadcast_to(up[:1, :1, :1], up.shape))
+  assert (up < 0).all()

@@ -15,7 +15,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 12_000, 8, 4
+_STEPS, _BATCH, _EVALS = 8000, 8, 4
 
 
 def model() -> common.Config:
@@ -38,8 +38,9 @@ def model() -> common.Config:
 def get_config() -> common.Config:
   """Settings of the recipe."""
   c = common.corpus(
-    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=2e-3
+    'base_chains', model(), steps=_STEPS, batch=_BATCH, learning_rate=1e-2
   )
+  c.finetune.optimizer = 'muon'
   c.task = common.settings(
     modular_chains.ChainsBaseConfig,
     episodes=_EVALS,

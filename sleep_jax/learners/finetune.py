@@ -37,6 +37,9 @@ class FinetuneConfig:
   # How often a day is read: first in its order, then in random ones.
   passes: config.Count = 1
   learning_rate: float = 1e-3
+  # adamw, or muon: that for matrices inside the blocks, and AdamW at a quarter
+  # of the rate for the rest.
+  optimizer: str = 'adamw'
   # Steps of a warm-up and a cosine decay to zero, as in pretraining; 0 = the
   # rate is constant.
   warmup_cosine_steps: int = 0
@@ -48,16 +51,29 @@ class FinetuneConfig:
 
   def __post_init__(self):
     config.lookup(self.target, {'all': 0, 'lora': 0}, 'finetune.target')
+    known = {'adamw': 0, 'muon': 0}
+    config.lookup(self.optimizer, known, 'finetune.optimizer')
+    if self.optimizer == 'muon' and self.target == 'lora':
+      raise config.ConfigError(
+        'finetune.optimizer=muon trains matrices inside the blocks, and '
+        'finetune.target=lora leaves them as they are; use adamw.'
+      )
 
-  def schedule(self) -> optax.ScalarOrSchedule:
-    """The learning rate, over the steps of a life."""
-    steps = self.warmup_cosine_steps
-    if not steps:
-      return self.learning_rate
-    warmup = min(200, steps // 10)
-    return optax.warmup_cosine_decay_schedule(
-      0.0, self.learning_rate, warmup, steps
+  def build_optimizer(self) -> optax.GradientTransformation:
+    """Of what trains."""
+    if self.optimizer == 'adamw':
+      return optimizers.adamw(self.schedule(), self.weight_decay)
+    return optimizers.muon_adamw(
+      self.schedule(), self.schedule(0.25), self.weight_decay
     )
+
+  def schedule(self, share: float = 1.0) -> optax.ScalarOrSchedule:
+    """A share of the learning rate, over the steps of a life."""
+    peak, steps = share * self.learning_rate, self.warmup_cosine_steps
+    if not steps:
+      return peak
+    warmup = min(200, steps // 10)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +93,7 @@ class Finetune(base.Learner):
 
   def __init__(self, cfg: FinetunerConfig, setup: base.Setup):
     super().__init__(cfg, setup)
-    self.optimizer = optimizers.adamw(
-      cfg.finetune.schedule(), cfg.finetune.weight_decay
-    )
+    self.optimizer = cfg.finetune.build_optimizer()
 
   def batch_rows(self) -> dict[str, int]:
     return {'finetune.batch': self.cfg.finetune.batch}

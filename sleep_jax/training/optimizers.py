@@ -8,10 +8,8 @@ import optax.contrib
 
 from sleep_jax import array_typing as at
 
-_MATRIX = optax.contrib.MuonDimensionNumbers(0, 1)
-# Of attention's kernels, which have an axis for heads.
-_INTO_HEADS = optax.contrib.MuonDimensionNumbers(0, (1, 2))
-_FROM_HEADS = optax.contrib.MuonDimensionNumbers((0, 1), 2)
+# Attention's kernels have an axis for heads; all may have one for layers first.
+_MATRIX, _INTO_HEADS, _FROM_HEADS = (0, 1), (0, (1, 2)), ((0, 1), 2)
 
 
 def adamw(
@@ -39,7 +37,9 @@ def warmup_stable_decay(
 
 
 def muon_adamw(
-  muon_rate: optax.Schedule, adam_rate: optax.Schedule, weight_decay: float
+  muon_rate: optax.ScalarOrSchedule,
+  adam_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
 ) -> optax.GradientTransformation:
   """Muon for matrices inside the blocks, AdamW for the rest; clipped at 1."""
   return optax.chain(
@@ -55,7 +55,7 @@ def muon_adamw(
 
 
 def muon_dimensions(params: at.Tree) -> at.Tree:
-  """Which leaves of a hybrid Muon trains, and along which axes."""
+  """Which leaves Muon trains, and along which axes."""
   return jax.tree_util.tree_map_with_path(_muon_dimension, params)
 
 
@@ -64,9 +64,14 @@ def _muon_dimension(path: tuple[Any, ...], leaf: jax.Array) -> Any:
   names = [key.key for key in path]
   if names[0] != 'blocks' or len(names) < 3:  # Memory tokens are of no layer.
     return None
-  inside = names[2].startswith('level') or names[-2] in 'qkvgo'
-  if leaf.ndim < 2 or not inside:
+  # A hybrid's layers are not stacked; their names come first.
+  stacked = names[1] == 'attention' or names[1].startswith('level')
+  inside = names[2 - stacked].startswith('level') or names[-2] in 'qkvgo'
+  if leaf.ndim - stacked < 2 or not inside:
     return None
-  if leaf.ndim == 2:
-    return _MATRIX
-  return _FROM_HEADS if names[-2] == 'o' else _INTO_HEADS
+  axes = _FROM_HEADS if names[-2] == 'o' else _INTO_HEADS
+  if leaf.ndim - stacked == 2:
+    axes = _MATRIX
+  return optax.contrib.MuonDimensionNumbers(
+    *jax.tree.map(lambda axis: axis + stacked, axes)
+  )
