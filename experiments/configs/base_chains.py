@@ -15,7 +15,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 8000, 8, 4
+_STEPS, _BATCH, _EVALS = 4000, 8, 4
 
 
 def model() -> common.Config:
@@ -27,7 +27,7 @@ def model() -> common.Config:
       layers=3,
       heads=4,
       unroll=3,
-      max_len=176,
+      max_len=160,
       levels=tuple(
         common.settings(config.LevelConfig, hidden=192) for _ in range(2)
       ),

@@ -1,21 +1,21 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need: `b a + 5` is b = a + 5. Its solution names those that it does need, from
+need: `b a +5` is b = a + 5. Its solution names those that it does need, from
 the question back, then has a line for each step, a definition with its value,
 and the answer:
 
-  d b * 3 ; a 7 ; e a + 2 ; b a + 5 ; ? d :
-  d b a ; a 7 ; b a + 5 = 12 ; d b * 3 = 13 ; ! 13 .
+  d b *3 ; a 7 ; e f +2 ; b a +5 ; f 9 ; ? d :
+  d b a ; a 7 ; b a +5 = 12 ; d b *3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
   (the problem) ? d given d b a ; a 7 ; ... ! 13 . own
 
-What a variable is stands right behind its name, a definition is copied as it
-is read, and the value of its operand has just been written: to look these up is
-the first thing that a small model learns.
+What a variable is stands right behind its name, and what is done with it behind
+its other mention: to look up what followed a token before is the first thing
+that a small model learns.
 
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
@@ -37,8 +37,8 @@ from sleep_jax.tasks import solving
 
 MODULUS = 23
 _NAMES = 'abcdefghijklmnopqrstuvwxyz'
-_MARKS = '= + * ; ? : ! . given own'.split()
-_ADDENDS, _FACTORS = range(1, 6), range(2, 4)
+_MARKS = '= ; ? : ! . given own'.split()
+_OPERATIONS = '+1 +2 +3 +4 +5 *2 *3'.split()  # Each maps one to one.
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
 _PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
 # Second entry of the seed of a generator.
@@ -84,18 +84,18 @@ class ChainsConfig:
 
 
 def _prompt_length(depth: int, distractors: int) -> int:
-  return 1 + 3 + 5 * (depth + distractors) + 3
+  return 1 + 3 + 4 * (depth + distractors) + 3
 
 
 def _solution_length(depth: int) -> int:
-  return (depth + 2) + 3 + 7 * depth + 3
+  return (depth + 2) + 3 + 6 * depth + 3
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
   """Numbers, variables and marks."""
   numbers = [str(i) for i in range(MODULUS)]
   return tokenizers.WordTokenizer(
-    [*numbers, *_NAMES, *_MARKS], separator=';', stop='.'
+    [*numbers, *_NAMES, *_OPERATIONS, *_MARKS], separator=';', stop='.'
   )
 
 
@@ -104,37 +104,34 @@ def draw_problem(
 ) -> tuple[str, str, int]:
   """The text of a problem up to the question, its solution, and the answer.
 
-  A distractor is a number, or continues from a variable of the chain; no other
-  definition has it as its operand.
+  Distractors are such a chain of their own.
   """
   names = [_NAMES[i] for i in rng.permutation(len(_NAMES))]
   chain, rest = names[: depth + 1], names[depth + 1 :][:distractors]
-  value = int(rng.integers(MODULUS))
-  definitions = [f'{chain[0]} {value} ;']
-  lines = [' '.join(reversed(chain)) + ' ;', *definitions]
-  for before, name in zip(chain, chain[1:], strict=False):
-    sign, number = _operation(rng)
-    definitions.append(f'{name} {before} {sign} {number} ;')
-    lines.append(f'{name} {before} {sign} {number} =')
-    value = (value + number if sign == '+' else value * number) % MODULUS
-    lines.append(f'{value} ;')
-  for name in rest:
-    if rng.random() < 0.5:
-      definitions.append(f'{name} {rng.integers(MODULUS)} ;')
-      continue
-    sign, number = _operation(rng)
-    operand = chain[rng.integers(depth + 1)]
-    definitions.append(f'{name} {operand} {sign} {number} ;')
+  definitions, lines, value = _chain(rng, chain)
+  if rest:
+    definitions = [*definitions, *_chain(rng, rest)[0]]
   shuffled = [definitions[i] for i in rng.permutation(len(definitions))]
   text = ' '.join([*shuffled, '?', chain[-1]])
-  return text, ' '.join([*lines, '!', str(value), '.']), value
+  trace = ' '.join([*reversed(chain), ';'])
+  return text, ' '.join([trace, *lines, '!', str(value), '.']), value
 
 
-def _operation(rng: np.random.Generator) -> tuple[str, int]:
-  """A sign and a number; each maps what is before it one to one."""
-  if rng.random() < 0.5:
-    return '+', int(rng.choice(_ADDENDS))
-  return '*', int(rng.choice(_FACTORS))
+def _chain(
+  rng: np.random.Generator, names: list[str]
+) -> tuple[list[str], list[str], int]:
+  """Definitions in order, a solution's lines, and the last value."""
+  value = int(rng.integers(MODULUS))
+  definitions = [f'{names[0]} {value} ;']
+  lines = list(definitions)
+  for before, name in zip(names, names[1:], strict=False):
+    operation = str(rng.choice(_OPERATIONS))
+    number = int(operation[1:])
+    value = value + number if operation[0] == '+' else value * number
+    value %= MODULUS
+    definitions.append(f'{name} {before} {operation} ;')
+    lines.append(f'{name} {before} {operation} = {value} ;')
+  return definitions, lines, value
 
 
 class _Generator:
