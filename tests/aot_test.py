@@ -133,6 +133,8 @@ def test_the_runner_calls_these_programs_with_these_shapes(monkeypatch):
     monkeypatch.setattr(module, attribute, recorded(name, program))
   task, learner, _ = build.build(build.arm_config(c, 'sleep'), 1)
   life = learner.init(jax.random.key(0))
+  # Its last night is the dearest: all slots are in use.
+  life = life.with_memory(life.memory.with_all_slots(life.model.cfg))
   life, _ = learner.wake(life, task.experience(0))
   read = jnp.int32(programs.DAY_BATCHES * c['task']['length'])
   life = life.replace(clock=life.clock.replace(tokens=read))

@@ -453,8 +453,9 @@ def test_active_slots_are_unchanged_by_dreaming(model):
 
 def test_no_free_slot_is_refused(model):
   life = life_of(model)
+  life = life.with_memory(life.memory.with_all_slots(model.cfg))
   bank = life.memory.levels[1].bank
-  for slot in range(3):
+  for slot in range(len(bank.status)):
     bank = bank.unlock(slot, 0, jax.random.key(0))
   life = life.with_memory(life.memory.with_level(1, bank=bank))
   cfg = dataclasses.replace(DREAMING, target='slot')
@@ -498,7 +499,7 @@ def test_what_is_rehearsed_is_kept(model):
   assert lost[1] < 0.5 * lost[0]
 
 
-def test_best_selects_one_dream_per_context_and_all_selects_all():
+def test_what_is_learnt_from():
   a, b = contexts_of(2)
 
   def result(context, score, baseline_score=0.2):
@@ -513,6 +514,11 @@ def test_best_selects_one_dream_per_context_and_all_selects_all():
   learn_from_all = dataclasses.replace(DREAMING, learn_from='all')
   rewarded = reward_lib.select_rewarded(learn_from_all, results)
   assert [d.tokens for d in rewarded] == [[50], [90]]
+  # Whatever its reward, but not what broke its instance.
+  tried = dataclasses.replace(DREAMING, learn_from='tried')
+  results[1] = dataclasses.replace(results[1], rejected='diverged')
+  dreams = reward_lib.select_rewarded(tried, results)
+  assert [d.tokens for d in dreams] == [[50], [20], [10]]
 
 
 def test_fold_cannot_restart():

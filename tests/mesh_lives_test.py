@@ -68,9 +68,9 @@ def test_all_that_is_made_for_a_life_lies_on_the_whole_mesh(
   """Of the runner's own build, with a base from a file."""
   init_memory, in_programs = memory_init.init_memory, []
 
-  def recorded(cfg):
+  def recorded(cfg, **options):
     in_programs.append(isinstance(jnp.zeros(()), core.Tracer))
-    return init_memory(cfg)
+    return init_memory(cfg, **options)
 
   monkeypatch.setattr(memory_init, 'init_memory', recorded)
   c = sharded_lives_test.settings(**_MESH)

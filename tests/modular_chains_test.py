@@ -18,7 +18,10 @@ from sleep_jax.tasks import solving
 from sleep_jax.weights import load
 from tests import students
 
-SMALL = dict(episodes=2, problems=12, eval_problems=6, samples=4)
+SMALL = dict(
+  episodes=2, problems=12, eval_problems=6, samples=4, contexts=2,
+  context_problems=3,
+)  # fmt: skip
 
 
 def task(**changes) -> modular_chains.ModularChains:
@@ -209,3 +212,45 @@ def test_the_teacher_of_the_shipped_base_is_ahead_of_its_student():
     for prompts in (problems.prompts, problems.privileged)
   ]
   assert asked[1] > asked[0] + 0.2, asked
+
+
+def test_a_dream_is_a_problem_with_its_solution():
+  t = task()
+  form, (context, other) = t.format, t.experience(0).contexts
+  problems = t.problems(0)
+  assert context.questions == problems.prompts[:3]
+  assert other.questions == problems.prompts[3:6]
+  # It begins by a definition; the rest of the problem itself is such a dream.
+  (rows,) = form.from_context(other).tokens[:1]
+  begun = len(other.prompt)
+  assert rows[:begun].tolist() == other.prompt
+  assert t.tokenizer.decode(other.prompt).endswith(';')
+  row = problems.prompts[3] + problems.solutions[3]
+  update = form.parse(other, row[begun:-1])
+  np.testing.assert_array_equal(update.tokens, [rows])
+  # Its targets are the solution, to the stop token.
+  (targets,) = update.tokens[update.weight > 0][None]
+  assert targets.tolist() == problems.solutions[3]
+
+  def reason(text: str) -> str:
+    return form.parse(other, t.tokenizer.encode(text)).reason
+
+  assert reason('') == 'empty'
+  assert reason('? d d a ; ! 3') == 'unreadable'  # Where does it begin?
+  assert reason('? d : d a ;') == 'unreadable'  # It has no answer,
+  assert reason('? d : ! 3 ? d : ! 3') == 'unreadable'  # or two.
+  assert reason('? d : ' + 'a ' * 90 + '! 3') == 'too long'
+
+
+def test_a_dream_is_worth_what_is_solved_after_it():
+  t = task()
+  (context, _), encode = t.experience(0).contexts, t.tokenizer.encode
+  right = [encode(f'! {answer}') for answer in t.problems(0).answers[:3]]
+  assert t.format.grade(context, right).tolist() == [1, 1, 1]
+  right[1] = encode('a b ;')
+  assert t.format.grade(context, right).tolist() == [1, 0, 1]
+
+
+def test_more_contexts_than_problems_are_refused():
+  with pytest.raises(config.ConfigError, match='contexts=5 of context_problem'):
+    task(contexts=5)

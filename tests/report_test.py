@@ -18,6 +18,7 @@ from sleep_jax.harness import page as page_lib
 from sleep_jax.harness import plots
 from sleep_jax.harness import report as report_lib
 from sleep_jax.harness import style
+from sleep_jax.harness import tables
 from tests import run_test
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -119,6 +120,44 @@ _WITH_SLEEP = (
   *('clinc', 'clinc_one_seed', 'facts_hard', 'smollm2', 'smollm2_archive'),
   *('smollm2_clinc', 'smollm2_squad', 'smollm2_trial'),
 )
+
+
+def _over_days(arm, scores, seconds, seed=1, metric='accuracy'):
+  curve = [
+    {metric: score, 'spent': {'tokens': 1.0, 'flops': 1e12 * s, 'seconds': s}}
+    for score, s in zip(scores, np.cumsum(seconds))
+  ]
+  return life(arm, seed, metric=metric) | {'curve': curve, 'matrix': []}
+
+
+def _equal_scores(found):
+  table = tables.equal_scores(found, 'sleep')
+  assert table is not None
+  return table.rows
+
+
+def test_what_arms_spend_until_they_score_the_same():
+  found = [
+    _over_days('sft', (0.2, 0.5, 0.4), (1, 1, 1)),
+    _over_days('sleep', (0.1, 0.4, 0.9), (5, 5, 5), seed=1),
+    _over_days('sleep', (0.1, 0.4, 0.7), (7, 7, 7), seed=2),
+    _over_days('grpo', (0.1, 0.9, 0.9), (9, 9, 9)),
+  ]
+  sft, grpo = _equal_scores(found)
+  # What was reached on the way counts, and means over seeds.
+  assert sft == ['sft', '0.400', '2s 2.00T', '12s 12.00T', 'never']
+  assert grpo == ['grpo', '0.900', '18s 18.00T', 'never', '18s 18.00T']
+  # Of a perplexity less is better.
+  found = [
+    _over_days('sft', (9.0, 5.0), (1, 1), metric='ppl'),
+    _over_days('sleep', (4.0, 3.0), (2, 2), metric='ppl'),
+  ]
+  (row,) = _equal_scores(found)
+  assert row == ['sft', '5.000', '2s 2.00T', '2s 2.00T', 'never']
+
+
+def test_lives_of_an_earlier_version_have_no_such_table():
+  assert tables.equal_scores(lives('sft', 'sleep'), 'sleep') is None
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ VARIANTS = {
   'niah': ('multikey_1', 'multikey_2', 'multikey_3'),
   'quickstart': ('',),
   'mathematics': ('gsm8k', 'short', 'paper'),
-  'reasoning': ('', 'quick', 'tune', 'ablations'),
+  'reasoning': ('', 'quick', 'tune', 'ablations', 'many_nights'),
   'recall': ('', 'rewritten'),
   'rule110': ('', 'controls', 'eviction', 'gentle', 'paper'),
   'smollm2': ('', 'short', 'tune', 'clinc', 'squad', 'placement'),

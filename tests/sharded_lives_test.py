@@ -160,7 +160,7 @@ def test_weights_are_sharded_by_the_table(eight):
   for name, part in shardings.items():
     assert len(part.device_set) == 8, name
     size = eight.life[name].size
-    assert part.is_fully_replicated == (size < 500), name
+    assert part.is_fully_replicated == (size < 200), name
 
 
 @pytest.mark.slow

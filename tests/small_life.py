@@ -80,6 +80,8 @@ def _chains() -> ml_collections.ConfigDict:
   c.base = ''
   c.task.update(episodes=2, problems=4, reads=1, depths=(1, 1))
   c.task.update(old=(1, 1), out_of_range=(1, 1), eval_problems=2, samples=2)
+  c.task.update(contexts=1, context_problems=2)
+  c.dreaming.update(dreams=4, keep=2, rehearsed=2)
   c.model.update(dim=16, layers=1, unroll=1)
   length = modular_chains.ChainsConfig(depths=(1, 1)).length
   c.model.levels[0].update(chunk=length, sleep_every=2)

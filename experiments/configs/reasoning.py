@@ -3,11 +3,12 @@
 The twin of the paper's mathematics (its Table 2, Qwen3 on AIME and HMMT): four
 days of 128 problems two steps deeper than the base has solved. `sft` reads the
 reference solutions, `grpo` is rewarded for the right answer, `opsd`, `sdft` and
-the day of `sleep` are corrected by a self that has seen the solution. Asked on
-new problems of these depths, of deeper ones (`_out`) and of shallow ones
-(`_old`); avg@16 and pass@16 at temperature 1. Each table says what an arm
-spent: tokens, FLOPs and seconds by phase (rollout, teacher, update); an arm's
-own completions are `generated_tokens` of a day.
+the day of `sleep` are corrected by a self that has seen the solution; `sleep`
+also dreams of problems that it makes up. Asked on new problems of these depths,
+of deeper ones (`_out`) and of shallow ones (`_old`); avg@16 and pass@16 at
+temperature 1. Each table says what an arm spent: tokens, FLOPs and seconds by
+phase (rollout, teacher, update); an arm's own completions are
+`generated_tokens` of a day.
 
 Expected from the paper (Qwen3-1.7B, avg@16 of AIME24): base 49.8, SFT 47.3,
 GRPO 51.0, OPSD 51.6, Sleep 53.2. Differences of under 2 points are within noise
@@ -16,8 +17,10 @@ that a gap is not that of the loss alone.
 
 Variants: `:ablations`, the paper's (its Table 3) and `sleep_reads`, which reads
 the solutions as `sft` does; `:tune`, three rates of every learner over two
-days, on seed 100, of which the arms have the best; `:quick`, one day of every
-arm in a few steps.
+days, on seed 100, of which the arms have the best; `:many_nights`, 20 nights of
+dreams alone, of shallow problems, some of which the base can solve: what is
+dreamt is trained on if it was rewarded, or (`unrewarded`) whatever it is;
+`:quick`, one day of every arm in a few steps.
 
   python -m experiments.run --config=experiments/configs/reasoning.py \
       --workdir=runs/reasoning
@@ -30,6 +33,8 @@ from experiments.configs import common
 from sleep_jax.learners import finetune
 from sleep_jax.lifecycle import wake as wake_lib
 from sleep_jax.lifecycle.consolidation import config as consolidation_config
+from sleep_jax.lifecycle.dreaming import config as dreaming_config
+from sleep_jax.models import lora
 from sleep_jax.tasks import modular_chains
 
 DAYS, PROBLEMS, READS, BATCH = 4, 128, 4, 32
@@ -122,6 +127,19 @@ def get_config(variant: str = '') -> common.Config:
     learning_rate=0.02,
     max_kl_share=2.0,
   )
+  c.lora = common.settings(
+    lora.LoraConfig,
+    rank=16,
+    alpha=16.0,
+    targets=('q', 'v', 'gate', 'up', 'down'),
+  )
+  c.trial = common.settings(dreaming_config.TrialConfig)
+  c.dreaming = common.settings(
+    dreaming_config.DreamingConfig,
+    learn_from='all',
+    rehearsed=8,
+    retention_length=task.length,
+  )
   c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
   c.arms = {
     'frozen': {},
@@ -132,7 +150,14 @@ def get_config(variant: str = '') -> common.Config:
     'sdft': _sdft(1e-3),
     'sleep': _sleep(1e-3),
   }
-  common.vary(c, variant, quick=_quick, tune=_tune, ablations=_ablations)
+  common.vary(
+    c,
+    variant,
+    quick=_quick,
+    tune=_tune,
+    ablations=_ablations,
+    many_nights=_many_nights,
+  )
   return c
 
 
@@ -146,12 +171,13 @@ def _ablations(c: common.Config) -> None:
     'no_expansion': _sleep(1e-3, expand=False)
     | dict(model=dict(levels=[dict(c.model.levels[0]), slow])),
     'no_previous_teacher': _sleep(1e-3, teachers='current'),
+    'no_dreaming': c.arms['sleep'] | dict(dreaming=dict(enabled=False)),
     'sleep_reads': dict(learner='sleep'),
   }
 
 
 def _tune(c: common.Config) -> None:
-  """Four rates of each learner, on a seed that is not in the table."""
+  """Three rates of each learner, on a seed that is not in the table."""
   c.task.episodes = 2
   rates = {
     f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in _RATES
@@ -160,9 +186,27 @@ def _tune(c: common.Config) -> None:
   common.tune(c, 100, dict.fromkeys(learners, rates))
 
 
+def _many_nights(c: common.Config) -> None:
+  """Twenty nights without a day: dreams, rewarded by what can be solved."""
+  c.seeds = (1, 2, 3)
+  c.task.update(
+    episodes=20, depths=(1, 4), out_of_range=(5, 6), old=(1, 2), reads=1
+  )
+  dreaming = dict(keep=6, keep_random=2)
+  c.arms = {
+    'frozen': {},
+    'rewarded': dict(learner='seal', dreaming=dreaming),
+    'unrewarded': dict(
+      learner='seal', dreaming=dict(dreaming, learn_from='tried')
+    ),
+  }
+  c.reference = 'rewarded'
+
+
 def _quick(c: common.Config) -> None:
   """One day of few problems, for a look at every arm."""
   c.seeds = (1,)
   c.task.update(episodes=1, problems=32, reads=1, eval_problems=8, samples=4)
+  c.task.update(contexts=2, context_problems=4)
   c.model.levels[0].sleep_every = 32 // _WAKE_BATCH
   c.sleep.update(dreams=32, steps=10, max_kl_share=9.0)

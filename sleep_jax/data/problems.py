@@ -37,6 +37,13 @@ class Problems:
   def __len__(self) -> int:
     return len(self.prompts)
 
+  def some(self, which: slice) -> 'Problems':
+    """Those of a slice."""
+    lists = ('prompts', 'privileged', 'solutions', 'answers')
+    return dataclasses.replace(
+      self, **{name: getattr(self, name)[which] for name in lists}
+    )
+
   def grade(
     self, index: np.ndarray, completions: list[contexts.TokenIds]
   ) -> 'Grades':

@@ -165,17 +165,13 @@ def _value_axis(
 ) -> None:
   """The range of y, its grid, and the level of a guess."""
   axis.grid(alpha=0.3)
-  if _is_perplexity(name):
+  if tables.is_perplexity(name):
     axis.set_yscale('log')
     axis.set_ylabel('perplexity (lower is better)')
   elif values.min() >= 0 and values.max() <= 1:
     axis.set(ylim=(-0.03, 1.03), ylabel='closed-book score')
   if chance is not None:
     axis.axhline(chance, color='black', linestyle=':', label='chance')
-
-
-def _is_perplexity(metric: str) -> bool:
-  return metric.endswith('ppl')
 
 
 def cost(
@@ -189,7 +185,7 @@ def cost(
   """
   metric, arms = lives[0]['headline'][0], tables.by_arm(lives)
   name = metric
-  if lives[0]['matrix'] and not _is_perplexity(metric):
+  if lives[0]['matrix'] and not tables.is_perplexity(metric):
     name = 'score of all episodes'
   flops = {
     arm: np.mean([_spent(life) for life in of_arm.values()])
@@ -239,7 +235,11 @@ def _spent(life: Life) -> float:
 def curves(
   lives: Sequence[Life], metric: str, path: pathlib.Path, reference: str = ''
 ) -> None:
-  """`metric` over training tokens and FLOPs, mean over seeds."""
+  """`metric` over training tokens and all FLOPs, mean over seeds.
+
+  Evaluations are left out. Lives that an earlier version summarized know FLOPs
+  of training alone.
+  """
   figure = figure_lib.Figure(figsize=(11, 4), layout='constrained')
   axes = figure.subplots(1, 2, sharey=True)
   arms, values = tables.by_arm(lives), []
@@ -247,8 +247,10 @@ def curves(
     of_arm = list(arms[arm].values())
     curve = [[p[metric] for p in life['curve']] for life in of_arm]
     values += curve
-    for axis, key in zip(axes, ('tokens', 'flops')):
-      position = [p[key] for p in of_arm[0]['curve']]
+    points = of_arm[0]['curve']
+    tokens = [p['tokens'] for p in points]
+    flops = [p.get('spent', p)['flops'] for p in points]
+    for axis, position in zip(axes, (tokens, flops)):
       axis.plot(
         position,
         np.mean(curve, axis=0),
@@ -256,7 +258,7 @@ def curves(
         **look.kwargs(),
       )
   chance = lives[0]['chance_level'].get(metric)
-  for axis, name in zip(axes, ('training tokens', 'training FLOPs')):
+  for axis, name in zip(axes, ('training tokens', 'FLOPs')):
     axis.set(xlabel=name)
     _value_axis(axis, metric, np.array(values), chance)
   axes[0].set(ylabel=metric)

@@ -31,7 +31,8 @@ def summarize(
   `final` holds the metrics after the last night; `matrix[i][j]` the score of
   episode j after night i, empty where episodes have no score of their own;
   `curve` the metrics after every night, beside the steps, tokens and FLOPs of
-  training so far; `costs` tokens, FLOPs, seconds and steps by phase;
+  training so far, and what all phases but evaluations have `spent`; `costs`
+  tokens, FLOPs, seconds and steps by phase;
   `task_settings` what the config says (`settings`) before what the task made of
   it, such as the folder in which a base's tokenizer lies on this machine.
   """
@@ -49,7 +50,9 @@ def summarize(
     'chance_level': task.chance_level(),
     'final': final,
     'matrix': matrix,
-    'curve': [_trained(r) | _eval_metrics(r) for r in records],
+    'curve': [
+      _trained(r) | {'spent': _spent(r)} | _eval_metrics(r) for r in records
+    ],
     'parameters': transformer.count(params),
     **_trained(last),
     'costs': last['costs'],
@@ -103,4 +106,13 @@ def _trained(record: dict[str, Any]) -> dict[str, float]:
   return {
     key: sum(cost[key] for cost in costs)
     for key in ('steps', 'tokens', 'flops')
+  }
+
+
+def _spent(record: dict[str, Any]) -> dict[str, float]:
+  """Tokens, FLOPs and seconds up to one record, without evaluations."""
+  costs = [cost for phase, cost in record['costs'].items() if phase != 'eval']
+  return {
+    key: sum(cost[key] for cost in costs)
+    for key in ('tokens', 'flops', 'seconds')
   }

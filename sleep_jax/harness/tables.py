@@ -184,6 +184,68 @@ def step_costs(arms: dict[str, dict[int, Life]]) -> table_lib.Table:
   return table_lib.Table('', header, rows)
 
 
+def is_perplexity(metric: str) -> bool:
+  """Whether less of it is better, and it has no upper end."""
+  return metric.endswith('ppl')
+
+
+class _Curve:
+  """Mean score of an arm after every night, and what it had spent by then."""
+
+  def __init__(self, lives: dict[int, Life], metric: str):
+    curves = [life['curve'] for life in lives.values()]
+    sign = -1 if is_perplexity(metric) else 1
+    self.scores = sign * np.mean([[p[metric] for p in c] for c in curves], 0)
+    self._spent = {
+      key: np.mean([[p['spent'][key] for p in c] for c in curves], 0)
+      for key in ('seconds', 'flops')
+    }
+
+  def until(self, score: float) -> str:
+    """Seconds and FLOPs until a night after which the score was as good."""
+    reached = np.flatnonzero(self.scores >= score)
+    if not len(reached):
+      return 'never'
+    seconds, flops = (x[reached[0]] for x in self._spent.values())
+    return f'{seconds:.0f}s {flops / 1e12:.2f}T'
+
+
+def equal_scores(
+  lives: Sequence[Life], reference: str
+) -> table_lib.Table | None:
+  """What `reference` and every other arm spent until they scored the same.
+
+  None where an earlier version summarized the lives, which did not say.
+  """
+  metric = lives[0]['headline'][0]
+  points = [p for life in lives for p in life['curve']]
+  if not all('spent' in p and metric in p for p in points):
+    return None
+  curves = {arm: _Curve(x, metric) for arm, x in by_arm(lives).items()}
+  ours = curves[reference]
+  rows = [
+    [
+      arm,
+      f'{abs(curve.scores[-1]):.3f}',
+      curve.until(curve.scores[-1]),
+      ours.until(curve.scores[-1]),
+      curve.until(ours.scores[-1]),
+    ]
+    for arm, curve in curves.items()
+    if arm != reference
+  ]
+  header = [
+    'seconds, FLOPs',
+    metric,
+    'to reach it',
+    f'{reference} to reach it',
+    f'to reach {abs(ours.scores[-1]):.3f} of {reference}',
+  ]
+  return table_lib.Table(
+    'Until a score was first reached, evaluations left out', header, rows
+  )
+
+
 def report(
   lives: Sequence[Life],
   reference: str,
@@ -201,7 +263,12 @@ def report(
   if reference in arms and len(arms) > 1:
     out.append(differences(lives, reference))
   out += [*by_depth, costs(arms)]
-  out.append(step_costs(arms) if lives[0]['matrix'] else training(arms))
+  if lives[0]['matrix']:
+    return [*out, step_costs(arms)]
+  out.append(training(arms))
+  if reference in arms and len(arms) > 1:
+    equal = equal_scores(lives, reference)
+    out += [step_costs(arms), equal] if equal else []
   return out
 
 

@@ -60,6 +60,19 @@ class Life(at.Pytree):
     """This life with another memory."""
     return self.replace(model=self.model.with_memory(memory))
 
+  def with_room(self, level: int) -> 'Life':
+    """This life with a larger bank of `level`, if that is full and may grow.
+
+    It is doubled: half of what is computed is in use at least, and few shapes
+    are compiled.
+    """
+    bank, most = self.memory.bank(level), self.model.cfg.levels[level].slots
+    slots = len(bank.status)
+    if bank.free_slot() is not None or slots == most:
+      return self
+    bank = sharding.shard_params(bank.grown(min(2 * slots, most)))
+    return self.with_memory(self.memory.with_level(level, bank=bank))
+
   def with_frames(self, frames: tuple[experience_lib.Frame, ...]) -> 'Life':
     """This life after it has read documents of these frames."""
     return self.replace(frames=tuple(dict.fromkeys(self.frames + frames)))
@@ -81,7 +94,7 @@ def init_life(
 ) -> Life:
   """A new life on a pretrained model, with a memory that holds nothing.
 
-  Each bank has one slot a device; `consolidation.slots` lets it grow.
+  Each bank has one slot a device, and grows: see `Life.with_room`.
   """
   empty = functools.partial(
     memory_init.init_memory, model.cfg, slots=sharding.num_shards('slots')

@@ -17,6 +17,10 @@ What a variable is stands right behind its name, and what is done with it behind
 its other mention: to look up what followed a token before is the first thing
 that a small model learns.
 
+A night's dreams are problems that the model makes up, with its own solutions
+(`ChainsFormat`); they are worth what an instance that has learnt one solves of
+the day's problems.
+
 The base has solved shallow problems, and copied the solutions of deeper ones
 (`modular_chains_base`); an episode brings new problems of the depths in
 between. The evaluation is of those depths, of deeper ones and of shallow ones.
@@ -58,6 +62,9 @@ class ChainsConfig:
   distractors: int = 2  # Definitions that the question does not need.
   eval_problems: config.Count = 64  # Of each of the three ranges.
   samples: config.Count = 16  # k of avg@k and pass@k, at temperature 1.
+  # Groups of an episode's problems that dreams are about, and what each has.
+  contexts: int = 8
+  context_problems: config.Count = 8
 
   def __post_init__(self):
     for name in ('depths', 'out_of_range', 'old'):
@@ -75,6 +82,13 @@ class ChainsConfig:
           f'{len(_NAMES)}; lower one of them.'
         )
 
+    if self.contexts * self.context_problems > self.problems:
+      raise config.ConfigError(
+        f'task: contexts={self.contexts} of context_problems='
+        f'{self.context_problems} are more than problems={self.problems}; '
+        'lower one of them.'
+      )
+
   @property
   def length(self) -> int:
     """Tokens of a row: a problem and its solution."""
@@ -89,6 +103,11 @@ def _prompt_length(depth: int, distractors: int) -> int:
 
 def _solution_length(depth: int) -> int:
   return (depth + 2) + 3 + 6 * depth + 3
+
+
+def _max_new(depths: tuple[int, int]) -> int:
+  """Tokens of the longest completion of a problem of these depths."""
+  return _solution_length(depths[1]) + _SLACK
 
 
 def build_tokenizer() -> tokenizers.WordTokenizer:
@@ -167,7 +186,7 @@ class _Generator:
     return problems_lib.Problems(
       *(prompts, privileged, solutions, answers),
       read=self.read,
-      max_new=_solution_length(depths[1]) + _SLACK,
+      max_new=_max_new(depths),
       stop=self.tokenizer.stop,
     )
 
@@ -180,6 +199,72 @@ class _Generator:
     return None
 
 
+class ChainsFormat:
+  """Self-made problems as self-edits; see `contexts.SelfEditFormat`.
+
+  A context is a group of problems. Its dreams begin as the first of them does,
+  by one definition, so that they differ; its evaluation is all of them.
+  """
+
+  def __init__(self, cfg: ChainsConfig, tokenizer: tokenizers.WordTokenizer):
+    self._length, self._tok = cfg.length, tokenizer
+    (self._colon,) = tokenizer.encode(':')
+    self.stop = tokenizer.stop
+    self.max_dream = cfg.length
+    self.max_answer = _max_new(cfg.depths)
+
+  def context(
+    self, name: str, problems: problems_lib.Problems
+  ) -> contexts.Context:
+    """A group of problems as a context."""
+    first = problems.prompts[0]
+    definition = first.index(self._tok.separator) + 1
+    return contexts.Context(
+      name,
+      prompt=first[:definition],
+      questions=problems.prompts,
+      answers=problems.solutions,
+      source=problems,
+    )
+
+  def parse(
+    self, context: contexts.Context, dream: contexts.TokenIds
+  ) -> contexts.TrainingRows | contexts.Rejected:
+    """The made-up problem as a row whose targets are its solution."""
+    if not dream:
+      return contexts.Rejected('empty')
+    tokens = [*context.prompt, *dream, self.stop]
+    if tokens.count(self._colon) != 1 or context.source.read(tokens) is None:
+      return contexts.Rejected('unreadable')
+    if len(tokens) > self._length:
+      return contexts.Rejected('too long')
+    solution = tokens.index(self._colon) + 1
+    return self._rows([(tokens[:solution], tokens[solution:])])
+
+  def from_context(self, context: contexts.Context) -> contexts.TrainingRows:
+    """The problems themselves, with their solutions."""
+    pairs = zip(context.questions, context.answers, strict=True)
+    return self._rows(list(pairs))
+
+  def grade(
+    self, context: contexts.Context, answers: list[contexts.TokenIds]
+  ) -> np.ndarray:
+    """1 for the right number, else 0; `[questions]`."""
+    index = np.arange(len(answers))
+    return context.source.grade(index, answers).right.astype(float)
+
+  def open_book(
+    self, context: contexts.Context, question: contexts.TokenIds
+  ) -> contexts.TokenIds:
+    """The question after its solution."""
+    return context.source.privileged[context.questions.index(question)]
+
+  def _rows(
+    self, pairs: list[tuple[contexts.TokenIds, contexts.TokenIds]]
+  ) -> contexts.TrainingRows:
+    return padding.prompt_rows(pairs, self._tok.pad, width=self._length)
+
+
 class ModularChains(task_lib.Task):
   """The task; see the module's docstring."""
 
@@ -190,11 +275,13 @@ class ModularChains(task_lib.Task):
     *('entropy', 'tokens', 'truncated', 'unreadable'),
   )
   headline = ('accuracy', 'accuracy_out', 'accuracy_old')
+  format: ChainsFormat
 
   def __init__(self, cfg: ChainsConfig, seed: int):
     self.cfg, self.episodes, self._seed = cfg, cfg.episodes, seed
     self._generator = _Generator(cfg.distractors, self._fewest())
     self.tokenizer = self._generator.tokenizer
+    self.format = ChainsFormat(cfg, self.tokenizer)
     self._taken: set[str] = set()
     rng = np.random.default_rng([seed, _EVAL])
     self.evaluated = {
@@ -225,7 +312,22 @@ class ModularChains(task_lib.Task):
       problems, self.tokenizer.pad, cfg.length, cfg.reads, rng
     )
     return experience_lib.Experience(
-      rows.tokens, rows.weight, problems=problems
+      *(rows.tokens, rows.weight),
+      contexts=self._contexts(episode, problems),
+      problems=problems,
+    )
+
+  def _contexts(
+    self, episode: int, problems: problems_lib.Problems
+  ) -> tuple[contexts.Context, ...]:
+    """The first problems of an episode in groups."""
+    size = self.cfg.context_problems
+    return tuple(
+      self.format.context(
+        f'problems {episode}.{i}',
+        problems.some(slice(i * size, (i + 1) * size)),
+      )
+      for i in range(self.cfg.contexts)
     )
 
   def evaluate(
@@ -255,6 +357,7 @@ class ChainsBaseConfig(ChainsConfig):
   """Size of an episode of the base's training."""
 
   rows: config.Count = 12_800
+  contexts: int = 0
   distractors: int = 3  # At most: where they are is not to be learnt by heart.
 
   @property

@@ -21,7 +21,6 @@ from sleep_jax.lifecycle.consolidation import replay as replay_lib
 from sleep_jax.lifecycle.consolidation import seeding
 from sleep_jax.metrics import costs as costs_lib
 from sleep_jax.models import memory as memory_lib
-from sleep_jax.runtime import sharding
 
 
 def free_up_slot(
@@ -35,8 +34,7 @@ def free_up_slot(
 ) -> tuple[life_lib.Life, at.Metrics]:
   """Frees a slot of a full bank as the policy says; never silently.
 
-  A bank that may still grow is doubled: half of what is computed is in use at
-  least, and few shapes are compiled.
+  A bank that may still grow does.
 
   `recycle` drops the oldest expert; `merge` first distils it into the next
   oldest, `fold` all of them into the level's dense base. The teacher is the
@@ -49,13 +47,12 @@ def free_up_slot(
   Raises:
     ConfigError: if the policy is `error`, or cannot work.
   """
-  bank = life.memory.bank(level)
-  if bank.free_slot() is not None or not cfg.expand:
+  if not cfg.expand:
     return life, {}
-  slots, most = len(bank.status), life.model.cfg.levels[level].slots
-  if slots < most:
-    bank = sharding.shard_params(bank.grown(min(2 * slots, most)))
-    return life.with_memory(life.memory.with_level(level, bank=bank)), {}
+  life = life.with_room(level)
+  bank = life.memory.bank(level)
+  if bank.free_slot() is not None:
+    return life, {}
   oldest, *younger = map(int, np.argsort(np.asarray(bank.created_night)))
   _check(cfg, life, level)
   logging.warning(

@@ -63,7 +63,8 @@ class DreamingConfig:
   keep_random: int = 1  # b of the others.
   # Step 5: ReST^EM.
   rounds: base.Count = 1  # Of steps 1 to 5 in a night.
-  learn_from: str = 'best'  # of each context; or all: every rewarded dream.
+  # best of each context | all that were rewarded | tried: whatever its reward.
+  learn_from: str = 'best'
   restart: bool = False  # True: each round trains anew from before dreaming.
   target: str = 'lora'  # Where it goes: lora | fold (into weights) | slot.
   epochs: base.Count = 4
@@ -90,7 +91,8 @@ class DreamingConfig:
     )
     rules = ('grad_cosine', 'grad_norm', 'greats', 'loss', 'random')
     base.lookup(self.importance, dict.fromkeys(rules), 'dreaming.importance')
-    base.lookup(self.learn_from, {'best': 0, 'all': 0}, 'dreaming.learn_from')
+    choices = dict.fromkeys(('best', 'all', 'tried'))
+    base.lookup(self.learn_from, choices, 'dreaming.learn_from')
     base.lookup(
       self.target, {'lora': 0, 'fold': 0, 'slot': 0}, 'dreaming.target'
     )

@@ -71,11 +71,14 @@ def allocate(
       trainable = lora.init_adapter(model.cfg, dreamer.lora, model.params, rng)
     return life, UpdateTarget(), trainable
   for level in reversed(range(len(model.cfg.levels))):
-    bank = life.memory.levels[level].bank
-    slot = None if bank is None else bank.free_slot()
-    if bank is not None and slot is not None:
+    if life.memory.levels[level].bank is None:
+      continue
+    room = life.with_room(level)
+    bank = room.memory.bank(level)
+    slot = bank.free_slot()
+    if slot is not None:
       bank = bank.unlock(slot, life.clock.nights, rng)
-      life = life.with_memory(life.memory.with_level(level, bank=bank))
+      life = room.with_memory(room.memory.with_level(level, bank=bank))
       return life, UpdateTarget(level, slot), bank.expert(slot)
   raise config.ConfigError(
     f'night {int(life.clock.nights)}: dreaming.target=slot, but no level has a '

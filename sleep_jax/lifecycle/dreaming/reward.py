@@ -84,7 +84,12 @@ def run_trials(
 def select_rewarded(
   cfg: dreaming_config.DreamingConfig, results: list[TrialResult]
 ) -> list[propose_lib.Dream]:
-  """ReST^EM's E step: all rewarded dreams, or the best of each context's."""
+  """ReST^EM's E step: all rewarded dreams, or the best of each context's.
+
+  With `learn_from=tried` reward selects nothing.
+  """
+  if cfg.learn_from == 'tried':
+    return [x.dream for x in results if not x.rejected]
   rewarded = [x for x in results if x.reward]
   if cfg.learn_from == 'all':
     return [x.dream for x in rewarded]
