@@ -254,3 +254,35 @@ def test_a_dream_is_worth_what_is_solved_after_it():
 def test_more_contexts_than_problems_are_refused():
   with pytest.raises(config.ConfigError, match='contexts=5 of context_problem'):
     task(contexts=5)
+
+
+def test_problems_are_solved_as_an_interpreter_does():
+  for row in task().problems(0).prompts:
+    text = task().tokenizer.decode(row[1:-1])
+    assert modular_chains.solve(text) == interpret(text)[0]
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('a 7 ;', 'a 7 ; ? b', 'b a +5 ; ? b', 'b b +5 ; ? b', 'a 7 ? a'),
+    *('a 7 ; a 8 ; ? a', 'a = ; ? a', 'a 7 ; b a 5 ; ? b'),
+    'a b +1 ; b a +1 ; ? a',
+  ],
+)  # fmt: skip
+def test_what_is_no_problem_has_no_answer(text):
+  assert modular_chains.solve(text) is None
+
+
+def test_an_audit_knows_right_solutions_wrong_ones_and_none():
+  t, student = task(), students.FakeStudent()
+  words = (
+    *('a 7 ; ? a : ! 7', 'a 7 ; ? a : ! 8', 'b 7 ; ? a : ! 7'),
+    *('a 7 ; ? a', 'a 7 ; ? a : a 7'),
+  )
+  documents = [[t.tokenizer.bos, *t.tokenizer.encode(x)] for x in words]
+  shares = t.audit(student, 0, documents)
+  assert np.isnan(shares.pop('believed'))
+  assert shares == {
+    'true': 0.2, 'false': 0.2, 'unread': 0.2, 'unreadable': 0.4, 'outdated': 0,
+  }  # fmt: skip

@@ -110,10 +110,10 @@ class Audited(Protocol):
 
     true: as the newest day that spoke of it told it, or the base knows it.
     outdated: as an earlier day told it.
-    false: of something that was told, and never so.
-    unread: of something that nobody told.
+    false: of something that was told, and never so; a wrong solution.
+    unread: of something that nobody told; a problem that has no solution.
     unreadable: no statement.
     believed: of the different outdated and false ones, what `student` says so
-      when it is asked; NaN if there is none.
+      when it is asked; NaN if there is none, or none is asked.
     """
     ...

@@ -145,12 +145,42 @@ def _chain(
   lines = list(definitions)
   for before, name in zip(names, names[1:], strict=False):
     operation = str(rng.choice(_OPERATIONS))
-    number = int(operation[1:])
-    value = value + number if operation[0] == '+' else value * number
-    value %= MODULUS
+    value = _apply(value, operation)
     definitions.append(f'{name} {before} {operation} ;')
     lines.append(f'{name} {before} {operation} = {value} ;')
   return definitions, lines, value
+
+
+def solve(problem: str) -> int | None:
+  """The answer to a problem, as text up to its question mark's variable.
+
+  None where there is none: the text is no problem, or needs a variable that is
+  defined by itself, twice, or not at all.
+  """
+  *definitions, question = (part.split() for part in problem.split(';'))
+  if len(question) != 2 or question[0] != '?':
+    return None
+  meaning = {name: rest for name, *rest in definitions if rest}
+  if len(meaning) < len(definitions):
+    return None
+  name, operations = question[1], []
+  for _ in definitions:
+    rest = meaning.get(name, [])
+    if len(rest) == 1 and rest[0].isdecimal():
+      value = int(rest[0])
+      for operation in reversed(operations):
+        value = _apply(value, operation)
+      return value
+    if len(rest) != 2 or rest[1] not in _OPERATIONS:
+      return None
+    name, operation = rest
+    operations.append(operation)
+  return None
+
+
+def _apply(value: int, operation: str) -> int:
+  number = int(operation[1:])
+  return (value + number if operation[0] == '+' else value * number) % MODULUS
 
 
 class _Generator:
@@ -345,6 +375,30 @@ class ModularChains(task_lib.Task):
       )
       metrics |= {f'{name}{suffix}': x for name, x in scores.items()}
     return experience_lib.EvalResult([], metrics)
+
+  def audit(
+    self, student: task_lib.Student, episode: int, documents: list[list[int]]
+  ) -> dict[str, float]:
+    """See `Audited`, of made-up problems: whether their answers are right.
+
+    `unread` are problems without an answer; none is asked again.
+    """
+    del student, episode
+    kinds = [self._kind(row) for row in documents]
+    names = ('true', 'outdated', 'false', 'unread', 'unreadable')
+    shares = {name: kinds.count(name) / max(len(kinds), 1) for name in names}
+    return shares | {'believed': float('nan')}
+
+  def _kind(self, row: list[int]) -> str:
+    words = self.tokenizer.decode([i for i in row if i != self.tokenizer.bos])
+    problem, colon, _ = words.partition(':')
+    found = self._generator.read(row)
+    if not colon or found is None:
+      return 'unreadable'
+    answer = solve(problem)
+    if answer is None:
+      return 'unread'
+    return 'true' if found == answer else 'false'
 
   def _sample_seed(self, number: int) -> int:
     """Of the samples of evaluation `number`, the same after every episode."""

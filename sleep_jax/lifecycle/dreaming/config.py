@@ -91,7 +91,7 @@ class DreamingConfig:
     )
     rules = ('grad_cosine', 'grad_norm', 'greats', 'loss', 'random')
     base.lookup(self.importance, dict.fromkeys(rules), 'dreaming.importance')
-    choices = dict.fromkeys(('best', 'all', 'tried'))
+    choices = {'best': 0, 'all': 0, 'tried': 0}
     base.lookup(self.learn_from, choices, 'dreaming.learn_from')
     base.lookup(
       self.target, {'lora': 0, 'fold': 0, 'slot': 0}, 'dreaming.target'
