@@ -23,6 +23,7 @@ BENCHES = {
   'train': ('torch', 'transformers'),
   'decode': ('torch', 'transformers'),
   'gkd': ('torch', 'transformers', 'trl'),
+  'on_policy': ('torch', 'transformers', 'trl'),
   'jsd': ('torch', 'trl'),
   'levenshtein': ('rapidfuzz',),
   'trials': ('torch', 'transformers', 'peft'),

@@ -76,7 +76,9 @@ def test_a_missing_opponent_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bench', ['train', 'decode', 'gkd', 'jsd'])
+@pytest.mark.parametrize(
+  'bench', ['train', 'decode', 'gkd', 'on_policy', 'jsd']
+)
 def test_benches_against_torch_agree_and_run(tmp_path, bench):
   for needed in run.BENCHES[bench]:
     pytest.importorskip(needed)
