@@ -97,6 +97,7 @@ def table(entries: list[dict[str, Any]]) -> str:
   """A Markdown table of the speed-ups over each library, by medians."""
   lines = ['| bench | shape | our ms | times as fast as |', '|---|---|---|---|']
   shapes = (
+    'learner',
     'model',
     'windows',
     'rows',
