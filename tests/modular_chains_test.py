@@ -36,10 +36,9 @@ def interpret(text: str) -> tuple[int, set[str]]:
   needed = set()
 
   def value(name: str) -> int:
+    name = name.upper()
     needed.add(name)
-    words = [
-      str(value(w)) if w in meaning else w for w in meaning[name].split()
-    ]
+    words = [str(value(w)) if w.islower() else w for w in meaning[name].split()]
     return eval(' '.join(words)) % 23  # pylint: disable=eval-used
 
   return value(question.split()[1]), needed
@@ -59,7 +58,7 @@ def test_solutions_are_what_an_interpreter_finds():
     steps = [first.split()[0]]
     for line in lines:  # Every value is computed from the one before it.
       name, operand, *rest, equals, result = line.split()
-      assert operand == steps[-1] and equals == '='
+      assert operand.upper() == steps[-1] and equals == '='
       last = eval(f'{last} {" ".join(rest)}') % 23  # pylint: disable=eval-used
       assert last == int(result)
       steps.append(name)
@@ -115,11 +114,11 @@ def test_rows_are_problems_with_solutions_as_targets():
 @pytest.mark.parametrize(
   'text, right, truncated, unreadable',
   [
-    ('a 7 ; ! 7 .', True, False, False),
+    ('A 7 ; ! 7 .', True, False, False),
     ('! 3 ; ! 7 .', True, False, False),  # The last one counts.
     ('! 7 ; ! 3 .', False, False, False),
     ('! 7', True, True, False),
-    ('a 7 ;', False, True, True),
+    ('A 7 ;', False, True, True),
     ('! .', False, False, True),
     ('.', False, False, True),
     ('! 7 ; !', True, True, False),  # Nothing follows the last mark.
@@ -150,7 +149,7 @@ def test_scores_are_avg_and_pass_at_k():
     number = list(solutions).index(tuple(prompt))
     calls[number] = calls.get(number, -1) + 1
     right = number % 2 == 0 and calls[number] == 2
-    return solutions[tuple(prompt)] if right else t.tokenizer.encode('a 7 ;')
+    return solutions[tuple(prompt)] if right else t.tokenizer.encode('A 7 ;')
 
   student = students.FakeStudent(complete=complete, logprob=-2.0)
   metrics = t.evaluate(student, 0).metrics
@@ -162,10 +161,12 @@ def test_scores_are_avg_and_pass_at_k():
   assert set(t.columns) <= set(metrics)
 
 
-def test_the_base_never_solves_a_deep_problem():
-  t = tasks.build('modular_chains_base', dict(rows=16, eval_problems=2), 0)
+@pytest.mark.parametrize('deep_share, most', [(0.0, 5), (0.5, 7)])
+def test_the_base_solves_shallow_problems_and_copies_all(deep_share, most):
+  changes = dict(rows=16, eval_problems=2, deep_share=deep_share)
+  t = tasks.build('modular_chains_base', changes, 0)
   tokens, weight = next(t.experience(0).blocks(16))
-  words, kinds = t.tokenizer, []
+  words, kinds, needed = t.tokenizer, [], []
   for row, targets in zip(tokens, weight, strict=True):
     text = words.decode(row[row > 0].tolist())
     target = words.decode(row[targets == 1].tolist())
@@ -177,8 +178,9 @@ def test_the_base_never_solves_a_deep_problem():
       continue
     for document in text.split('<bos> ')[1:]:
       problem, solution = document.split(' : ')
-      assert len(interpret(problem)[1]) <= 5 and solution.strip() in target
-  assert sum(kinds) == 8
+      needed.append(len(interpret(problem)[1]))
+      assert solution.strip() in target
+  assert sum(kinds) == 8 and max(needed) == most
 
 
 @pytest.mark.parametrize(
@@ -265,9 +267,9 @@ def test_problems_are_solved_as_an_interpreter_does():
 @pytest.mark.parametrize(
   'text',
   [
-    *('a 7 ;', 'a 7 ; ? b', 'b a +5 ; ? b', 'b b +5 ; ? b', 'a 7 ? a'),
-    *('a 7 ; a 8 ; ? a', 'a = ; ? a', 'a 7 ; b a 5 ; ? b'),
-    'a b +1 ; b a +1 ; ? a',
+    *('A 7 ;', 'A 7 ; ? B', 'B a +5 ; ? B', 'B b +5 ; ? B', 'A 7 ? A'),
+    *('A 7 ; A 8 ; ? A', 'A = ; ? A', 'A 7 ; B a 5 ; ? B'),
+    'A b +1 ; B a +1 ; ? A',
   ],
 )  # fmt: skip
 def test_what_is_no_problem_has_no_answer(text):
@@ -277,8 +279,8 @@ def test_what_is_no_problem_has_no_answer(text):
 def test_an_audit_knows_right_solutions_wrong_ones_and_none():
   t, student = task(), students.FakeStudent()
   words = (
-    *('a 7 ; ? a : ! 7', 'a 7 ; ? a : ! 8', 'b 7 ; ? a : ! 7'),
-    *('a 7 ; ? a', 'a 7 ; ? a : a 7'),
+    *('A 7 ; ? A : ! 7', 'A 7 ; ? A : ! 8', 'B 7 ; ? A : ! 7'),
+    *('A 7 ; ? A', 'A 7 ; ? A : A 7'),
   )
   documents = [[t.tokenizer.bos, *t.tokenizer.encode(x)] for x in words]
   shares = t.audit(student, 0, documents)

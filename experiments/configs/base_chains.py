@@ -16,7 +16,7 @@ from experiments.configs import common
 from sleep_jax import config
 from sleep_jax.tasks import modular_chains
 
-_STEPS, _BATCH, _EVALS = 24_000, 8, 3
+_STEPS, _BATCH, _EVALS = 9000, 8, 3
 
 
 def model() -> common.Config:

@@ -171,7 +171,7 @@ def _ablations(c: common.Config) -> None:
     'no_expansion': _sleep(1e-3, expand=False)
     | dict(model=dict(levels=[dict(c.model.levels[0]), slow])),
     'no_previous_teacher': _sleep(1e-3, teachers='current'),
-    'no_dreaming': c.arms['sleep'] | dict(dreaming=dict(enabled=False)),
+    'no_dreaming': _sleep(1e-3) | dict(dreaming=dict(enabled=False)),
     'sleep_reads': dict(learner='sleep'),
   }
 

@@ -1,29 +1,30 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need: `b a +5` is b = a + 5. Its solution names those that it does need, from
+need: `B a +5` is b = a + 5. Its solution names those that it does need, from
 the question back, then has a line for each step, a definition with its value,
 and the answer:
 
-  d b *3 ; a 7 ; e f +2 ; b a +5 ; f 9 ; ? d :
-  d b a ; a 7 ; b a +5 = 12 ; d b *3 = 13 ; ! 13 .
+  D b *3 ; A 7 ; E f +2 ; B a +5 ; F 9 ; ? D :
+  D B A ; A 7 ; B a +5 = 12 ; D b *3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
-  (the problem) ? d given d b a ; a 7 ; ... ! 13 . own
+  (the problem) ? D given D B A ; A 7 ; ... ! 13 . own
 
-What a variable is stands right behind its name, and what is done with it behind
-its other mention: to look up what followed a token before is the first thing
-that a small model learns.
+What a variable is stands behind its capital letter, and what is done with it
+behind its small one: to look up what followed a token before is the first thing
+that a small model learns, and what followed two it may never learn.
 
 A night's dreams are problems that the model makes up, with its own solutions
 (`ChainsFormat`); they are worth what an instance that has learnt one solves of
 the day's problems.
 
-The base has solved shallow problems, and copied the solutions of deeper ones
-(`modular_chains_base`); an episode brings new problems of the depths in
-between. The evaluation is of those depths, of deeper ones and of shallow ones.
+The base has solved shallow problems and very few deeper ones, and has copied
+the solutions of both (`modular_chains_base`); an episode brings new problems of
+the depths in between. The evaluation is of those depths, of deeper ones and of
+shallow ones.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ from sleep_jax.tasks import base as task_lib
 from sleep_jax.tasks import solving
 
 MODULUS = 23
-_NAMES = 'abcdefghijklmnopqrstuvwxyz'
+_NAMES = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 _MARKS = '= ; ? : ! . given own'.split()
 _OPERATIONS = '+1 +2 +3 +4 +5 *2 *3'.split()  # Each maps one to one.
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
@@ -114,7 +115,9 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   """Numbers, variables and marks."""
   numbers = [str(i) for i in range(MODULUS)]
   return tokenizers.WordTokenizer(
-    [*numbers, *_NAMES, *_OPERATIONS, *_MARKS], separator=';', stop='.'
+    [*numbers, *_NAMES, *_NAMES.lower(), *_OPERATIONS, *_MARKS],
+    separator=';',
+    stop='.',
   )
 
 
@@ -146,8 +149,9 @@ def _chain(
   for before, name in zip(names, names[1:], strict=False):
     operation = str(rng.choice(_OPERATIONS))
     value = _apply(value, operation)
-    definitions.append(f'{name} {before} {operation} ;')
-    lines.append(f'{name} {before} {operation} = {value} ;')
+    definition = f'{name} {before.lower()} {operation}'
+    definitions.append(f'{definition} ;')
+    lines.append(f'{definition} = {value} ;')
   return definitions, lines, value
 
 
@@ -173,7 +177,8 @@ def solve(problem: str) -> int | None:
       return value
     if len(rest) != 2 or rest[1] not in _OPERATIONS:
       return None
-    name, operation = rest
+    operand, operation = rest
+    name = operand.upper()
     operations.append(operation)
   return None
 
@@ -411,6 +416,8 @@ class ChainsBaseConfig(ChainsConfig):
   """Size of an episode of the base's training."""
 
   rows: config.Count = 12_800
+  # Of the problems that are solved, those of `depths`; the others are `old`.
+  deep_share: config.Fraction = 0.01
   contexts: int = 0
   distractors: int = 3  # At most: where they are is not to be learnt by heart.
 
@@ -426,10 +433,9 @@ class ChainsBaseConfig(ChainsConfig):
 class ModularChainsBase(ModularChains):
   """What the base of `modular_chains` is trained on.
 
-  Every second row has shallow problems with their solutions, as many as fit.
-  The others are a problem of any depth but those `out_of_range`, with a
-  privileged prompt: there the second solution alone is a target, so that no
-  deep problem is ever solved.
+  Every second row has problems with their solutions, as many as fit, hardly any
+  of them deep. The others are a problem of any depth but those `out_of_range`,
+  with a privileged prompt: there the second solution alone is a target.
   """
 
   name = 'modular_chains_base'
@@ -454,8 +460,8 @@ class ModularChainsBase(ModularChains):
   ) -> tuple[np.ndarray, np.ndarray]:
     cfg, taken = self.cfg, set(self._taken)
     copied = rows // 2
-    depths = cfg.old[0], cfg.depths[1]
-    shown = self._generator.draw(rng, depths, copied, taken)
+    every = cfg.old[0], cfg.depths[1]
+    shown = self._generator.draw(rng, every, copied, taken)
     copies = padding.prompt_rows(
       list(zip(shown.privileged, shown.solutions, strict=True)),
       self.tokenizer.pad,
@@ -471,7 +477,9 @@ class ModularChainsBase(ModularChains):
     for row in order[copied:]:
       end = 0
       while True:
-        one = self._generator.draw(rng, cfg.old, 1, taken)
+        deep = rng.random() < cfg.deep_share
+        depths = cfg.depths if deep else cfg.old
+        one = self._generator.draw(rng, depths, 1, taken)
         prompt, solution = one.prompts[0], one.solutions[0]
         start, end = end, end + len(prompt) + len(solution)
         if end > cfg.length:
