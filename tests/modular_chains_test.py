@@ -38,8 +38,10 @@ def interpret(text: str) -> tuple[int, set[str]]:
   def value(name: str) -> int:
     name = name.upper()
     needed.add(name)
-    words = [str(value(w)) if w.islower() else w for w in meaning[name].split()]
-    return eval(' '.join(words)) % 23  # pylint: disable=eval-used
+    term = meaning[name]
+    if term[0].islower():
+      term = f'{value(term[0])}{term[1:]}'
+    return eval(term) % 23  # pylint: disable=eval-used
 
   return value(question.split()[1]), needed
 
@@ -57,9 +59,9 @@ def test_solutions_are_what_an_interpreter_finds():
     last = int(first.split()[1])
     steps = [first.split()[0]]
     for line in lines:  # Every value is computed from the one before it.
-      name, operand, *rest, equals, result = line.split()
-      assert operand.upper() == steps[-1] and equals == '='
-      last = eval(f'{last} {" ".join(rest)}') % 23  # pylint: disable=eval-used
+      name, term, equals, result = line.split()
+      assert term[0].upper() == steps[-1] and equals == '='
+      last = eval(f'{last}{term[1:]}') % 23  # pylint: disable=eval-used
       assert last == int(result)
       steps.append(name)
     assert last == value and set(steps) == needed
@@ -122,7 +124,7 @@ def test_rows_are_problems_with_solutions_as_targets():
     ('! .', False, False, True),
     ('.', False, False, True),
     ('! 7 ; !', True, True, False),  # Nothing follows the last mark.
-    ('! 7 ; ! a .', False, False, True),
+    ('! 7 ; ! A .', False, False, True),
   ],
 )
 def test_grades(text, right, truncated, unreadable):
@@ -238,10 +240,10 @@ def test_a_dream_is_a_problem_with_its_solution():
     return form.parse(other, t.tokenizer.encode(text)).reason
 
   assert reason('') == 'empty'
-  assert reason('? d d a ; ! 3') == 'unreadable'  # Where does it begin?
-  assert reason('? d : d a ;') == 'unreadable'  # It has no answer,
-  assert reason('? d : ! 3 ? d : ! 3') == 'unreadable'  # or two.
-  assert reason('? d : ' + 'a ' * 90 + '! 3') == 'too long'
+  assert reason('? D D A ; ! 3') == 'unreadable'  # Where does it begin?
+  assert reason('? D : D A ;') == 'unreadable'  # It has no answer,
+  assert reason('? D : ! 3 ? D : ! 3') == 'unreadable'  # or two.
+  assert reason('? D : ' + 'A ' * 90 + '! 3') == 'too long'
 
 
 def test_a_dream_is_worth_what_is_solved_after_it():
@@ -249,7 +251,7 @@ def test_a_dream_is_worth_what_is_solved_after_it():
   (context, _), encode = t.experience(0).contexts, t.tokenizer.encode
   right = [encode(f'! {answer}') for answer in t.problems(0).answers[:3]]
   assert t.format.grade(context, right).tolist() == [1, 1, 1]
-  right[1] = encode('a b ;')
+  right[1] = encode('A B ;')
   assert t.format.grade(context, right).tolist() == [1, 0, 1]
 
 
@@ -267,9 +269,9 @@ def test_problems_are_solved_as_an_interpreter_does():
 @pytest.mark.parametrize(
   'text',
   [
-    *('A 7 ;', 'A 7 ; ? B', 'B a +5 ; ? B', 'B b +5 ; ? B', 'A 7 ? A'),
-    *('A 7 ; A 8 ; ? A', 'A = ; ? A', 'A 7 ; B a 5 ; ? B'),
-    'A b +1 ; B a +1 ; ? A',
+    *('A 7 ;', 'A 7 ; ? B', 'B a+5 ; ? B', 'B b+5 ; ? B', 'A 7 ? A'),
+    *('A 7 ; A 8 ; ? A', 'A = ; ? A', 'A 7 ; B A ; ? B'),
+    'A b+1 ; B a+1 ; ? A',
   ],
 )  # fmt: skip
 def test_what_is_no_problem_has_no_answer(text):

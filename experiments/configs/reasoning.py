@@ -15,12 +15,16 @@ GRPO 51.0, OPSD 51.6, Sleep 53.2. Differences of under 2 points are within noise
 of 64 problems. `dr_grpo` is grpo without its biases of length and spread, so
 that a gap is not that of the loss alone.
 
-Variants: `:ablations`, the paper's (its Table 3) and `sleep_reads`, which reads
-the solutions as `sft` does; `:tune`, three rates of every learner over two
-days, on seed 100, of which the arms have the best; `:many_nights`, 20 nights of
-dreams alone, of shallow problems, some of which the base can solve: what is
-dreamt is trained on if it was rewarded, or (`unrewarded`) whatever it is;
-`:quick`, one day of every arm in a few steps.
+Variants:
+  :ablations    the paper's (its Table 3; for OPSD with expansion,
+                `opsd_low_rank`), and `sleep_reads`, which reads the solutions
+                as `sft` does
+  :tune         three rates of every learner over two days, on seed 100, of
+                which the arms have the best
+  :many_nights  20 nights of dreams alone, of shallow problems, some of which
+                the base can solve: what is dreamt is trained on if it was
+                rewarded, or (`unrewarded`) whatever it is
+  :quick        one day of every arm in a few steps
 
   python -m experiments.run --config=experiments/configs/reasoning.py \
       --workdir=runs/reasoning
@@ -173,6 +177,12 @@ def _ablations(c: common.Config) -> None:
     'no_previous_teacher': _sleep(1e-3, teachers='current'),
     'no_dreaming': _sleep(1e-3) | dict(dreaming=dict(enabled=False)),
     'sleep_reads': dict(learner='sleep'),
+    # New low-rank weights learn by OPSD, and there are no nights.
+    'opsd_low_rank': dict(
+      learner='opsd',
+      learner_config=_OPSD,
+      finetune=_trained(1e-3)['finetune'] | dict(target='lora'),
+    ),
   }
 
 

@@ -1,21 +1,21 @@
 """`modular_chains`: chains of assignments modulo 23, solved line by line.
 
 A problem defines variables in any order, some of which the question does not
-need: `B a +5` is b = a + 5. Its solution names those that it does need, from
+need: `B a+5` is b = a + 5. Its solution names those that it does need, from
 the question back, then has a line for each step, a definition with its value,
 and the answer:
 
-  D b *3 ; A 7 ; E f +2 ; B a +5 ; F 9 ; ? D :
-  D B A ; A 7 ; B a +5 = 12 ; D b *3 = 13 ; ! 13 .
+  D b*3 ; A 7 ; E f+2 ; B a+5 ; F 9 ; ? D :
+  D B A ; A 7 ; B a+5 = 12 ; D b*3 = 13 ; ! 13 .
 
 The number of operations is the problem's depth. A privileged prompt shows the
 solution first, and asks for one's own:
 
   (the problem) ? D given D B A ; A 7 ; ... ! 13 . own
 
-What a variable is stands behind its capital letter, and what is done with it
-behind its small one: to look up what followed a token before is the first thing
-that a small model learns, and what followed two it may never learn.
+What a variable is stands as one token behind its name: to look up what followed
+a token before is the first thing that a small model learns, and what followed
+two it may never learn.
 
 A night's dreams are problems that the model makes up, with its own solutions
 (`ChainsFormat`); they are worth what an instance that has learnt one solves of
@@ -44,6 +44,7 @@ MODULUS = 23
 _NAMES = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 _MARKS = '= ; ? : ! . given own'.split()
 _OPERATIONS = '+1 +2 +3 +4 +5 *2 *3'.split()  # Each maps one to one.
+_TERMS = [f'{name.lower()}{op}' for name in _NAMES for op in _OPERATIONS]
 _SLACK = 8  # Tokens that a completion may have beyond the longest solution.
 _PROMPT_WEIGHT = 0.1  # Of a problem's tokens in pretraining; most are random.
 # Second entry of the seed of a generator.
@@ -99,11 +100,11 @@ class ChainsConfig:
 
 
 def _prompt_length(depth: int, distractors: int) -> int:
-  return 1 + 3 + 4 * (depth + distractors) + 3
+  return 1 + 3 * (1 + depth + distractors) + 3
 
 
 def _solution_length(depth: int) -> int:
-  return (depth + 2) + 3 + 6 * depth + 3
+  return (depth + 2) + 3 + 5 * depth + 3
 
 
 def _max_new(depths: tuple[int, int]) -> int:
@@ -115,9 +116,7 @@ def build_tokenizer() -> tokenizers.WordTokenizer:
   """Numbers, variables and marks."""
   numbers = [str(i) for i in range(MODULUS)]
   return tokenizers.WordTokenizer(
-    [*numbers, *_NAMES, *_NAMES.lower(), *_OPERATIONS, *_MARKS],
-    separator=';',
-    stop='.',
+    [*numbers, *_NAMES, *_TERMS, *_MARKS], separator=';', stop='.'
   )
 
 
@@ -149,7 +148,7 @@ def _chain(
   for before, name in zip(names, names[1:], strict=False):
     operation = str(rng.choice(_OPERATIONS))
     value = _apply(value, operation)
-    definition = f'{name} {before.lower()} {operation}'
+    definition = f'{name} {before.lower()}{operation}'
     definitions.append(f'{definition} ;')
     lines.append(f'{definition} = {value} ;')
   return definitions, lines, value
@@ -169,17 +168,16 @@ def solve(problem: str) -> int | None:
     return None
   name, operations = question[1], []
   for _ in definitions:
-    rest = meaning.get(name, [])
-    if len(rest) == 1 and rest[0].isdecimal():
-      value = int(rest[0])
+    term = ' '.join(meaning.get(name, ()))
+    if term.isdecimal():
+      value = int(term)
       for operation in reversed(operations):
         value = _apply(value, operation)
       return value
-    if len(rest) != 2 or rest[1] not in _OPERATIONS:
+    if term not in _TERMS:
       return None
-    operand, operation = rest
-    name = operand.upper()
-    operations.append(operation)
+    name = term[0].upper()
+    operations.append(term[1:])
   return None
 
 
