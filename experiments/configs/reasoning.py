@@ -1,7 +1,7 @@
 """Reasoning on `modular_chains`: SFT, GRPO, OPSD, SDFT and Sleep; 5 seeds.
 
 The twin of the paper's mathematics (its Table 2, Qwen3 on AIME and HMMT): four
-days of 128 problems two steps deeper than the base has solved. `sft` reads the
+days of 256 problems two steps deeper than the base has solved. `sft` reads the
 reference solutions, `grpo` is rewarded for the right answer, `opsd`, `sdft` and
 the day of `sleep` are corrected by a self that has seen the solution; `sleep`
 also dreams of problems that it makes up. Asked on new problems of these depths,
@@ -19,7 +19,7 @@ Variants:
   :ablations    the paper's (its Table 3; for OPSD with expansion,
                 `opsd_low_rank`), and `sleep_reads`, which reads the solutions
                 as `sft` does
-  :tune         three rates of every learner over two days, on seed 100, of
+  :tune         four rates of every learner over two days, on seed 100, of
                 which the arms have the best
   :many_nights  20 nights of dreams alone, of shallow problems, some of which
                 the base can solve: what is dreamt is trained on if it was
@@ -41,11 +41,11 @@ from sleep_jax.lifecycle.dreaming import config as dreaming_config
 from sleep_jax.models import lora
 from sleep_jax.tasks import modular_chains
 
-DAYS, PROBLEMS, READS, BATCH = 4, 128, 4, 32
+DAYS, PROBLEMS, READS, BATCH = 4, 256, 4, 32
 _WAKE_BATCH = 8
 _GROUP = 8
 _RANK = 32
-_RATES = (3e-4, 1e-3, 3e-3)
+_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 _OPSD = dict(divergence='forward_kl', clip=0.05)
 
 
@@ -187,7 +187,7 @@ def _ablations(c: common.Config) -> None:
 
 
 def _tune(c: common.Config) -> None:
-  """Three rates of each learner, on a seed that is not in the table."""
+  """Four rates of each learner, on a seed that is not in the table."""
   c.task.episodes = 2
   rates = {
     f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in _RATES
