@@ -1,5 +1,7 @@
 """`modular_chains`: problems against an interpreter, grades, what base sees."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from experiments.configs import base_chains
 from sleep_jax import config
 from sleep_jax import tasks
+from sleep_jax.harness import build as build_lib
 from sleep_jax.harness import student as student_lib
 from sleep_jax.learners import base
 from sleep_jax.learners import frozen
@@ -16,6 +19,7 @@ from sleep_jax.models import model as model_lib
 from sleep_jax.tasks import modular_chains
 from sleep_jax.tasks import solving
 from sleep_jax.weights import load
+from tests import small_life
 from tests import students
 
 SMALL = dict(
@@ -290,3 +294,16 @@ def test_an_audit_knows_right_solutions_wrong_ones_and_none():
   assert shares == {
     'true': 0.2, 'false': 0.2, 'unread': 0.2, 'unreadable': 0.4, 'outdated': 0,
   }  # fmt: skip
+
+
+def test_a_night_of_a_sleeper_dreams_of_problems():
+  c = small_life.get_config('privileged_sleep')
+  c = build_lib.arm_config(json.loads(c.to_json()), 'privileged_sleep')
+  t, learner, _ = build_lib.build(c, 1)
+  life, _ = learner.wake(learner.init(jax.random.key(0)), t.experience(0))
+  assert life.contexts == t.experience(0).contexts
+  _, metrics = learner.sleep(life)
+  # Fresh weights make up nothing that can be read.
+  assert (
+    metrics['dreaming/dreams'] == 4 == metrics['dreaming/rejected_unreadable']
+  )

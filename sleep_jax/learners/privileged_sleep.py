@@ -117,7 +117,8 @@ class PrivilegedSleep(sleep.Sleep):
       tokens=life.clock.tokens + experience.tokens.size // self.cfg.wake.batch
     )
     life = life.with_memory(life.memory.with_level(0, fast=fast))
-    return life.replace(clock=clock).with_frames(experience.frames), metrics
+    life = life.replace(clock=clock, contexts=experience.contexts)
+    return life.with_frames(experience.frames), metrics
 
 
 def _without_changes(memory: memory_lib.Memory) -> memory_lib.Memory:
