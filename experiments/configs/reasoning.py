@@ -47,6 +47,8 @@ _GROUP = 8
 _RANK = 32
 _RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 _OPSD = dict(divergence='forward_kl', clip=0.05)
+_DR_GRPO = dict(loss='dr_grpo', scale='none')
+_REVERSE = dict(divergence='reverse_kl', clip=None)
 
 
 def model(rows: int, length: int) -> common.Config:
@@ -149,7 +151,7 @@ def get_config(variant: str = '') -> common.Config:
     'frozen': {},
     'sft': _sft(1e-3),
     'grpo': _grpo(1e-3),
-    'dr_grpo': _grpo(1e-3, loss='dr_grpo', scale='none'),
+    'dr_grpo': _grpo(1e-3, **_DR_GRPO),
     'opsd': _opsd(1e-3),
     'sdft': _sdft(1e-3),
     'sleep': _sleep(1e-3),
@@ -187,13 +189,24 @@ def _ablations(c: common.Config) -> None:
 
 
 def _tune(c: common.Config) -> None:
-  """Four rates of each learner, on a seed that is not in the table."""
+  """Four rates of each learner in two ways, on a seed no table has."""
   c.task.episodes = 2
-  rates = {
-    f'{rate:.0e}': dict(finetune=dict(learning_rate=rate)) for rate in _RATES
+  other = {
+    'sft': dict(finetune=dict(batch=BATCH // 2)),
+    'grpo': dict(learner_config=_DR_GRPO),
+    'opsd': dict(learner_config=_REVERSE),
+    'sdft': dict(learner_config=_OPSD),
+    'sleep': dict(learner_config=_REVERSE),
   }
-  learners = ('sft', 'grpo', 'opsd', 'sdft', 'sleep')
-  common.tune(c, 100, dict.fromkeys(learners, rates))
+  trials = {}
+  for learner, changes in other.items():
+    trials[learner] = {}
+    for rate in _RATES:
+      at_rate = dict(finetune=dict(learning_rate=rate))
+      finetune = changes.get('finetune', {}) | at_rate['finetune']
+      trials[learner][f'{rate:.0e}'] = at_rate
+      trials[learner][f'other_{rate:.0e}'] = changes | dict(finetune=finetune)
+  common.tune(c, 100, trials)
 
 
 def _many_nights(c: common.Config) -> None:
