@@ -46,7 +46,7 @@ _WAKE_BATCH = 8
 _GROUP = 8
 _RANK = 32
 _RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-_OPSD = dict(divergence='forward_kl', clip=0.05)
+_CLIPPED = dict(divergence='forward_kl', clip=0.05)
 _DR_GRPO = dict(loss='dr_grpo', scale='none')
 _REVERSE = dict(divergence='reverse_kl', clip=None)
 
@@ -71,9 +71,11 @@ def model(rows: int, length: int) -> common.Config:
   return model
 
 
-def _trained(rate: float, *, passes: int = READS) -> dict[str, Any]:
+def _trained(
+  rate: float, *, passes: int = READS, batch: int = BATCH
+) -> dict[str, Any]:
   """Every problem is solved as often as `sft` reads it."""
-  return dict(finetune=dict(batch=BATCH, passes=passes, learning_rate=rate))
+  return dict(finetune=dict(batch=batch, passes=passes, learning_rate=rate))
 
 
 def _grpo(rate: float, **settings: str) -> dict[str, Any]:
@@ -84,8 +86,8 @@ def _grpo(rate: float, **settings: str) -> dict[str, Any]:
   )
 
 
-def _opsd(rate: float) -> dict[str, Any]:
-  return _trained(rate) | dict(learner='opsd', learner_config=_OPSD)
+def _opsd(rate: float, **settings: Any) -> dict[str, Any]:
+  return _trained(rate) | dict(learner='opsd', learner_config=settings)
 
 
 def _sdft(rate: float) -> dict[str, Any]:
@@ -95,15 +97,15 @@ def _sdft(rate: float) -> dict[str, Any]:
   )
 
 
-def _sft(rate: float) -> dict[str, Any]:
+def _sft(rate: float, batch: int = BATCH) -> dict[str, Any]:
   # Its rows are there as often as they are read.
-  return _trained(rate, passes=1) | dict(learner='sft')
+  return _trained(rate, passes=1, batch=batch) | dict(learner='sft')
 
 
 def _sleep(rate: float, **sleep: Any) -> dict[str, Any]:
   """A day of `opsd`, and a night with these settings."""
   arm = _trained(rate) | dict(
-    learner='privileged_sleep', learner_config=_OPSD, sleep=sleep
+    learner='privileged_sleep', learner_config=_REVERSE, sleep=sleep
   )
   return arm
 
@@ -147,14 +149,19 @@ def get_config(variant: str = '') -> common.Config:
     retention_length=task.length,
   )
   c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
+  # Of each learner the trial with the best accuracy (`:tune`).
   c.arms = {
     'frozen': {},
     'sft': _sft(1e-3),
-    'grpo': _grpo(1e-3),
-    'dr_grpo': _grpo(1e-3, **_DR_GRPO),
-    'opsd': _opsd(1e-3),
-    'sdft': _sdft(1e-3),
-    'sleep': _sleep(1e-3),
+    'sft_gentle': _sft(3e-4, batch=BATCH // 2),
+    'grpo': _grpo(1e-4),
+    'dr_grpo': _grpo(1e-4, **_DR_GRPO),
+    'opsd': _opsd(3e-4, **_REVERSE),
+    'opsd_clipped': _opsd(3e-4, **_CLIPPED),
+    'sdft': _sdft(3e-4),
+    'wake_only': _sleep(3e-4, consolidate=False)
+    | dict(dreaming=dict(enabled=False)),
+    'sleep': _sleep(3e-4),
   }
   common.vary(
     c,
@@ -172,18 +179,18 @@ def _ablations(c: common.Config) -> None:
   slow = dict(c.model.levels[1], slots=1, rank=DAYS * _RANK, top_k=1)
   c.arms = {
     'sleep': c.arms['sleep'],
-    'no_imitation': _sleep(1e-3, alpha=1.0),
-    'no_semantic_reward': _sleep(1e-3, gamma=0.0),
-    'no_expansion': _sleep(1e-3, expand=False)
+    'no_imitation': _sleep(3e-4, alpha=1.0),
+    'no_semantic_reward': _sleep(3e-4, gamma=0.0),
+    'no_expansion': _sleep(3e-4, expand=False)
     | dict(model=dict(levels=[dict(c.model.levels[0]), slow])),
-    'no_previous_teacher': _sleep(1e-3, teachers='current'),
-    'no_dreaming': _sleep(1e-3) | dict(dreaming=dict(enabled=False)),
+    'no_previous_teacher': _sleep(3e-4, teachers='current'),
+    'no_dreaming': _sleep(3e-4) | dict(dreaming=dict(enabled=False)),
     'sleep_reads': dict(learner='sleep'),
     # New low-rank weights learn by OPSD, and there are no nights.
     'opsd_low_rank': dict(
       learner='opsd',
-      learner_config=_OPSD,
-      finetune=_trained(1e-3)['finetune'] | dict(target='lora'),
+      learner_config=_REVERSE,
+      finetune=_trained(3e-4)['finetune'] | dict(target='lora'),
     ),
   }
 
@@ -194,9 +201,9 @@ def _tune(c: common.Config) -> None:
   other = {
     'sft': dict(finetune=dict(batch=BATCH // 2)),
     'grpo': dict(learner_config=_DR_GRPO),
-    'opsd': dict(learner_config=_REVERSE),
-    'sdft': dict(learner_config=_OPSD),
-    'sleep': dict(learner_config=_REVERSE),
+    'opsd': dict(learner_config=_CLIPPED),
+    'sdft': dict(learner_config=_CLIPPED),
+    'sleep': dict(learner_config=_CLIPPED),
   }
   trials = {}
   for learner, changes in other.items():
