@@ -134,6 +134,9 @@ def get_config(variant: str = '') -> common.Config:
     batch=16,
     learning_rate=0.02,
     max_kl_share=2.0,
+    # Both teachers would solve the same problems, each in its way: with the
+    # previous one a night undoes the day.
+    teachers='current',
   )
   c.lora = common.settings(
     lora.LoraConfig,
@@ -183,7 +186,7 @@ def _ablations(c: common.Config) -> None:
     'no_semantic_reward': _sleep(3e-4, gamma=0.0),
     'no_expansion': _sleep(3e-4, expand=False)
     | dict(model=dict(levels=[dict(c.model.levels[0]), slow])),
-    'no_previous_teacher': _sleep(3e-4, teachers='current'),
+    'previous_teacher': _sleep(3e-4, teachers='current+previous'),
     'no_dreaming': _sleep(3e-4) | dict(dreaming=dict(enabled=False)),
     'sleep_reads': dict(learner='sleep'),
     # New low-rank weights learn by OPSD, and there are no nights.
