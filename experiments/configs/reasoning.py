@@ -103,7 +103,12 @@ def _sft(rate: float, batch: int = BATCH) -> dict[str, Any]:
 
 
 def _sleep(rate: float, **sleep: Any) -> dict[str, Any]:
-  """A day of `opsd`, and a night with these settings."""
+  """A day of `opsd`, and a night with these settings.
+
+  A night has one teacher: two would solve the same problems, each in its way,
+  and with the previous one a night undoes the day.
+  """
+  sleep = dict(teachers='current') | sleep
   arm = _trained(rate) | dict(
     learner='privileged_sleep', learner_config=_REVERSE, sleep=sleep
   )
@@ -134,9 +139,6 @@ def get_config(variant: str = '') -> common.Config:
     batch=16,
     learning_rate=0.02,
     max_kl_share=2.0,
-    # Both teachers would solve the same problems, each in its way: with the
-    # previous one a night undoes the day.
-    teachers='current',
   )
   c.lora = common.settings(
     lora.LoraConfig,
