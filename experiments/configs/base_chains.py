@@ -5,8 +5,7 @@ or 6 and the others of depth 1 to 4; the rest of the rows show the solution of
 one of depth 1 to 6 and ask for it again. At the end it solves 0.98 of the
 shallow ones, 0.11 of depths 5 and 6, and all of these with the solution before
 it (`accuracy_privileged`): that is what a teacher of its own has to teach. Muon
-trains it; by AdamW it needed several times as many steps to look up what
-followed a token before. Cost: about 8 minutes on one CPU core.
+trains it. Cost: about 8 minutes on one CPU core.
 
   python -m experiments.run --config=experiments/configs/base_chains.py
 """

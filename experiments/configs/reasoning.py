@@ -19,8 +19,8 @@ Variants:
   :ablations    the paper's (its Table 3; for OPSD with expansion,
                 `opsd_low_rank`), and `sleep_reads`, which reads the solutions
                 as `sft` does
-  :tune         four rates of every learner over two days, on seed 100, of
-                which the arms have the best
+  :tune         four rates of every learner, in two ways, over two days, on
+                seed 100; the arms have the best of what was run
   :many_nights  20 nights of dreams alone, of shallow problems, some of which
                 the base can solve: what is dreamt is trained on if it was
                 rewarded, or (`unrewarded`) whatever it is
@@ -115,6 +115,26 @@ def _sleep(rate: float, **sleep: Any) -> dict[str, Any]:
   return arm
 
 
+def _arms() -> dict[str, dict[str, Any]]:
+  """Of each learner the best of the trials of `:tune` that were run.
+
+  `sft_gentle`, `dr_grpo` and `opsd_clipped` are the best of their other way.
+  """
+  return {
+    'frozen': {},
+    'sft': _sft(1e-3),
+    'sft_gentle': _sft(3e-4, batch=BATCH // 2),
+    'grpo': _grpo(1e-4),
+    'dr_grpo': _grpo(1e-4, **_DR_GRPO),
+    'opsd': _opsd(3e-4, **_REVERSE),
+    'opsd_clipped': _opsd(3e-4, **_CLIPPED),
+    'sdft': _sdft(3e-4),
+    'wake_only': _sleep(3e-4, consolidate=False)
+    | dict(dreaming=dict(enabled=False)),
+    'sleep': _sleep(3e-4),
+  }
+
+
 def get_config(variant: str = '') -> common.Config:
   """Settings; override any with `--config.section.name=value`."""
   c = common.experiment('reasoning')
@@ -154,20 +174,7 @@ def get_config(variant: str = '') -> common.Config:
     retention_length=task.length,
   )
   c.finetune = common.settings(finetune.FinetuneConfig, batch=BATCH)
-  # Of each learner the trial with the best accuracy (`:tune`).
-  c.arms = {
-    'frozen': {},
-    'sft': _sft(1e-3),
-    'sft_gentle': _sft(3e-4, batch=BATCH // 2),
-    'grpo': _grpo(1e-4),
-    'dr_grpo': _grpo(1e-4, **_DR_GRPO),
-    'opsd': _opsd(3e-4, **_REVERSE),
-    'opsd_clipped': _opsd(3e-4, **_CLIPPED),
-    'sdft': _sdft(3e-4),
-    'wake_only': _sleep(3e-4, consolidate=False)
-    | dict(dreaming=dict(enabled=False)),
-    'sleep': _sleep(3e-4),
-  }
+  c.arms = _arms()
   common.vary(
     c,
     variant,
