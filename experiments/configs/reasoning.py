@@ -21,9 +21,8 @@ Variants:
                 as `sft` does
   :tune         four rates of every learner, in two ways, over two days, on
                 seed 100; the arms have the best of what was run
-  :many_nights  20 nights of dreams alone, of shallow problems, some of which
-                the base can solve: what is dreamt is trained on if it was
-                rewarded, or (`unrewarded`) whatever it is
+  :many_nights  20 nights of dreams alone: what is dreamt is trained on if it
+                was rewarded, or (`unrewarded`) whatever it is
   :quick        one day of every arm in a few steps
 
   python -m experiments.run --config=experiments/configs/reasoning.py \
@@ -231,9 +230,7 @@ def _tune(c: common.Config) -> None:
 def _many_nights(c: common.Config) -> None:
   """Twenty nights without a day: dreams, rewarded by what can be solved."""
   c.seeds = (1, 2, 3)
-  c.task.update(
-    episodes=20, depths=(1, 4), out_of_range=(5, 6), old=(1, 2), reads=1
-  )
+  c.task.update(episodes=20, reads=1)
   dreaming = dict(keep=6, keep_random=2)
   c.arms = {
     'frozen': {},
